@@ -1,0 +1,104 @@
+"""BLS mode: segments and heads as Triton models, called through business logic scripting.
+
+A release's version is pinned on every call, so that no request is answered by heads of two releases; a head whose
+version is not (or no longer) ready is a miss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gati.chain import Chain
+from gati.errors import RequestError, UnavailableError
+from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
+from gati.release import Release, head_path
+
+SEGMENT_VERSION = 1
+
+
+class BlsEngine:
+    """Calls segments and heads on the server that runs this process.
+
+    Args:
+        repository: Where the heads' files lie, to be held against their contract before use.
+        chain: The chain to run.
+        pb_utils: Triton's `triton_python_backend_utils`, which exists inside the server only.
+    """
+
+    def __init__(self, repository: Path, chain: Chain, pb_utils: Any) -> None:
+        self._repository = repository
+        self._chain = chain
+        self._calls = BlsCalls(pb_utils)
+
+    def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """Runs one segment; see gati.engine."""
+        segment = self._chain.segments[index]
+        return self._calls.run(self._chain.segment_model(index), SEGMENT_VERSION, feeds, [segment.output.name])[0]
+
+    def load_heads(self, release: Release) -> tuple[BlsHeads, dict[int, HeadSpec]]:
+        """Checks that the server has loaded a release's heads, and calls each once; see gati.engine."""
+        specs = {}
+        for head in release.heads:
+            name = self._chain.head_model(head.index)
+            if not self._calls.ready(name, release.number):
+                raise UnavailableError(f"version {release.number} of {name!r} is not loaded on the server.")
+            path = head_path(self._repository, self._chain, head.index, release.number)
+            _, specs[head.index] = open_head(path.read_bytes(), self._chain, head.index)
+        return BlsHeads(self._chain, release.number, specs, self._calls), specs
+
+
+class BlsHeads:
+    """The heads of one release as Triton models of one version."""
+
+    def __init__(self, chain: Chain, number: int, specs: dict[int, HeadSpec], calls: BlsCalls) -> None:
+        self._chain = chain
+        self._number = number
+        self._calls = calls
+        self._names = {index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, spec in specs.items()}
+
+    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+        """Looks a batch up; see gati.head."""
+        feeds = {self._chain.segments[index].output.name: hidden, **state}
+        try:
+            values = self._calls.run(self._chain.head_model(index), self._number, feeds, self._names[index])
+        except UnavailableError:
+            return None
+        return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
+
+
+class BlsCalls:
+    """Calls other models on this server, NumPy in and out."""
+
+    def __init__(self, pb_utils: Any) -> None:
+        self._pb = pb_utils
+        self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+
+    def ready(self, model: str, version: int) -> bool:
+        """Whether a version of a model can be called."""
+        return self._pb.is_model_ready(model_name=model, model_version=str(version))
+
+    def run(self, model: str, version: int, feeds: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        """Runs a version of a model.
+
+        Raises:
+            UnavailableError: If it is not ready.
+            RequestError: If it can't take these inputs.
+        """
+        request = self._pb.InferenceRequest(
+            model_name=model,
+            model_version=version,
+            requested_output_names=outputs,
+            inputs=[self._pb.Tensor(name, np.ascontiguousarray(value)) for name, value in feeds.items()],
+            preferred_memory=self._memory,
+        )
+        response = request.exec()
+        if response.has_error():
+            error = response.error()
+            kind = RequestError if error.code() == self._pb.TritonError.INVALID_ARG else UnavailableError
+            raise kind(f"{model} (version {version}) did not answer: {first_line(error.message())}")
+        # Copies: the arrays lie in shared memory that goes with the response.
+        by_name = {tensor.name(): tensor.as_numpy().copy() for tensor in response.output_tensors()}
+        return [by_name[name] for name in outputs]

@@ -1,0 +1,191 @@
+"""The chain's manifest, `<model>/1/chain.json`: its inputs and output, its segments, and how it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gati.errors import RepositoryError
+
+FORMAT = 1
+MODES = ("inline", "bls")
+Mode = Literal["inline", "bls"]
+
+DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+"""Triton's datatype names and what they are in NumPy."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor: Triton datatype, and shape without the batch dimension (-1 where it may vary)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The NumPy dtype."""
+        return DTYPES[self.dtype]
+
+    def zeros(self, batch: int = 1) -> np.ndarray:
+        """Zeros of shape [batch, *shape], with dimensions that may vary set to 8."""
+        return np.zeros((batch, *(8 if d < 0 else d for d in self.shape)), self.numpy)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The graph between two cut points.
+
+    Attributes:
+        index: Position in the chain, from 0.
+        inputs: Names of what it reads: the cut tensor before it, and model inputs carried past cuts
+            (an attention mask, say).
+        output: What it computes: the cut tensor after it, or the backbone's output.
+        sha256: Of its `model.onnx`.
+        share: Share of the backbone's compute spent when it is done, 0..1, measured at export.
+    """
+
+    index: int
+    inputs: tuple[str, ...]
+    output: Tensor
+    sha256: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """How a backbone was cut and how its chain is run.
+
+    Attributes:
+        model: Name of the chain on the server.
+        mode: `inline` (sessions in the orchestrator's process) or `bls` (Triton models).
+        inputs: The backbone's inputs.
+        output: The backbone's output, [batch, classes].
+        segments: In order; the last one ends in `output`.
+        epsilon: Largest share of requests whose answer may differ from the backbone's.
+        delta: 1 − confidence of that statement.
+        max_batch: Largest batch of a request; 1 where the backbone's batch is fixed at 1.
+    """
+
+    model: str
+    mode: Mode
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    segments: tuple[Segment, ...]
+    epsilon: float
+    delta: float
+    max_batch: int
+
+    @property
+    def classes(self) -> int:
+        """How many classes the backbone tells apart."""
+        return self.output.shape[-1]
+
+    @property
+    def heads(self) -> range:
+        """Indices of the cut points, each the place of a possible head."""
+        return range(len(self.segments) - 1)
+
+    def segment_model(self, index: int) -> str:
+        """Name of a segment's model in the repository."""
+        return f"{self.model}-segment-{index}"
+
+    def head_model(self, index: int) -> str:
+        """Name of a head's model in the repository."""
+        return f"{self.model}-head-{index}"
+
+    def segment_path(self, repository: Path, index: int) -> Path:
+        """Where a segment's ONNX file lies."""
+        return repository / self.segment_model(index) / "1" / "model.onnx"
+
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of every segment, in order: what a head's fit is judged by."""
+        return tuple(segment.sha256 for segment in self.segments)
+
+    def to_json(self) -> str:
+        """The text of chain.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Chain:
+        """Reads chain.json's text.
+
+        Raises:
+            RepositoryError: If it is not a chain of a format that this version reads.
+        """
+        try:
+            fields = json.loads(text)
+            if fields.pop("format") != FORMAT:
+                raise RepositoryError("chain.json was written by another version of gati; export the model again.")
+            chain = cls(
+                **{
+                    **fields,
+                    "inputs": tuple(_tensor(t) for t in fields["inputs"]),
+                    "output": _tensor(fields["output"]),
+                    "segments": tuple(_segment(s) for s in fields["segments"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RepositoryError(f"chain.json is damaged ({error}); export the model again.") from error
+        if chain.mode not in MODES or not chain.segments:
+            raise RepositoryError(f"chain.json names no segments or an unknown mode ({chain.mode!r}).")
+        return chain
+
+
+def _tensor(fields: dict[str, Any]) -> Tensor:
+    if fields["dtype"] not in DTYPES:
+        raise ValueError(f"unknown datatype {fields['dtype']!r}")
+    return Tensor(fields["name"], fields["dtype"], tuple(fields["shape"]))
+
+
+def _segment(fields: dict[str, Any]) -> Segment:
+    return Segment(**{**fields, "inputs": tuple(fields["inputs"]), "output": _tensor(fields["output"])})
+
+
+def chain_path(repository: Path, model: str) -> Path:
+    """Where a model's manifest lies, whether or not it is a chain."""
+    return repository / model / "1" / "chain.json"
+
+
+def read_chain(repository: Path, model: str) -> Chain:
+    """Reads a model's chain.
+
+    Raises:
+        RepositoryError: If the model is not in the repository, or not a chain.
+    """
+    path = chain_path(repository, model)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RepositoryError(f"{repository} holds no chain named {model!r} (no {path}).") from error
+    return Chain.from_json(text)
+
+
+def find_chains(repository: Path) -> list[str]:
+    """Names of the chains in a repository, sorted."""
+    return sorted(p.parent.parent.name for p in repository.glob("*/1/chain.json"))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

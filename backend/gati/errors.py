@@ -1,0 +1,54 @@
+"""What can go wrong, as a hierarchy.
+
+    GatiError
+    ├── RequestError       a client's request can't be answered as asked
+    ├── UnavailableError   a server, or a model on it, does not answer
+    ├── RepositoryError    the model repository is damaged or not one of gati's
+    │   └── ReleaseRefused   a release does not fit its chain; the one before goes on serving
+    ├── PublishError       a release could not be made live
+    ├── BackboneError      this network can't be cut, or not served as it is
+    └── SamplesError       the samples don't fit the model, or are too few
+
+Every message is one sentence for the person who can act on it. Commands print it and exit with 1; the
+backend sends it to the client with `status`. Anything outside this hierarchy is a bug: it goes to the log
+with its traceback, and the client is told only that the request failed.
+"""
+
+
+class GatiError(Exception):
+    """Anything that gati expects can go wrong."""
+
+    status = "INTERNAL"
+    """Name of the code in `pb_utils.TritonError` that a client gets."""
+
+
+class RequestError(GatiError):
+    """A request is not one that this model can answer; the client should change it."""
+
+    status = "INVALID_ARG"
+
+
+class UnavailableError(GatiError):
+    """A server, or a model on it, does not answer; trying again later may help."""
+
+    status = "UNAVAILABLE"
+
+
+class RepositoryError(GatiError):
+    """A model repository is damaged, or not one that gati wrote."""
+
+
+class ReleaseRefused(RepositoryError):
+    """A release is incomplete, damaged, or was trained behind other segments."""
+
+
+class PublishError(GatiError):
+    """A release could not be written, or the server did not take it."""
+
+
+class BackboneError(GatiError):
+    """A backbone can't be read, cut, or served as it is."""
+
+
+class SamplesError(GatiError):
+    """Samples can't be read, don't fit the model's inputs, or are too few."""

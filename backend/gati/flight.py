@@ -1,0 +1,129 @@
+"""Requests on their way through a chain: one batch, whose rows are answered at different exits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from gati.chain import Tensor
+from gati.errors import GatiError
+
+BACKBONE = 0
+"""The release that a request is said to be answered by when the backbone answered it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request is answered with: the output [rows, classes], and per row its exit and release."""
+
+    output: np.ndarray
+    exit: np.ndarray
+    release: np.ndarray
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, free of Triton.
+
+    Attributes:
+        inputs: The model's inputs by name, each [rows, ...], owned by this object.
+        exact: Whether only the backbone may answer.
+        reply: Called exactly once, with the answer or with what went wrong.
+        arrived: When, as `time.time()`.
+        started: The same as `time.perf_counter()`, to measure from.
+    """
+
+    inputs: dict[str, np.ndarray]
+    exact: bool
+    reply: Callable[[Answer | GatiError], None]
+    arrived: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def rows(self) -> int:
+        """Size of its batch."""
+        return len(next(iter(self.inputs.values())))
+
+    @property
+    def signature(self) -> tuple:
+        """Requests of equal signature can share a batch."""
+        return tuple((name, value.shape[1:]) for name, value in self.inputs.items())
+
+
+class Flight:
+    """Requests of one signature as one batch; each is answered when the last of its rows is.
+
+    Attributes:
+        rows: How many rows there are.
+        values: The inputs, [rows, ...] each.
+        cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
+        finite: Rows whose inputs hold neither NaN nor Inf.
+        exit: Segment after which each row was answered, −1 while it was not; int32 [rows].
+        release: Release that answered each row; int64 [rows].
+        output: The answers; rows that are not answered yet hold nothing of use.
+    """
+
+    def __init__(self, requests: Sequence[Request], output: Tensor) -> None:
+        self.requests = requests
+        bounds = np.cumsum([0] + [request.rows for request in requests])
+        self.spans = [slice(a, b) for a, b in pairwise(bounds)]
+        self.rows = int(bounds[-1])
+        self.values = _joined(requests)
+        exact = np.repeat([request.exact for request in requests], np.diff(bounds))
+        self.finite = finite_rows(self.values)
+        self.cacheable = self.finite & ~exact
+        self.exit = np.full(self.rows, -1, np.int32)
+        self.release = np.full(self.rows, BACKBONE, np.int64)
+        self.output = np.empty((self.rows, *output.shape), output.numpy)
+        self._waiting = list(range(len(requests)))
+        self._latencies: list[float] = []
+
+    def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
+        """Answers rows (indices), and replies to the requests that were waiting for just these."""
+        self.output[rows] = output
+        self.exit[rows] = exit_
+        self.release[rows] = release
+        still = []
+        for i in self._waiting:
+            span = self.spans[i]
+            if (self.exit[span] >= 0).all():
+                request = self.requests[i]
+                request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]))
+                self._latencies.append(time.perf_counter() - request.started)
+            else:
+                still.append(i)
+        self._waiting = still
+
+    def latencies(self) -> list[float]:
+        """Seconds from each answered request's arrival to its reply."""
+        return self._latencies
+
+    def fail(self, error: GatiError) -> None:
+        """Replies with an error to every request that is still waiting."""
+        waiting, self._waiting = self._waiting, []
+        for i in waiting:
+            self.requests[i].reply(error)
+
+
+def _joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    if len(requests) == 1:
+        return dict(requests[0].inputs)
+    return {name: np.concatenate([r.inputs[name] for r in requests]) for name in requests[0].inputs}
+
+
+def finite_rows(values: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows that hold neither NaN nor Inf in any of the tensors, bool [rows].
+
+    A sum tells: it is finite only if every term is. One that overflows makes a miss of a legitimate row, no more.
+    """
+    rows = len(next(iter(values.values())))
+    finite = np.ones(rows, np.bool_)
+    for value in values.values():
+        if value.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite &= np.isfinite(value.reshape(rows, -1).sum(axis=1, dtype=np.result_type(value, np.float32)))
+    return finite

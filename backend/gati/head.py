@@ -1,0 +1,118 @@
+"""A head at run time: the contract of its ONNX file, and what it says about a batch of hidden activations.
+
+Input: the cut tensor, batch first. Outputs: the backbone's output (same name, dtype and shape), `score` FP32 [batch]
+and `hit` BOOL [batch]. A head may ask for state by extra inputs (gati.state), and then may output `key`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from gati.chain import Chain, Tensor
+from gati.errors import ReleaseRefused
+from gati.session import open_session
+from gati.state import STATE_INPUTS
+
+SCORE, HIT, KEY = "score", "hit", "key"
+SEGMENTS_KEY = "gati.segments"
+"""Metadata of a head's file: JSON list of the SHA-256 of the segments that it was trained behind."""
+
+
+class Prediction(NamedTuple):
+    """What a head says about a batch.
+
+    Attributes:
+        answer: The backbone's output as predicted, [batch, classes].
+        hit: Where to serve it, bool [batch].
+        key: What to remember each row by, FP32 [batch, dim], or None.
+    """
+
+    answer: np.ndarray
+    hit: np.ndarray
+    key: np.ndarray | None
+
+
+class Heads(Protocol):
+    """The heads of one release, loaded."""
+
+    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+        """Looks a batch up; None where the head is not ready, which is a miss."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head's file takes and gives.
+
+    Attributes:
+        state: Shapes of the state that it asks for, by input name.
+        outputs: The names of its outputs.
+    """
+
+    state: dict[str, tuple[int, ...]]
+    outputs: tuple[str, ...]
+
+
+def open_head(model: bytes, chain: Chain, index: int) -> tuple[ort.InferenceSession, HeadSpec]:
+    """Opens a head's ONNX file and holds it against its contract.
+
+    The session comes back warm: it has answered a batch of one and a batch of the largest size.
+
+    Raises:
+        ReleaseRefused: If it can't be read, doesn't keep the contract, or was trained behind other segments.
+    """
+    name = f"head {index} of {chain.model!r}"
+    try:
+        session = open_session(model)
+    except Exception as error:
+        raise ReleaseRefused(f"{name} is not an ONNX model that can be run: {first_line(error)}") from error
+    digests = session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, "null")
+    if json.loads(digests) != list(chain.digests()):
+        raise ReleaseRefused(f"{name} was trained behind other segments than this chain's.")
+    cut = chain.segments[index].output
+    spec = _spec(session, cut, chain.output, name)
+    for batch in sorted({1, chain.max_batch}):
+        _try_out(session, spec, cut, chain, batch, name)
+    return session, spec
+
+
+def _spec(session: ort.InferenceSession, cut: Tensor, output: Tensor, name: str) -> HeadSpec:
+    inputs = {i.name: tuple(i.shape) for i in session.get_inputs()}
+    outputs = tuple(o.name for o in session.get_outputs())
+    state = {n: shape for n, shape in inputs.items() if n != cut.name}
+    if cut.name not in inputs or not set(state) <= STATE_INPUTS:
+        raise ReleaseRefused(f"{name} reads {sorted(inputs)}, not the cut tensor {cut.name!r}.")
+    if not {output.name, SCORE, HIT} <= set(outputs) or not set(outputs) <= {output.name, SCORE, HIT, KEY}:
+        raise ReleaseRefused(f"{name} gives {sorted(outputs)}, not {output.name!r}, 'score' and 'hit'.")
+    if any(not isinstance(d, int) for shape in state.values() for d in shape):
+        raise ReleaseRefused(f"{name} asks for state of unbounded size.")
+    return HeadSpec(state, outputs)
+
+
+def _try_out(session: ort.InferenceSession, spec: HeadSpec, cut: Tensor, chain: Chain, batch: int, name: str) -> None:
+    feeds = {cut.name: cut.zeros(batch)} | {n: np.zeros(shape, np.float32) for n, shape in spec.state.items()}
+    try:
+        values = dict(zip(spec.outputs, session.run(None, feeds), strict=True))
+    except Exception as error:
+        raise ReleaseRefused(f"{name} fails on zeros: {first_line(error)}") from error
+    expected = {
+        chain.output.name: ((batch, *chain.output.shape), chain.output.numpy),
+        SCORE: ((batch,), np.dtype(np.float32)),
+        HIT: ((batch,), np.dtype(np.bool_)),
+    }
+    for output, (shape, dtype) in expected.items():
+        if values[output].shape != shape or values[output].dtype != dtype:
+            raise ReleaseRefused(
+                f"{name} gives {output!r} as {values[output].dtype}{list(values[output].shape)}, "
+                f"not {dtype}{list(shape)}."
+            )
+
+
+def first_line(error: Exception | str) -> str:
+    """An error's first line: engines put whole stacks into their messages."""
+    return str(error).strip().split("\n", 1)[0][:300]

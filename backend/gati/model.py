@@ -1,0 +1,33 @@
+"""Triton's backend `gati`: one instance serves one chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from gati.errors import GatiError
+from gati.service import Service
+from gati.wire import Wire
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls; see its own documentation for the methods."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        folder = Path(args["model_repository"])
+        try:
+            self._service = Service(folder.parent, args["model_name"], pb_utils)
+        except GatiError as error:
+            # Triton prints the whole stack of an exception, unless it is its own.
+            raise pb_utils.TritonModelException(str(error)) from None
+        self._wire = Wire(self._service.chain, self._service.live_release, pb_utils)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Takes requests and returns at once: each is answered through its own sender when its answer is known."""
+        taken = [self._wire.read(request) for request in requests]
+        self._service.submit([request for request in taken if request is not None])
+
+    def finalize(self) -> None:
+        self._service.close()

@@ -1,0 +1,33 @@
+"""Options that several subcommands share, and what they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the result to this file, as JSON.",
+)
+
+
+def write_json(path: Path | None, result: Any) -> None:
+    """Writes a command's result where `--json` says."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def port_option(name: str, default: int) -> Callable[[Any], Any]:
+    """An option for a port."""
+    return click.option(
+        f"--{name}-port", type=click.IntRange(0, 65535), default=default, show_default=True, help="0: any free port."
+    )

@@ -1,0 +1,194 @@
+"""A batch's way through the chain: segment, head, segment, head, until every row has its answer."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gati.breaker import Breaker
+from gati.chain import Chain
+from gati.engine import Engine
+from gati.errors import GatiError
+from gati.flight import BACKBONE, Flight, Request
+from gati.head import Heads, Prediction
+from gati.state import HeadState
+
+
+@dataclass(frozen=True)
+class LiveRelease:
+    """A release as it serves: its heads, their state, and its breaker."""
+
+    number: int
+    heads: Heads
+    state: dict[int, HeadState]
+    breaker: Breaker
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told."""
+
+    index: int
+    release: LiveRelease
+    values: dict[str, np.ndarray]
+    labels: np.ndarray
+    inputs: dict[str, np.ndarray]
+    arrived: float
+
+
+class Observer(Protocol):
+    """Who is told what was served; called after the answers have left."""
+
+    def timed(self, segment: int, seconds: float) -> None:
+        """A segment took so long."""
+        ...
+
+    def served(self, flight: Flight) -> None:
+        """All of a flight's rows are answered."""
+        ...
+
+    def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
+        """What the backbone says to audited hits: its outputs [rows, classes], and where it agrees, bool [rows]."""
+        ...
+
+
+class Orchestrator:
+    """Runs flights through a chain.
+
+    Args:
+        chain: The chain.
+        engine: What runs its segments.
+        live: Gives the live release, or None while there is none.
+        observer: Who is told what was served.
+        audit_share: Share of requests drawn for an audit, 0..1.
+        later: Takes audits, to be run by `audit` when the answers have left.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        engine: Engine,
+        live: Callable[[], LiveRelease | None],
+        observer: Observer,
+        audit_share: float,
+        later: Callable[[Audit], None],
+    ) -> None:
+        self._chain = chain
+        self._engine = engine
+        self._live = live
+        self._observer = observer
+        self._audit_share = audit_share
+        self._later = later
+        self._last = len(chain.segments) - 1
+        self._read_later = [
+            {name for segment in chain.segments[index + 1 :] for name in segment.inputs}
+            for index in range(self._last + 1)
+        ]
+
+    def serve(self, requests: Sequence[Request]) -> None:
+        """Answers requests of one signature. One release answers all of them: it is looked up here, once."""
+        flight = Flight(requests, self._chain.output)
+        release = self._live()
+        if release is not None and (release.breaker.open or not flight.cacheable.any()):
+            release = None
+        try:
+            audits = self._walk(flight, release)
+        except GatiError as error:
+            flight.fail(error)
+            return
+        except Exception:
+            flight.fail(GatiError(f"{self._chain.model} failed on this request; the server's log says more."))
+            raise
+        self._observer.served(flight)
+        for audit in audits:
+            self._later(audit)
+
+    def audit(self, audit: Audit) -> None:
+        """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
+        values = audit.values
+        for index in range(audit.index + 1, self._last + 1):
+            values = self._advance(index, values)
+        outputs = values[self._chain.output.name]
+        agreed = outputs.argmax(-1) == audit.labels
+        for agrees in agreed:
+            audit.release.breaker.observe(not agrees)
+        self._observer.audited(audit, outputs, agreed)
+
+    def _walk(self, flight: Flight, release: LiveRelease | None) -> list[Audit]:
+        """Runs a flight to its end; returns the hits that were drawn for audits."""
+        rows, values = np.arange(flight.rows), flight.values
+        audits: list[Audit] = []
+        keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
+        for index in range(self._last):
+            values = self._advance(index, values)
+            prediction = self._look_up(index, values, release)
+            if prediction is None or release is None:
+                continue
+            hit = prediction.hit & flight.cacheable[rows]
+            if prediction.key is not None:
+                keys.append((release.state[index], rows[~hit], prediction.key[~hit]))
+            if not hit.any():
+                continue
+            flight.finish(rows[hit], prediction.answer[hit], index, release.number)
+            audits += self._draw(index, release, flight, rows, hit, values)
+            rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
+            if not len(rows):
+                break
+        if len(rows):
+            values = self._advance(self._last, values)
+            flight.finish(rows, values[self._chain.output.name], self._last, BACKBONE)
+        if release is not None:
+            self._learn(flight, release, keys)
+        return audits
+
+    def _advance(self, index: int, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one segment; keeps of the values what later segments read."""
+        segment = self._chain.segments[index]
+        started = time.perf_counter()
+        output = self._engine.run_segment(index, {name: values[name] for name in segment.inputs})
+        self._observer.timed(index, time.perf_counter() - started)
+        kept = {name: value for name, value in values.items() if name in self._read_later[index]}
+        return kept | {segment.output.name: output}
+
+    def _look_up(self, index: int, values: dict[str, np.ndarray], release: LiveRelease | None) -> Prediction | None:
+        if release is None or index not in release.state:
+            return None
+        hidden = values[self._chain.segments[index].output.name]
+        return release.heads.predict(index, hidden, release.state[index].feeds())
+
+    def _draw(
+        self,
+        index: int,
+        release: LiveRelease,
+        flight: Flight,
+        rows: np.ndarray,
+        hit: np.ndarray,
+        values: dict[str, np.ndarray],
+    ) -> list[Audit]:
+        """Draws hits for an audit, each with the same chance."""
+        drawn = np.array([i for i in np.flatnonzero(hit) if random.random() < self._audit_share], np.int64)
+        if not len(drawn):
+            return []
+        inputs = {name: value[rows[drawn]] for name, value in flight.values.items()}
+        left = {name: value[drawn] for name, value in values.items()}
+        labels = flight.output[rows[drawn]].argmax(-1)
+        return [Audit(index, release, left, labels, inputs, flight.requests[0].arrived)]
+
+    def _learn(
+        self, flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]
+    ) -> None:
+        """Updates the heads' state and, for misses drawn like audits, the breaker: the backbone agrees with itself."""
+        for state in release.state.values():
+            state.count(flight.output[flight.cacheable])
+        for state, rows, row_keys in keys:
+            missed = (flight.release[rows] == BACKBONE) & flight.finite[rows]
+            state.remember(row_keys[missed], flight.output[rows[missed]])
+        misses = int((flight.cacheable & (flight.release == BACKBONE)).sum())
+        for _ in range(misses):
+            if random.random() < self._audit_share:
+                release.breaker.observe(False)

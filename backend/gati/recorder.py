@@ -1,0 +1,215 @@
+"""Keeps what was served, as Parquet shards, without ever making a request wait.
+
+A sample is one row: the inputs, the backbone's answer where it is known (a miss or an audit), the exit, the release
+and the time. A shard is written under another name and renamed, so that a half-written one is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gati.chain import Chain
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ANSWER, EXIT, RELEASE, TIME = "gati.answer", "gati.exit", "gati.release", "gati.time"
+SHAPE = b"shape"
+"""Field metadata of an input's column: a row's shape as JSON; the column holds the flat values."""
+QUEUE_BYTES = 64 << 20
+SHARD_BYTES = 16 << 20
+FLUSH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one request, all [rows, ...]; `answer` is None where the backbone's answer is not known."""
+
+    inputs: dict[str, np.ndarray]
+    answer: np.ndarray | None
+    exit: np.ndarray
+    release: np.ndarray
+    time: float
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.exit)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its inputs."""
+        return sum(value.nbytes for value in self.inputs.values())
+
+    @property
+    def shapes(self) -> tuple:
+        """A shard holds rows of one shape."""
+        return tuple(value.shape[1:] for value in self.inputs.values())
+
+
+class Recorder:
+    """Takes samples from requests and writes them in a thread of its own.
+
+    Args:
+        chain: Whose samples.
+        store: fsspec URL of the folder above the model's.
+        budget: Bytes that the model's shards may take.
+        dropped: Called with the number of samples that could not be kept.
+        log: Called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        store: str,
+        budget: int,
+        dropped: Callable[[int], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._chain = chain
+        self._url = f"{store.rstrip('/')}/{chain.model}"
+        self._budget = budget
+        self._dropped = dropped
+        self._log = log
+        self._queue: deque[Sample] = deque()
+        self._queued = 0
+        self._wake = threading.Condition()
+        self._closing = False
+        self._complained = 0.0
+        self._thread = threading.Thread(target=self._work, name="gati-recorder", daemon=True)
+        self._thread.start()
+
+    def record(self, sample: Sample) -> None:
+        """Takes a sample; drops it, and counts, when the writer is too far behind. Never waits."""
+        with self._wake:
+            full = self._queued + sample.nbytes > QUEUE_BYTES
+            if not full:
+                self._queue.append(sample)
+                self._queued += sample.nbytes
+                if self._queued > SHARD_BYTES:
+                    self._wake.notify()
+        if full:
+            self._dropped(sample.rows)
+
+    def close(self) -> None:
+        """Writes what is left and ends the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                if not self._closing:
+                    self._wake.wait(FLUSH_SECONDS)
+                samples, self._queue, self._queued = list(self._queue), deque(), 0
+                closing = self._closing
+            for shapes in {sample.shapes for sample in samples}:
+                self._write([sample for sample in samples if sample.shapes == shapes])
+            if closing:
+                return
+
+    def _write(self, samples: list[Sample]) -> None:
+        try:
+            write_shard(self._url, shard(self._chain, samples), self._budget)
+        except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
+            self._dropped(sum(sample.rows for sample in samples))
+            if time.monotonic() - self._complained > 60:
+                self._complained = time.monotonic()
+                self._log(f"samples can't be written to {self._url}: {error}")
+
+
+def shard(chain: Chain, samples: list[Sample]) -> pa.Table:
+    """Samples of equal shapes as a table: a list column per input, and what was served."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    fields = []
+    for tensor in chain.inputs:
+        values = np.concatenate([sample.inputs[tensor.name] for sample in samples])
+        columns[tensor.name] = _flat_lists(values)
+        shape = {SHAPE: json.dumps(values.shape[1:]).encode()}
+        fields.append(pa.field(tensor.name, columns[tensor.name].type, metadata=shape))
+    columns[ANSWER] = pa.array(
+        [row for s in samples for row in ([None] * s.rows if s.answer is None else s.answer.astype(np.float32))],
+        pa.list_(pa.float32()),
+    )
+    columns[EXIT] = pa.array(np.concatenate([sample.exit for sample in samples]))
+    columns[RELEASE] = pa.array(np.concatenate([sample.release for sample in samples]))
+    times = np.repeat([int(sample.time * 1e6) for sample in samples], [sample.rows for sample in samples])
+    columns[TIME] = pa.array(times, pa.timestamp("us", tz="UTC"))
+    fields += [pa.field(name, columns[name].type) for name in (ANSWER, EXIT, RELEASE, TIME)]
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _flat_lists(values: np.ndarray) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), int(np.prod(values.shape[1:], dtype=np.int64))
+    )
+
+
+def write_shard(url: str, table: pa.Table, budget: int) -> str:
+    """Writes a shard and deletes the oldest ones that are over the budget; returns its path."""
+    import fsspec
+
+    pq = _parquet()
+    fs, folder = fsspec.core.url_to_fs(url)
+    fs.makedirs(folder, exist_ok=True)
+    path = f"{folder}/{time.time_ns():020d}-{os.getpid()}.parquet"
+    partial = f"{folder}/.{os.path.basename(path)}.part"
+    try:
+        with fs.open(partial, "wb") as file:
+            pq.write_table(table, file, compression="zstd")
+        fs.mv(partial, path)
+    except BaseException:
+        if fs.exists(partial):
+            fs.rm_file(partial)
+        raise
+    _prune(fs, folder, budget)
+    return path
+
+
+def _parquet() -> Any:
+    """pyarrow.parquet, also where the interpreter has no `ssl`.
+
+    The stub of the pip wheel's Triton carries a libpython of its own, which can't load the `ssl` module of a newer
+    patch release; pyarrow asks that module for its certificates as it is imported, and for nothing else.
+    """
+    try:
+        import ssl  # noqa: F401
+    except ImportError:
+        paths = SimpleNamespace(cafile=None, capath=None)
+        sys.modules["ssl"] = cast(ModuleType, SimpleNamespace(get_default_verify_paths=lambda: paths))
+        try:
+            import pyarrow.parquet as pq
+        finally:
+            del sys.modules["ssl"]
+        return pq
+    import pyarrow.parquet as pq
+
+    return pq
+
+
+def _prune(fs: Any, folder: str, budget: int) -> None:
+    """Deletes the oldest shards until the rest fits the budget; names sort by time."""
+    shards = sorted((f["name"], f["size"]) for f in fs.ls(folder, detail=True) if f["name"].endswith(".parquet"))
+    excess = sum(size for _, size in shards) - budget
+    for name, size in shards[:-1]:
+        if excess <= 0:
+            break
+        fs.rm_file(name)
+        excess -= size

@@ -1,0 +1,206 @@
+"""Releases on disk: version N of every head that takes part, each folder with the same `release.json`.
+
+The live release is the highest number that is complete and valid; nothing else points at it. So a publisher
+that dies half-way leaves folders that nobody reads, and a damaged file costs its release and nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gati.chain import Chain, sha256_of
+from gati.errors import ReleaseRefused
+
+FORMAT = 1
+ROLLBACK = "rollback to "
+"""How the reason of a release begins that publishes earlier heads again; the number follows."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """P(served answer ≠ backbone's answer) ≤ epsilon with confidence 1 − delta, and what it rests on.
+
+    Attributes:
+        n: Calibration samples, none of them used in training.
+        errors: On how many of them the chain's answer differed from the backbone's.
+        bound: Exact binomial upper bound on the share of such answers, at confidence 1 − delta.
+        epsilon: The promise.
+        delta: 1 − its confidence.
+        threshold: The score from which a head's answer is served, chosen on these samples.
+        hits: Share of the calibration samples answered by a head.
+        method: How the threshold was chosen and the bound computed.
+        fingerprint: SHA-256 over the calibration samples.
+    """
+
+    n: int
+    errors: int
+    bound: float
+    epsilon: float
+    delta: float
+    threshold: float
+    hits: float
+    method: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return (
+            f"At most {self.epsilon:.2%} of answers differ from the backbone's, with {1 - self.delta:.0%} confidence: "
+            f"{self.errors} of {self.n} held-out samples did (upper bound {self.bound:.2%})."
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """The samples that a release was learned from.
+
+    Attributes:
+        source: Where they came from.
+        samples: How many, training and calibration together.
+        since: Time of the oldest, ISO 8601, or None where samples carry no time.
+        until: Time of the newest, likewise.
+    """
+
+    source: str
+    samples: int
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """A head that takes part in a release: its cut point, and the SHA-256 of its `model.onnx`."""
+
+    index: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """What `release.json` says.
+
+    Attributes:
+        model: The chain's name.
+        number: The release, and the version of each of its heads.
+        created: When it was written, ISO 8601.
+        reason: Why: "export", "refresh", or "rollback to N".
+        segments: SHA-256 of every segment of the chain that the heads were trained behind.
+        heads: The heads that take part, by cut point.
+        certificate: The statement that covers them together.
+        window: What they were learned from.
+    """
+
+    model: str
+    number: int
+    created: str
+    reason: str
+    segments: tuple[str, ...]
+    heads: tuple[HeadFile, ...]
+    certificate: Certificate
+    window: Window
+
+    @property
+    def origin(self) -> int:
+        """The release that its heads were first published as: itself, unless it is a rollback."""
+        return int(self.reason.removeprefix(ROLLBACK)) if self.reason.startswith(ROLLBACK) else self.number
+
+    def to_json(self) -> str:
+        """The text of release.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Release:
+        """Reads release.json's text.
+
+        Raises:
+            ReleaseRefused: If it is damaged or of an unknown format.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            if fields.pop("format") != FORMAT:
+                raise ValueError("unknown format")
+            return cls(
+                **{
+                    **fields,
+                    "segments": tuple(fields["segments"]),
+                    "heads": tuple(HeadFile(**head) for head in fields["heads"]),
+                    "certificate": Certificate(**fields["certificate"]),
+                    "window": Window(**fields["window"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReleaseRefused(f"release.json is damaged ({error}).") from error
+
+
+def head_folder(repository: Path, chain: Chain, index: int, number: int) -> Path:
+    """The version folder of one head of one release."""
+    return repository / chain.head_model(index) / str(number)
+
+
+def head_path(repository: Path, chain: Chain, index: int, number: int) -> Path:
+    """The ONNX file of one head of one release."""
+    return head_folder(repository, chain, index, number) / "model.onnx"
+
+
+def numbers_on_disk(repository: Path, chain: Chain) -> list[int]:
+    """Numbers of all releases that have a folder, complete or not, highest first."""
+    folders = (f for index in chain.heads for f in _subfolders(repository / chain.head_model(index)))
+    return sorted({int(f) for f in folders if f.isdecimal() and not f.startswith("0")}, reverse=True)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return []
+
+
+def read_release(repository: Path, chain: Chain, number: int) -> Release:
+    """Reads and verifies a release: complete, undamaged, and for this chain's segments.
+
+    Raises:
+        ReleaseRefused: If it is not; the message says why.
+    """
+    release = _manifest(repository, chain, number)
+    name = f"release {number} of {chain.model!r}"
+    if release.model != chain.model or release.number != number:
+        raise ReleaseRefused(f"{name} says that it is release {release.number} of {release.model!r}.")
+    if release.segments != chain.digests():
+        raise ReleaseRefused(f"{name} was trained behind other segments than this chain's.")
+    if not release.heads or not {head.index for head in release.heads} <= set(chain.heads):
+        raise ReleaseRefused(f"{name} names cut points that this chain does not have.")
+    for head in release.heads:
+        path = head_path(repository, chain, head.index, number)
+        try:
+            digest = sha256_of(path)
+        except OSError as error:
+            raise ReleaseRefused(f"{name} is incomplete: {path.name} of head {head.index} is missing.") from error
+        if digest != head.sha256:
+            raise ReleaseRefused(f"{name} is damaged: the file of head {head.index} is not the one it lists.")
+    return release
+
+
+def _manifest(repository: Path, chain: Chain, number: int) -> Release:
+    """The manifest of a release; every folder of it carries the same text."""
+    texts = set()
+    for index in chain.heads:
+        try:
+            texts.add((head_folder(repository, chain, index, number) / "release.json").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+    if len(texts) != 1:
+        state = "has no release.json" if not texts else "carries manifests that differ"
+        raise ReleaseRefused(f"release {number} of {chain.model!r} {state}.")
+    return Release.from_json(texts.pop())
+
+
+def valid_releases(repository: Path, chain: Chain) -> Iterator[Release]:
+    """The releases that are complete and valid, highest first; the first one is the live one."""
+    for number in numbers_on_disk(repository, chain):
+        try:
+            yield read_release(repository, chain, number)
+        except ReleaseRefused:
+            continue

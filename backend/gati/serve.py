@@ -1,0 +1,92 @@
+"""`gati serve`: a repository on this machine's tritonserver, until told to stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from gati.errors import UnavailableError
+from gati.options import existing_folder, json_option, port_option, write_json
+from gati.server import HOST, Ports, Server
+from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspace
+
+
+@click.command()
+@click.argument("repository", metavar="DIR", type=existing_folder)
+@port_option("grpc", 8001)
+@port_option("http", 8000)
+@port_option("metrics", 8002)
+@click.option("--store", metavar="URL", help="Where served samples go (fsspec URL).  [default: DIR.gati/samples]")
+@click.option("--no-record", is_flag=True, help="Keep no samples. `gati refresh` then has nothing to learn from.")
+@click.option("--store-mib", type=click.IntRange(1), help="Budget for a model's samples in MiB.  [default: 1024]")
+@click.option("--audit", type=click.FloatRange(0, 1), help="Share of hits also run to the end.  [default: 0.02]")
+@click.option("--workers", type=click.IntRange(1), help="Requests served at the same time.  [default: 4 or the cores]")
+@click.option(
+    "--log", type=click.Path(dir_okay=False, path_type=Path), help="Triton's log.  [default: DIR.gati/server.log]"
+)
+@json_option
+def serve(
+    repository: Path,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+    store: str | None,
+    no_record: bool,
+    store_mib: int | None,
+    audit: float | None,
+    workers: int | None,
+    log: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Serve a model repository on this machine's tritonserver.
+
+    Takes the tritonserver on PATH (as in NVIDIA's container), else the one in the pip wheel nvidia-pytriton, and
+    listens on loopback. Models can be loaded and unloaded only by who can read DIR.gati/token. Ends on SIGTERM or
+    Ctrl-C, when the requests in flight are answered. The file of --json is written when the server is ready.
+    """
+    options = {
+        STORE: NO_STORE if no_record else store,
+        STORE_BYTES: store_mib and store_mib << 20,
+        AUDIT: audit,
+        WORKERS: workers,
+    }
+    environment = {name: str(value) for name, value in options.items() if value is not None}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    click.echo(f"Starting tritonserver on {repository} ...", err=True)
+    with Server(repository, Ports(grpc_port, http_port, metrics_port), environment, log) as server:
+        _announce(server, json_path)
+        while server.process.poll() is None:
+            time.sleep(0.2)
+        raise UnavailableError(
+            f"tritonserver ended by itself (exit code {server.process.returncode}); its log is {server.log}."
+        )
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    """Leaves by way of the server's own clean-up."""
+    click.echo("Stopping ...", err=True)
+    raise SystemExit(0)
+
+
+def _announce(server: Server, json_path: Path | None) -> None:
+    ports = server.ports
+    click.echo(f"gRPC     {HOST}:{ports.grpc}")
+    click.echo(f"HTTP     {HOST}:{ports.http}")
+    click.echo(f"metrics  http://{HOST}:{ports.metrics}/metrics")
+    click.echo(f"models   {', '.join(server.models)}")
+    click.echo(f"log      {server.log}; token and samples are in {workspace(server.repository)}")
+    write_json(
+        json_path,
+        {
+            "pid": server.process.pid,
+            "grpc": f"{HOST}:{ports.grpc}",
+            "http": f"{HOST}:{ports.http}",
+            "metrics": f"{HOST}:{ports.metrics}",
+            "models": server.models,
+        },
+    )

@@ -1,0 +1,229 @@
+"""A tritonserver as a child process: started on a repository, waited for, and stopped."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gati.chain import find_chains, read_chain
+from gati.errors import RepositoryError, UnavailableError
+from gati.settings import workspace
+from gati.triton import find_triton
+
+HOST = "127.0.0.1"
+HEADER = "gati"
+"""Key of the header that carries the token; on gRPC it is `triton-grpc-protocol-gati`."""
+RESTRICTED = "model-repository,logging,trace"
+START_SECONDS = 120
+EXIT_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens; 0 lets the system choose."""
+
+    grpc: int = 8001
+    http: int = 8000
+    metrics: int = 8002
+
+
+class Server:
+    """A running tritonserver. Use as a context manager, or call `stop`.
+
+    Args:
+        repository: The model repository.
+        ports: Where to listen, on loopback.
+        environment: Settings of the chains, as `GATI_` variables (gati.settings).
+        log: File for Triton's log.
+
+    Raises:
+        UnavailableError: If there is no Triton, a port is taken, or it does not come up.
+        RepositoryError: If the repository is not one, or a model does not load.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        ports: Ports | None = None,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.repository = repository.resolve()
+        self.models = startup_models(self.repository)
+        folder = workspace(self.repository)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ports = _choose(ports or Ports())
+        self.log = log or folder / "server.log"
+        self._backends = tempfile.TemporaryDirectory(prefix="gati-backends-")
+        triton = find_triton()
+        triton.prepare(Path(self._backends.name))
+        command = [str(triton.executable), *self._options(read_or_create_token(self.repository))]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                env=triton.environment() | dict(environment or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to handle
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        (folder / "server.json").write_text(json.dumps({"pid": self.process.pid, **asdict(self.ports)}) + "\n")
+
+    def _options(self, token: str) -> list[str]:
+        options = {
+            "model-repository": self.repository,
+            "backend-directory": self._backends.name,
+            "model-control-mode": "explicit",
+            "http-address": HOST,
+            "http-port": self.ports.http,
+            "grpc-address": HOST,
+            "grpc-port": self.ports.grpc,
+            "metrics-address": HOST,
+            "metrics-port": self.ports.metrics,
+            "metrics-config": "summary_latencies=true",
+            "http-restricted-api": f"{RESTRICTED}:{HEADER}={token}",
+            "grpc-restricted-protocol": f"{RESTRICTED}:{HEADER}={token}",
+            "exit-timeout-secs": EXIT_SECONDS - 5,
+        }
+        # Configurations are complete as exported; asking every backend to complete them starts each stub twice.
+        flags = ["--disable-auto-complete-config"]
+        return (
+            [f"--{key}={value}" for key, value in options.items()] + [f"--load-model={m}" for m in self.models] + flags
+        )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not is_ready(self.ports.http):
+            if self.process.poll() is not None:
+                raise RepositoryError(_failure(self.log))
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"tritonserver was not ready within {START_SECONDS} s; its log is {self.log}.")
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """Lets the server answer what it has taken, and ends it; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        (workspace(self.repository) / "server.json").unlink(missing_ok=True)
+        self._backends.cleanup()
+        return code
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def startup_models(repository: Path) -> list[str]:
+    """What to load at start: chains, models that are none of gati's, and in BLS mode what the chains call.
+
+    Raises:
+        RepositoryError: If there is no model in the repository.
+    """
+    models = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    if not models:
+        raise RepositoryError(f"{repository} is no model repository: no folder in it has a config.pbtxt.")
+    for name in find_chains(repository):
+        chain = read_chain(repository, name)
+        heads = {chain.head_model(index) for index in chain.heads}
+        if chain.mode == "inline":
+            models -= heads | {chain.segment_model(segment.index) for segment in chain.segments}
+        else:
+            models -= {head for head in heads if not any(f.name.isdecimal() for f in (repository / head).iterdir())}
+    return sorted(models)
+
+
+def read_or_create_token(repository: Path) -> str:
+    """The token that opens the model-control API, from a file that only its owner can read."""
+    path = workspace(repository) / "token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return path.read_text(encoding="ascii").strip()
+    token = secrets.token_urlsafe(32)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+    return token
+
+
+def running_ports(repository: Path) -> Ports | None:
+    """Where the server that `gati serve` runs on a repository listens; None while there is none."""
+    try:
+        fields = json.loads((workspace(repository) / "server.json").read_text(encoding="utf-8"))
+        os.kill(fields.pop("pid"), 0)
+        return Ports(**fields)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def is_ready(http_port: int) -> bool:
+    """Whether a server on loopback says that it and its models are ready."""
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{http_port}/v2/health/ready", timeout=1) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def _choose(ports: Ports) -> Ports:
+    """Checks that ports are free, and chooses those that are 0."""
+    chosen: dict[str, int] = {}
+    held = []
+    try:
+        for name, port in asdict(ports).items():
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.append(listener)
+            try:
+                listener.bind((HOST, port))
+            except OSError as error:
+                raise UnavailableError(
+                    f"The {name} port {port} is not free ({error.strerror}); choose another with --{name}-port."
+                ) from error
+            chosen[name] = listener.getsockname()[1]
+    finally:
+        for listener in held:
+            listener.close()
+    return Ports(**chosen)
+
+
+def _failure(log: Path) -> str:
+    """One sentence out of a failed server's log."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    for pattern in (r"error: creating server: (.+)", r"failed to load '\S+' version \d+: (.+)", r"\nerror: (.+)"):
+        found = re.search(pattern, text)
+        if found:
+            reason = found.group(1).removeprefix("Internal - ").strip().rstrip(";")
+            return f"tritonserver did not start: {reason} (its log is {log})"
+    return f"tritonserver ended while starting; its log is {log}."
+
+
+def _die_with_parent() -> None:
+    """A server whose `gati serve` was killed must not go on holding its ports (Linux: PR_SET_PDEATHSIG is 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

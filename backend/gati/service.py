@@ -1,0 +1,178 @@
+"""A chain at work: engine, releases, recorder, metrics and worker threads, put together and taken apart."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gati.bls import BlsEngine
+from gati.chain import read_chain
+from gati.flight import Flight, Request
+from gati.inline import InlineEngine
+from gati.metrics import Metrics
+from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.recorder import Recorder, Sample
+from gati.settings import Settings
+from gati.watch import SECONDS, ReleaseWatch, Ticker
+
+
+class Service:
+    """Serves one chain inside a Triton process.
+
+    Args:
+        repository: The model repository.
+        model: The chain's name.
+        pb_utils: Triton's `triton_python_backend_utils`.
+
+    Raises:
+        GatiError: If the chain can't be served as it lies there.
+    """
+
+    def __init__(self, repository: Path, model: str, pb_utils: Any) -> None:
+        self._logger = pb_utils.Logger
+        self._model = model
+        self.chain = read_chain(repository, model)
+        settings = Settings.from_environment(os.environ, repository)
+        inline = self.chain.mode == "inline"
+        engine = InlineEngine(repository, self.chain) if inline else BlsEngine(repository, self.chain, pb_utils)
+        self._metrics = Metrics(pb_utils, model)
+        self._recorder = self._open_recorder(settings)
+        self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken)
+        self._orchestrator = Orchestrator(
+            self.chain, engine, lambda: self._releases.live, self, settings.audit_share, self._queue_audit
+        )
+        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="gati-worker")
+        # Requests beyond the workers wait in Triton's own queue, where its policies and metrics see them.
+        self._free = threading.Semaphore(settings.workers)
+        self._start_metrics()
+        self._can_look = inline
+        self._look()
+        self._ticker = Ticker(SECONDS, self._warn, self._look, self._report)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Takes requests; each is replied to, sooner or later, from a worker thread."""
+        self._can_look = True
+        for _, group in groupby(sorted(requests, key=lambda r: repr(r.signature)), key=lambda r: r.signature):
+            self._free.acquire()
+            self._pool.submit(self._run, self._orchestrator.serve, list(group), self._free.release)
+
+    def live_release(self) -> int:
+        """Number of the live release, 0 while there is none."""
+        self._can_look = True
+        live = self._releases.live
+        return 0 if live is None else live.number
+
+    def close(self) -> None:
+        """Answers what was taken, writes what was recorded, and stops."""
+        self._ticker.close()
+        self._pool.shutdown(wait=True)
+        if self._recorder is not None:
+            self._recorder.close()
+        self._report()
+        self._metrics.close()
+
+    def timed(self, segment: int, seconds: float) -> None:
+        """Counts a segment's run; see Observer."""
+        self._metrics.add("gati_segment_seconds_sum", seconds, segment=segment)
+        self._metrics.add("gati_segment_seconds_count", segment=segment)
+
+    def served(self, flight: Flight) -> None:
+        """Counts and records what was answered; see Observer."""
+        for exit_, rows in zip(*np.unique(flight.exit, return_counts=True), strict=True):
+            self._metrics.add("gati_requests_total", int(rows), exit=exit_)
+        for seconds in flight.latencies():
+            self._metrics.observe("gati_request_seconds", seconds)
+        if self._recorder is None:
+            return
+        for request, span in zip(flight.requests, flight.spans, strict=True):
+            self._record(self._recorder, request, flight, np.arange(span.start, span.stop))
+
+    def _record(self, recorder: Recorder, request: Request, flight: Flight, rows: np.ndarray) -> None:
+        """Records the rows of one request: misses with the backbone's answer, hits without one."""
+        missed = flight.exit[rows] == len(self.chain.segments) - 1
+        for part, known in ((missed, True), (~missed, False)):
+            chosen = part & flight.finite[rows]
+            if chosen.any():
+                kept = rows[chosen]
+                recorder.record(
+                    Sample(
+                        {name: value[chosen] for name, value in request.inputs.items()},
+                        flight.output[kept] if known else None,
+                        flight.exit[kept],
+                        flight.release[kept],
+                        request.arrived,
+                    )
+                )
+
+    def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
+        """Counts audits, and records them with the backbone's answer; see Observer."""
+        for agrees in agreed:
+            self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
+        if self._recorder is not None:
+            rows = len(agreed)
+            exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
+            self._recorder.record(Sample(audit.inputs, outputs, exits, numbers, audit.arrived))
+
+    def _queue_audit(self, audit: Audit) -> None:
+        """Audits wait behind requests; where all workers are busy they are left out, whatever they would say."""
+        if self._free.acquire(blocking=False):
+            self._pool.submit(self._run, self._orchestrator.audit, audit, self._free.release)
+
+    def _run(self, function: Callable[[Any], None], argument: Any, done: Callable[[], None]) -> None:
+        try:
+            function(argument)
+        except Exception as error:  # already told to the client; the log gets the rest
+            self._logger.log_error(f"[gati] {self._model}: {type(error).__name__}: {error}")
+        finally:
+            done()
+
+    def _open_recorder(self, settings: Settings) -> Recorder | None:
+        if settings.store is None:
+            return None
+        dropped = self._metrics.add
+        return Recorder(
+            self.chain,
+            settings.store,
+            settings.store_bytes,
+            lambda rows: dropped("gati_samples_dropped_total", rows),
+            self._warn,
+        )
+
+    def _start_metrics(self) -> None:
+        """Counters start at zero, so that a rate is known from the first request on."""
+        for segment in self.chain.segments:
+            self._metrics.add("gati_requests_total", 0, exit=segment.index)
+        self._metrics.add("gati_samples_dropped_total", 0)
+        self._metrics.add("gati_releases_refused_total", 0)
+        self._metrics.set("gati_release", 0)
+
+    def _look(self) -> None:
+        """Looks for a new release; in BLS mode only once there are requests.
+
+        Asking for other models while the server is starting fails, and its backend does not survive that.
+        """
+        if self._can_look:
+            self._releases.look()
+
+    def _report(self) -> None:
+        live: LiveRelease | None = self._releases.live
+        self._metrics.set("gati_breaker_open", int(live is not None and live.breaker.open))
+        self._metrics.flush()
+
+    def _refused(self, number: int, reason: str) -> None:
+        self._metrics.add("gati_releases_refused_total")
+        self._warn(f"release {number} is not taken: {reason}")
+
+    def _taken(self, number: int) -> None:
+        self._metrics.set("gati_release", number)
+        self._logger.log_info(f"[gati] {self._model}: release {number} is live")
+
+    def _warn(self, message: str) -> None:
+        self._logger.log_warn(f"[gati] {self._model}: {message}")

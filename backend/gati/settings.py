@@ -1,0 +1,64 @@
+"""Settings of a running chain, from the environment that the server was started with.
+
+`gati serve` sets them from its options; in a container they are set on the container.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gati.errors import RepositoryError
+
+STORE, STORE_BYTES, AUDIT, WORKERS = "GATI_STORE", "GATI_STORE_BYTES", "GATI_AUDIT", "GATI_WORKERS"
+NO_STORE = "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a chain is run.
+
+    Attributes:
+        store: fsspec URL of the folder that served samples go to, one folder a model below it; None records nothing.
+        store_bytes: Budget of a model's samples, in bytes; the oldest shard goes first.
+        audit_share: Share of requests drawn for an audit, 0..1.
+        workers: Threads that serve requests at the same time.
+    """
+
+    store: str | None
+    store_bytes: int = 1 << 30
+    audit_share: float = 0.02
+    workers: int = 4
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], repository: Path) -> Settings:
+        """Reads `GATI_STORE` (an fsspec URL, or "none"), `GATI_STORE_BYTES`, `GATI_AUDIT` and `GATI_WORKERS`.
+
+        Raises:
+            RepositoryError: If one of them is not what it should be.
+        """
+        store = environment.get(STORE) or str(workspace(repository) / "samples")
+        try:
+            settings = cls(
+                store=None if store == NO_STORE else store,
+                store_bytes=int(environment.get(STORE_BYTES, cls.store_bytes)),
+                audit_share=float(environment.get(AUDIT, cls.audit_share)),
+                workers=int(environment.get(WORKERS, max(cls.workers, len(os.sched_getaffinity(0))))),
+            )
+        except ValueError as error:
+            raise RepositoryError(f"A GATI_ variable of the server's environment is not a number: {error}.") from error
+        if not (0 <= settings.audit_share <= 1 and settings.workers >= 1):
+            raise RepositoryError("GATI_AUDIT is a share from 0 to 1, and GATI_WORKERS at least 1.")
+        return settings
+
+
+def workspace(repository: Path) -> Path:
+    """The folder beside a repository for what belongs to it but is no model: samples, staging, token, log.
+
+    Beside, because Triton takes every folder inside for a model; and so on the same file system, where a staged
+    release can be renamed into place.
+    """
+    repository = repository.resolve()
+    return repository.with_name(repository.name + ".gati")

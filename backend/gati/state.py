@@ -1,0 +1,67 @@
+"""State that heads may ask for, kept by the orchestrator between requests.
+
+`class_mix` FP32 [classes] is the recent mix of answers, exponentially forgotten. `memory_keys` FP32 [entries, dim]
+with `memory_answers` FP32 [entries, classes] is a ring of recent keys and what the backbone said. State is bounded by
+the shapes that the head's own file gives, starts empty, is dropped with its release and never shared between models.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import numpy as np
+
+CLASS_MIX, MEMORY_KEYS, MEMORY_ANSWERS = "class_mix", "memory_keys", "memory_answers"
+STATE_INPUTS = {CLASS_MIX, MEMORY_KEYS, MEMORY_ANSWERS}
+
+FORGET = 0.995
+"""Weight that the mix keeps at each answer: half of it is from the last 138."""
+EMPTY = np.float32(1e15)
+"""Every coordinate of an empty entry's key: far from everything, and its square still a float32."""
+
+
+class HeadState:
+    """The state of one head of one release; safe to use from several threads.
+
+    Args:
+        shapes: What the head asks for: shape by input name.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._values = {name: _empty(name, shape) for name, shape in shapes.items()}
+        self._next = 0
+        self._lock = Lock()
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """The inputs to pass, as they are now: copies, so that no request sees another's update half-made."""
+        if not self._values:
+            return {}
+        with self._lock:
+            return {name: value.copy() for name, value in self._values.items()}
+
+    def count(self, answers: np.ndarray) -> None:
+        """Takes answers, [batch, classes], into the recent class mix."""
+        mix = self._values.get(CLASS_MIX)
+        if mix is None:
+            return
+        with self._lock:
+            for label in answers.argmax(-1):
+                mix *= FORGET
+                mix[label] += 1 - FORGET
+
+    def remember(self, keys: np.ndarray, answers: np.ndarray) -> None:
+        """Stores what the backbone answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes."""
+        if MEMORY_KEYS not in self._values:
+            return
+        ring, said = self._values[MEMORY_KEYS], self._values.get(MEMORY_ANSWERS)
+        with self._lock:
+            for key, answer in zip(keys, answers, strict=True):
+                ring[self._next] = key
+                if said is not None:
+                    said[self._next] = answer
+                self._next = (self._next + 1) % len(ring)
+
+
+def _empty(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    fill = {CLASS_MIX: np.float32(1 / shape[0]), MEMORY_KEYS: EMPTY, MEMORY_ANSWERS: np.float32(0)}
+    return np.full(shape, fill[name], np.float32)

@@ -1,0 +1,141 @@
+"""Finds new releases on disk and swaps them in between two requests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gati.breaker import Breaker
+from gati.chain import Chain
+from gati.engine import Engine
+from gati.errors import GatiError, ReleaseRefused
+from gati.head import first_line
+from gati.orchestrator import LiveRelease
+from gati.release import head_folder, numbers_on_disk, read_release
+from gati.state import HeadState
+
+SECONDS = 0.25
+"""Between two looks at the disk."""
+GRACE_SECONDS = 2.0
+"""How long a release may look incomplete before that is reported: its publisher may be at work."""
+
+
+class ReleaseWatch:
+    """Holds the live release: the highest that is complete, valid, and could be loaded.
+
+    Args:
+        repository: The model repository.
+        chain: Whose releases.
+        engine: What loads heads.
+        refused: Called once for each release that is not taken, with its number and the reason.
+        taken: Called with the number of each release that goes live.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        chain: Chain,
+        engine: Engine,
+        refused: Callable[[int, str], None],
+        taken: Callable[[int], None],
+    ) -> None:
+        self._repository = repository
+        self._chain = chain
+        self._engine = engine
+        self._refused = refused
+        self._taken = taken
+        self._attempts: dict[int, _Attempt] = {}
+        self.live: LiveRelease | None = None
+
+    def look(self) -> None:
+        """Takes the highest release that can be taken, if it is higher than the live one."""
+        for number in numbers_on_disk(self._repository, self._chain):
+            if self.live is not None and number <= self.live.number:
+                break
+            if self._try(number):
+                self._attempts.clear()
+                break
+
+    def _try(self, number: int) -> bool:
+        stamp = self._stamp(number)
+        attempt = self._attempts.get(number)
+        if attempt is not None and attempt.stamp == stamp:
+            if attempt.due():
+                self._refused(number, attempt.reason)
+            if attempt.final:
+                return False
+        try:
+            live = self._load(number)
+        except (GatiError, OSError) as error:
+            if attempt is None or attempt.stamp != stamp:
+                self._attempts[number] = _Attempt(stamp, first_line(error), isinstance(error, ReleaseRefused))
+            return False
+        self.live = live
+        self._taken(number)
+        return True
+
+    def _load(self, number: int) -> LiveRelease:
+        release = read_release(self._repository, self._chain, number)
+        heads, specs = self._engine.load_heads(release)
+        state = {index: HeadState(spec.state) for index, spec in specs.items()}
+        return LiveRelease(number, heads, state, Breaker(self._chain.epsilon, self._chain.delta))
+
+    def _stamp(self, number: int) -> tuple:
+        """What a release looks like from outside; while that doesn't change, nor does the verdict on it."""
+        files = (
+            head_folder(self._repository, self._chain, index, number) / name
+            for index in self._chain.heads
+            for name in ("release.json", "model.onnx")
+        )
+        return tuple((file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None for file in files)
+
+
+class _Attempt:
+    """A failed attempt at a release. One that was refused is final while its files stay as they are."""
+
+    def __init__(self, stamp: tuple, reason: str, final: bool) -> None:
+        self.stamp = stamp
+        self.reason = reason
+        self.final = final
+        self._since = time.monotonic()
+        self._told = False
+
+    def due(self) -> bool:
+        """Whether to report it now: once, when it has been so for a while."""
+        if self._told or time.monotonic() - self._since < GRACE_SECONDS:
+            return False
+        self._told = True
+        return True
+
+
+class Ticker:
+    """Calls functions again and again, in one thread, until closed.
+
+    Args:
+        seconds: Between two rounds.
+        log: Called with what an exception says; the ticking goes on.
+        functions: What to call.
+    """
+
+    def __init__(self, seconds: float, log: Callable[[str], None], *functions: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._log = log
+        self._functions = functions
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gati-ticker", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            for function in self._functions:
+                try:
+                    function()
+                except Exception as error:  # the thread outlives any failure of one round
+                    self._log(f"{function.__qualname__} failed: {type(error).__name__}: {first_line(error)}")
+
+    def close(self) -> None:
+        """Ends the thread, after the round in progress."""
+        self._stop.set()
+        self._thread.join(timeout=10)

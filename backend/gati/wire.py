@@ -1,0 +1,89 @@
+"""Triton's requests and responses, to and from gati's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gati.chain import Chain
+from gati.errors import GatiError, RequestError
+from gati.flight import Answer, Request
+
+EXIT, RELEASE = "exit", "release"
+MODE, CACHED, EXACT, PROBE = "gati_mode", "cached", "exact", "probe"
+"""Request parameter, and its values. A probe runs nothing: it tells the live release, with exit −1 and zeros."""
+
+
+class Wire:
+    """Converts between the two.
+
+    Args:
+        chain: The chain whose inputs and output are spoken of.
+        live: Gives the number of the live release, 0 for none.
+        pb_utils: Triton's `triton_python_backend_utils`.
+    """
+
+    def __init__(self, chain: Chain, live: Callable[[], int], pb_utils: Any) -> None:
+        self._chain = chain
+        self._live = live
+        self._pb = pb_utils
+
+    def read(self, request: Any) -> Request | None:
+        """Takes a request in; None when it was answered at once, because it asks for what can't be."""
+        sender = request.get_response_sender()
+        wanted = frozenset(request.requested_output_names())
+
+        def reply(answer: Answer | GatiError) -> None:
+            try:
+                sender.send(self._response(answer, wanted), flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as error:  # the client may be gone; nobody is left to be told
+                self._pb.Logger.log_warn(f"[gati] {self._chain.model}: a response was not taken: {error}")
+
+        try:
+            asked = mode(request.parameters())
+            # Copied: the arrays lie in shared memory that is given back before the request is answered.
+            inputs = {t.name: self._array(request, t.name).copy() for t in self._chain.inputs}
+            if len({len(value) for value in inputs.values()}) != 1 or not len(next(iter(inputs.values()))):
+                raise RequestError("every input needs the same number of rows, and at least one.")
+        except GatiError as error:
+            reply(error)
+            return None
+        if asked == PROBE:
+            reply(self._probe(len(next(iter(inputs.values())))))
+            return None
+        return Request(inputs, asked == EXACT, reply)
+
+    def _probe(self, rows: int) -> Answer:
+        return Answer(
+            self._chain.output.zeros(rows), np.full((rows, 1), -1, np.int32), np.full((rows, 1), self._live(), np.int64)
+        )
+
+    def _array(self, request: Any, name: str) -> np.ndarray:
+        tensor = self._pb.get_input_tensor_by_name(request, name)
+        if tensor is None:
+            raise RequestError(f"input {name!r} is missing.")
+        return tensor.as_numpy()
+
+    def _response(self, answer: Answer | GatiError, wanted: frozenset[str]) -> Any:
+        if isinstance(answer, GatiError):
+            code = getattr(self._pb.TritonError, answer.status)
+            return self._pb.InferenceResponse(error=self._pb.TritonError(str(answer), code))
+        outputs = {self._chain.output.name: answer.output, EXIT: answer.exit, RELEASE: answer.release}
+        return self._pb.InferenceResponse(
+            [self._pb.Tensor(name, value) for name, value in outputs.items() if name in wanted]
+        )
+
+
+def mode(parameters: str | None) -> str:
+    """The request parameter `gati_mode` out of Triton's JSON.
+
+    Raises:
+        RequestError: If it is none of its values.
+    """
+    value = json.loads(parameters or "{}").get(MODE, CACHED)
+    if value not in (CACHED, EXACT, PROBE):
+        raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r}.")
+    return value

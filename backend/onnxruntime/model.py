@@ -1,0 +1,52 @@
+"""Stand-in for Triton's C++ ONNX Runtime backend, where Triton came from pip alone and has none.
+
+Serves `<model>/<version>/model.onnx` of repositories that say `backend: "onnxruntime"`, one request at a time, on
+ONNX Runtime's CPU provider. It exists so that the same repository runs on both; it is no faster than Python.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from gati.session import INTRA_OP, SPIN, open_alone, threads
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls; see its own documentation for the methods."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        try:
+            self._session = open_alone(path, *_threading(args["model_config"]))
+        except Exception as error:
+            raise pb_utils.TritonModelException(f"{path.name} can't be opened: {_first_line(error)}") from None
+        self._inputs = [i.name for i in self._session.get_inputs()]
+        self._outputs = [o.name for o in self._session.get_outputs()]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            feeds = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+            wanted = [name for name in self._outputs if name in request.requested_output_names()]
+            values = self._session.run(wanted, feeds)
+        except Exception as error:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(_first_line(error), pb_utils.TritonError.INVALID_ARG)
+            )
+        return pb_utils.InferenceResponse([pb_utils.Tensor(n, v) for n, v in zip(wanted, values, strict=True)])
+
+
+def _threading(config: str) -> tuple[int, bool]:
+    """Threads and spinning, from the parameters of the model's configuration (JSON)."""
+    parameters = {key: value["string_value"] for key, value in json.loads(config).get("parameters", {}).items()}
+    return int(parameters.get(INTRA_OP, threads())), parameters.get(SPIN, "1") == "1"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
