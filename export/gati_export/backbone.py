@@ -1,0 +1,255 @@
+"""The backbone: the user's network as an ONNX graph, checked to be one that gati can cut and serve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxruntime as ort
+
+from gati.chain import DTYPES, Tensor
+from gati.errors import BackboneError
+from gati.session import open_session
+from gati_export.samples import check_samples, pick
+
+LIMIT = 1_800_000_000
+"""Bytes of weights above which a network does not fit a single ONNX file (protobuf ends at 2 GiB)."""
+
+RESERVED = ("score", "hit", "exit", "release")
+"""Names that heads and the chain give to their own outputs."""
+
+STATE = ("key", "class_mix", "memory_keys", "memory_answers")
+"""Names of what a head keeps between requests."""
+
+DTYPE_OF = {ir.DataType.from_numpy(dtype): name for name, dtype in DTYPES.items()}
+"""Triton's datatype names by ONNX's."""
+
+FLOATS = ("FP16", "FP32", "FP64")
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network with one output of scores, [batch, classes].
+
+    Attributes:
+        path: Its ONNX file: the user's own, or what the user's PyTorch network was exported to.
+        model: Its graph, for cutting: weights in memory, local functions inlined.
+        inputs: What it reads, batch first; initialisers are not among them.
+        output: Its scores, of which the largest is the answer.
+        max_batch: 1 where the batch dimension is fixed at 1, else 0: any.
+    """
+
+    path: Path
+    model: ir.Model = field(repr=False)
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    max_batch: int
+
+    @cached_property
+    def _session(self) -> ort.InferenceSession:
+        return _open(self.path)
+
+    def session(self) -> ort.InferenceSession:
+        """The network's own file on ONNX Runtime, opened once."""
+        return self._session
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Computes the scores [batch, classes] of inputs by name, each [batch, …]; names not its own are ignored."""
+        result = self._session.run(None, {tensor.name: feeds[tensor.name] for tensor in self.inputs})
+        return np.asarray(result[0])
+
+    def batch(self, samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
+        """The first `size` rows of samples, repeated where there are fewer; zeros where there are no samples."""
+        return _batch(self.inputs, samples, size)
+
+
+def load_backbone(source: str, samples: Mapping[str, np.ndarray] | None, workdir: Path) -> Backbone:
+    """Loads a network and checks that it can be cut and served.
+
+    Args:
+        source: An `.onnx` file, a `.pt2` program of `torch.export.save` (which may run code when it is loaded), or
+            `package.module:callable`, which returns a `torch.nn.Module`.
+        samples: Rows to try the network on, as `load_samples` gives them; modules can't be exported without.
+        workdir: Folder for the ONNX file of a PyTorch network.
+
+    Raises:
+        BackboneError: If the network can't be read, run, cut, or served.
+        SamplesError: If the samples don't fit it.
+    """
+    path = Path(source)
+    if path.suffix == ".pt2" or (":" in source and path.suffix != ".onnx"):
+        from gati_export import program  # PyTorch takes seconds to import
+
+        path = workdir / "backbone.onnx"
+        if source.endswith(".pt2"):
+            program.export_saved(Path(source), path)
+        else:
+            program.export_module(source, samples, path)
+    elif path.suffix != ".onnx":
+        raise BackboneError(f"{source!r} is no backbone; give an .onnx file, a .pt2 file, or package.module:function.")
+    return _checked(path, samples)
+
+
+def _checked(path: Path, samples: Mapping[str, np.ndarray] | None) -> Backbone:
+    model = _read(path)
+    session = _open(path)
+    if len(session.get_outputs()) != 1:
+        names = ", ".join(node.name for node in session.get_outputs())
+        raise BackboneError(f"{path.name} has several outputs ({names}); export it with the scores as its only one.")
+    inputs = _inputs(model, samples)
+    output = _output(model, session)
+    _check_names([*(tensor.name for tensor in inputs), output.name])
+    fixed = _is_fixed(model)
+    trial = Backbone(path, model, inputs, output, int(fixed))
+    scores = _try(trial, samples, 1)
+    if scores.ndim != 2 or scores.shape[0] != 1 or scores.shape[1] < 2:
+        raise BackboneError(
+            f"Output {output.name!r} has shape {list(scores.shape)} for one row; gati serves classifiers, whose output "
+            "is [batch, classes] with at least two classes."
+        )
+    output = Tensor(output.name, output.dtype, (scores.shape[1],))
+    _rename_reserved(model)
+    return Backbone(path, model, inputs, output, int(fixed or not _takes_two(trial, samples, scores.shape[1])))
+
+
+def _read(path: Path) -> ir.Model:
+    """Reads the graph with its weights."""
+    if not path.is_file():
+        raise BackboneError(f"There is no file {path}; check the path.")
+    try:
+        model = ir.load(path)
+        empty = not len(model.graph)
+    except Exception as error:  # the parser's, or what broken fields do to the graph's builder
+        raise BackboneError(f"{path.name} is not an ONNX file, or was cut short.") from error
+    if empty:
+        raise BackboneError(f"{path.name} holds no network; it is not an ONNX file, or was cut short.")
+    passes.RemoveInitializersFromInputsPass()(model)
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    for tensor in weights:
+        if isinstance(tensor, ir.ExternalTensor) and not _is_complete(tensor):
+            raise BackboneError(
+                f"{path.name} keeps weights in {tensor.location!r}, which is missing or too short; put it beside it."
+            )
+    size = sum(tensor.nbytes for tensor in weights)
+    if size > LIMIT:
+        raise BackboneError(f"{path.name} has {size / 1e9:.1f} GB of weights; gati serves networks of up to 1.8 GB.")
+    ir.external_data.load_to_model(model)
+    passes.InlinePass()(model)
+    return model
+
+
+def _is_complete(tensor: ir.ExternalTensor) -> bool:
+    file = Path(tensor.path)
+    return file.is_file() and file.stat().st_size >= (tensor.offset or 0) + tensor.nbytes
+
+
+def _open(path: Path) -> ort.InferenceSession:
+    try:
+        return open_session(path)
+    except Exception as error:  # ONNX Runtime has a class for each status, all of them directly below Exception
+        raise BackboneError(
+            f"ONNX Runtime can't run {path.name} ({shorten(error)}); export it with operators and an opset it knows."
+        ) from error
+
+
+def shorten(error: Exception) -> str:
+    """What ONNX Runtime has to say, in one line, without its codes, paths and C++ signatures."""
+    text = str(error).strip() or type(error).__name__
+    for noise in (
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
+        r"^Load model from .*? failed:",
+        r"^Non-zero status code returned while running ",
+        r" Name:'[^']*' Status Message:",
+        r"/\S+?:\d+ .*?\)(?= [A-Z])",
+        r"\b\w+\.(h|cc):\d+ ",
+    ):
+        text = re.sub(noise, "", text)
+    text = text.strip().splitlines()[0].rstrip(".")
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _inputs(model: ir.Model, samples: Mapping[str, np.ndarray] | None) -> tuple[Tensor, ...]:
+    names = [value.name or "" for value in model.graph.inputs]
+    if not names:
+        raise BackboneError("The network has no inputs; export it with its inputs as arguments.")
+    rows = {} if samples is None else pick(samples, names)
+    tensors = []
+    for value, name in zip(model.graph.inputs, names, strict=True):
+        if value.dtype is None or value.dtype not in DTYPE_OF:
+            kind = "of an unknown type" if value.dtype is None else str(value.dtype)
+            raise BackboneError(f"Input {name!r} is {kind}, which gati does not serve; export it as numbers or bools.")
+        if value.shape is None and name not in rows:
+            raise BackboneError(f"The file does not say the shape of input {name!r}; give samples to learn it from.")
+        shape = rows[name].shape if value.shape is None else value.shape
+        if not len(shape):
+            raise BackboneError(f"Input {name!r} is a scalar; export it with the batch as its first dimension.")
+        if isinstance(shape[0], int) and shape[0] != 1 and value.shape is not None:
+            raise BackboneError(
+                f"Input {name!r} has its batch fixed at {shape[0]}; export the network with a dynamic batch, or with 1."
+            )
+        tensors.append(Tensor(name, DTYPE_OF[value.dtype], tuple(d if isinstance(d, int) else -1 for d in shape[1:])))
+    return tuple(tensors)
+
+
+def _is_fixed(model: ir.Model) -> bool:
+    """Whether the batch is fixed at 1, for all inputs alike."""
+    fixed = [value.shape is not None and value.shape[0] == 1 for value in model.graph.inputs]
+    if any(fixed) and not all(fixed):
+        names = ", ".join(repr(v.name) for v, is_fixed in zip(model.graph.inputs, fixed, strict=True) if is_fixed)
+        raise BackboneError(f"The batch is fixed at 1 for {names} but not for other inputs; export all of them alike.")
+    return all(fixed)
+
+
+def _output(model: ir.Model, session: ort.InferenceSession) -> Tensor:
+    """The only output, as declared; ONNX Runtime infers its type where the file does not say."""
+    node = session.get_outputs()[0]
+    types = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
+    if node.type not in types:
+        raise BackboneError(f"Output {node.name!r} is {node.type}; export the network with floating-point scores.")
+    if model.graph.outputs[0].is_graph_input():
+        raise BackboneError("The network gives its input back; there is nothing to cut.")
+    return Tensor(node.name, types[node.type], (-1,))
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if name in RESERVED:
+            raise BackboneError(f"The name {name!r} is taken by gati's own outputs; rename the network's {name!r}.")
+
+
+def _batch(inputs: tuple[Tensor, ...], samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
+    if samples is None:
+        return {tensor.name: tensor.zeros(size) for tensor in inputs}
+    few = {name: rows[:size] for name, rows in pick(samples, [tensor.name for tensor in inputs]).items()}
+    return {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in check_samples(few, inputs).items()}
+
+
+def _try(backbone: Backbone, samples: Mapping[str, np.ndarray] | None, size: int) -> np.ndarray:
+    feeds = backbone.batch(samples, size)
+    try:
+        return backbone.run(feeds)
+    except Exception as error:  # see _open
+        what = "zeros; give samples" if samples is None else "the samples; give inputs that it takes"
+        raise BackboneError(f"{backbone.path.name} fails on {what} ({shorten(error)}).") from error
+
+
+def _takes_two(backbone: Backbone, samples: Mapping[str, np.ndarray] | None, classes: int) -> bool:
+    """Whether a batch that is declared free is so: a graph may hold reshapes to one row all the same."""
+    try:
+        return _try(backbone, samples, 2).shape == (2, classes)
+    except BackboneError:
+        return False
+
+
+def _rename_reserved(model: ir.Model) -> None:
+    """Renames tensors inside the graph that a head on them could not be told apart from its own."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.outputs:
+            if value.name in (*RESERVED, *STATE) and not value.is_graph_output():
+                value.name = f"{value.name}.backbone"

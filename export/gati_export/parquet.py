@@ -1,0 +1,173 @@
+"""Columns of Parquet files as arrays: numbers, lists of them, and encoded images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gati.errors import SamplesError
+from gati_export.images import Decode
+
+NEEDS_DECODE = (
+    "Column {name!r} holds encoded bytes; say with --image how they become the model's input, "
+    'for example --image "32x32 rgb".'
+)
+
+
+def read_parquet(path: Path, names: Sequence[str] | None, decode: Decode | None) -> dict[str, np.ndarray]:
+    """Reads columns of a Parquet file, or of all Parquet files in a folder and below it, in order of their paths.
+
+    Args:
+        path: File or folder.
+        names: Columns to read; None for all that can be arrays. Where one name is asked for and no column has it, the
+            only column of lists or images stands for it.
+        decode: What makes a row of encoded bytes, or of a struct with the field `bytes`, an array.
+
+    Returns:
+        Arrays [rows, *shape] by column. Lists are reshaped by the JSON list in the field's metadata under `shape`.
+
+    Raises:
+        SamplesError: If there is no file, a file is damaged, rows differ in shape, or values are missing.
+    """
+    files = _files(path)
+    schema = _schema(files[0])
+    columns = _columns(schema, names, decode)
+    try:
+        tables = [pq.ParquetFile(file).read(columns=columns) for file in files]
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (OSError, pa.ArrowException) as error:
+        raise SamplesError(f"The Parquet files of {path.name} can't be read together ({error}).") from error
+    for name in columns:
+        if name not in table.column_names:
+            raise SamplesError(f"Some files of {path.name} lack the column {name!r}; write the same columns to all.")
+    return {name: _array(name, schema.field(name), table.column(name), decode) for name in columns}
+
+
+def _files(path: Path) -> list[Path]:
+    """The files to read; hidden ones are another program's, or not finished."""
+    if path.is_file():
+        return [path]
+    files = sorted(f for f in path.rglob("*.parquet") if not f.name.startswith((".", "_")) and f.is_file())
+    if not files:
+        raise SamplesError(f"Folder {path.name!r} holds no Parquet files; name a folder with samples in it.")
+    return files
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise SamplesError(f"{file.name} is not a Parquet file, or was cut short ({error}).") from error
+
+
+def _columns(schema: pa.Schema, names: Sequence[str] | None, decode: Decode | None) -> list[str]:
+    tensors = [f.name for f in schema if _is_list(f.type) or _is_encoded(f.type)]
+    if names is not None:
+        if len(names) == 1 and names[0] not in schema.names and len(tensors) == 1:
+            return tensors
+        return [name for name in names if name in schema.names]
+    if decode is None and tensors and all(_is_encoded(schema.field(name).type) for name in tensors):
+        raise SamplesError(NEEDS_DECODE.format(name=tensors[0]))
+    return [f.name for f in schema if _is_number(f.type) or _is_list(f.type) or (decode and _is_encoded(f.type))]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return True
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_number(kind.value_type) or _is_list(kind.value_type)
+    return False
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_encoded(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _array(name: str, field: pa.Field, column: pa.ChunkedArray, decode: Decode | None) -> np.ndarray:
+    if column.null_count:
+        raise SamplesError(f"Column {name!r} has no value in {column.null_count} rows; leave those rows out.")
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return np.concatenate([chunk.to_numpy_ndarray() for chunk in column.chunks])
+    if _is_encoded(column.type):
+        if decode is None:
+            raise SamplesError(NEEDS_DECODE.format(name=name))
+        return _decoded(name, column, decode)
+    if not (_is_number(column.type) or _is_list(column.type)):
+        raise SamplesError(f"Column {name!r} holds {column.type}, which is no model's input; write numbers or images.")
+    chunks = [_numbers(name, chunk) for chunk in column.chunks if len(chunk)]
+    if not chunks:
+        return np.empty((0,))
+    if len({chunk.shape[1:] for chunk in chunks}) > 1:
+        raise _differ(name)
+    return _reshaped(name, field, np.concatenate(chunks))
+
+
+def _numbers(name: str, array: pa.Array) -> np.ndarray:
+    """Lists, nested or not, as one array [rows, *lengths]; all lists of one level must be equally long."""
+    shape = [len(array)]
+    while not _is_number(array.type):
+        if pa.types.is_fixed_size_list(array.type):
+            length = array.type.list_size
+        else:
+            lengths = pc.unique(pc.list_value_length(array))  # pyright: ignore[reportAttributeAccessIssue]
+            if len(lengths) != 1:
+                raise _differ(name)
+            length = lengths[0].as_py()
+        array = array.flatten()
+        shape.append(length)
+        if array.null_count or len(array) != int(np.prod(shape)):
+            raise SamplesError(f"Column {name!r} has rows with values missing inside; leave those rows out.")
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _differ(name: str) -> SamplesError:
+    return SamplesError(f"Rows of column {name!r} differ in shape or type; pad, resize or convert them to one.")
+
+
+def _reshaped(name: str, field: pa.Field, rows: np.ndarray) -> np.ndarray:
+    text = (field.metadata or {}).get(b"shape")
+    if text is None:
+        return rows
+    try:
+        return rows.reshape(len(rows), *(int(d) for d in json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise SamplesError(
+            f"Column {name!r} holds {rows[0].size} values a row, and its metadata says shape {text.decode()}; "
+            "write the shape that the rows have."
+        ) from error
+
+
+def _decoded(name: str, column: pa.ChunkedArray, decode: Decode) -> np.ndarray:
+    """Decodes row by row into one array, so that memory holds the images once."""
+    rows = np.empty((0,))
+    for index, encoded in enumerate(_encoded(column)):
+        try:
+            row = np.asarray(decode(encoded))
+        except Exception as error:  # Pillow, or a user's function, may raise anything
+            raise SamplesError(
+                f"Row {index} of column {name!r} can't be decoded ({type(error).__name__}: {error}); leave it out."
+            ) from error
+        if index == 0:
+            rows = np.empty((len(column), *row.shape), row.dtype)
+        if row.shape != rows.shape[1:] or row.dtype != rows.dtype:
+            raise _differ(name)
+        rows[index] = row
+    return rows
+
+
+def _encoded(column: pa.ChunkedArray) -> Iterator[bytes]:
+    for chunk in column.chunks:
+        for value in chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk:
+            yield value.as_py()

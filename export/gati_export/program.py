@@ -1,0 +1,179 @@
+"""PyTorch networks as ONNX files: modules in code, and programs that `torch.export` saved."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from torch import nn
+
+from gati.errors import BackboneError, SamplesError
+from gati_export.imports import import_callable
+from gati_export.samples import pick
+
+BATCH = "batch"
+
+
+def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Path) -> None:
+    """Writes the module that `package.module:callable` returns as ONNX, with a free batch dimension where it can.
+
+    Args:
+        spec: What to import and call without arguments. The module is put in eval mode and not changed otherwise.
+        samples: Rows to trace the module with, named as the arguments of its `forward`.
+        path: Where the ONNX file goes.
+
+    Raises:
+        BackboneError: If the module can't be made, called, or exported.
+    """
+    if samples is None:
+        raise BackboneError(f"{spec} can only be exported with samples at hand; give some.")
+    module = _build(spec)
+    names = _argument_names(spec, module, samples)
+    batches = {size: _tensors(module, samples, names, size) for size in (1, 2)}
+    output = _output_name(spec, module, batches[1])
+    with _quiet():
+        try:
+            # a size of 1 would be taken for a constant, hence 2
+            program = _to_onnx(module, batches[2], output, {name: {0: BATCH} for name in names})
+            if not _is_free(program):
+                raise BackboneError("The batch became a constant.")
+        except Exception as dynamic:  # the exporter raises whatever the module did
+            try:
+                program = _to_onnx(module, batches[1], output, None)
+            except Exception:
+                raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(dynamic)}).") from dynamic
+        _save(program, path)
+
+
+def export_saved(source: Path, path: Path) -> None:
+    """Writes a program that `torch.export.save` saved as ONNX.
+
+    Raises:
+        BackboneError: If the file is no such program, or an operator of it has no ONNX form.
+    """
+    if not source.is_file():
+        raise BackboneError(f"There is no file {source}; check the path.")
+    with _quiet():
+        try:
+            saved = torch.export.load(source)
+        except Exception as error:  # an archive of any kind, or none
+            raise BackboneError(
+                f"{source.name} is not a program written by torch.export.save, or is damaged."
+            ) from error
+        try:
+            _save(_to_onnx(saved, None, "output", None), path)
+        except Exception as error:
+            raise BackboneError(f"{source.name} can't be exported to ONNX ({_first_line(error)}).") from error
+
+
+def _build(spec: str) -> nn.Module:
+    make = import_callable(spec, BackboneError)
+    try:
+        module = make()
+    except Exception as error:  # the user's own code
+        raise BackboneError(f"{spec}() failed ({_first_line(error)}); it must work without arguments.") from error
+    if not isinstance(module, nn.Module):
+        raise BackboneError(f"{spec}() gives {type(module).__name__}; it must return a torch.nn.Module.")
+    return module.eval()
+
+
+def _argument_names(spec: str, module: nn.Module, samples: Mapping[str, np.ndarray]) -> list[str]:
+    """Arguments of `forward` that the samples provide: all that it requires, and optional ones that are there."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in named]
+    required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    names = [p.name for p in parameters if p.name in required or p.name in samples] or [p.name for p in parameters[:1]]
+    if not names:
+        raise BackboneError(f"{spec}'s forward names no arguments; write each input as an argument of its own.")
+    try:
+        pick(samples, names)
+    except SamplesError as error:
+        there = ", ".join(samples)
+        raise BackboneError(
+            f"{spec}'s forward takes {', '.join(names)}, and the samples hold {there}; give them the same names."
+        ) from error
+    return names
+
+
+def _tensors(
+    module: nn.Module, samples: Mapping[str, np.ndarray], names: list[str], size: int
+) -> dict[str, torch.Tensor]:
+    """The first rows of the samples; floats in the precision that the module computes in."""
+    floats = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    tensors = {}
+    for name, rows in pick(samples, names).items():
+        tensor = torch.from_numpy(np.resize(rows[:size], (size, *rows.shape[1:])))
+        tensors[name] = tensor.to(floats) if tensor.is_floating_point() else tensor
+    return tensors
+
+
+def _output_name(spec: str, module: nn.Module, tensors: dict[str, torch.Tensor]) -> str:
+    """Calls the module once; its output is named by the module where it returns a mapping."""
+    try:
+        with torch.no_grad():
+            result = module(**tensors)
+    except Exception as error:  # the user's own code
+        raise BackboneError(f"{spec} fails on the samples ({_first_line(error)}); check their shapes.") from error
+    outputs: dict[str, Any] = {"output": result}
+    if isinstance(result, Mapping):
+        outputs = dict(result)
+    elif isinstance(result, (tuple, list)):
+        outputs = {f"output_{index}": item for index, item in enumerate(result)}
+    if len(outputs) != 1 or not isinstance(next(iter(outputs.values())), torch.Tensor):
+        raise BackboneError(f"{spec} returns {len(outputs)} outputs; wrap it so that it returns one tensor of scores.")
+    name = next(iter(outputs))
+    return "output" if isinstance(result, (tuple, list)) else str(name)
+
+
+def _to_onnx(
+    program: Any, tensors: dict[str, torch.Tensor] | None, output: str, dynamic: Any
+) -> torch.onnx.ONNXProgram:
+    exported = torch.onnx.export(
+        program, (), kwargs=tensors, dynamic_shapes=dynamic, output_names=[output], dynamo=True, verbose=False
+    )
+    if exported is None:
+        raise BackboneError("PyTorch's exporter gave nothing.")
+    return exported
+
+
+def _is_free(program: torch.onnx.ONNXProgram) -> bool:
+    return all(value.shape is not None and not isinstance(value.shape[0], int) for value in program.model.graph.inputs)
+
+
+def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    """Saves without the exporter's notes: they hold stack traces, with paths of the machine it ran on."""
+    passes.ClearMetadataAndDocStringPass()(program.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(program.model, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress and warnings from the user, who can act on none of them."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    """The cause of a chain of exceptions, in one short line."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,184 @@
+"""Samples: the inputs that heads learn from, are tuned on, and are certified on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gati.chain import Tensor
+from gati.errors import SamplesError
+from gati_export.images import Decode
+from gati_export.parquet import read_parquet
+
+TRAIN, TUNE = 0.60, 0.15
+"""Shares of the samples; the rest, 25 %, calibrates."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the samples that train heads, tune them, and calibrate the certificate; no input is in two parts."""
+
+    train: np.ndarray
+    tune: np.ndarray
+    calibrate: np.ndarray
+
+
+def load_samples(
+    path: str | Path, *, inputs: Sequence[Tensor] | None = None, decode: Decode | None = None
+) -> dict[str, np.ndarray]:
+    """Reads samples: a `.npz` or `.npy` file, a Parquet file, or a folder of Parquet files.
+
+    Args:
+        path: Arrays (or columns) are named as the model's inputs. A model with one input takes the only
+            array, or the only column of lists or images, whatever its name. Others, labels say, are left out.
+        inputs: The model's inputs. With them, samples are checked and cast (see `check_samples`); without, all that
+            the file holds is given as it is.
+        decode: For columns of encoded images; see `gati_export.images.parse_decode`.
+
+    Returns:
+        Arrays [n, *shape] by name, n ≥ 1.
+
+    Raises:
+        SamplesError: If samples can't be read or don't fit.
+    """
+    path = Path(path)
+    names = None if inputs is None else [tensor.name for tensor in inputs]
+    if path.is_dir() or path.suffix == ".parquet":
+        arrays = _flat_rows(read_parquet(_existing(path), names, decode), inputs or ())
+    elif path.suffix in (".npz", ".npy"):
+        arrays = _read_numpy(_existing(path))
+    else:
+        raise SamplesError(f"{path.name} is not a kind of samples that gati reads; give .npz, .npy or Parquet.")
+    _count(arrays if names is None else pick(arrays, names))
+    return arrays if inputs is None else check_samples(arrays, inputs)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise SamplesError(f"There are no samples at {path}; check the path.")
+    return path
+
+
+def _read_numpy(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {path.stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except Exception as error:  # NumPy raises what zipfile, zlib or its parser do
+        raise SamplesError(f"{path.name} is damaged, or holds more than plain arrays ({error}).") from error
+    return arrays
+
+
+def _flat_rows(arrays: dict[str, np.ndarray], inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Gives lists of numbers, which have lost their shape in Parquet, the shape of the model's input."""
+    for tensor in inputs:
+        name = tensor.name if tensor.name in arrays or len(inputs) > 1 else next(iter(arrays), "")
+        rows = arrays.get(name)
+        if rows is None or rows.ndim > 2 or min(tensor.shape, default=1) < 1:
+            continue
+        if rows[:1].size == np.prod(tensor.shape, dtype=np.int64):
+            arrays[name] = rows.reshape(-1, *tensor.shape)
+    return arrays
+
+
+def pick(samples: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Finds the arrays of a model's inputs: by name, or for a model with one input the only array that can be meant.
+
+    Raises:
+        SamplesError: If one is missing.
+    """
+    missing = [name for name in names if name not in samples]
+    if not missing:
+        return {name: samples[name] for name in names}
+    if len(names) == 1:
+        tensors = [array for array in samples.values() if array.ndim > 1] if len(samples) > 1 else [*samples.values()]
+        if len(tensors) == 1:
+            return {names[0]: tensors[0]}
+    there = ", ".join(repr(name) for name in samples) or "nothing that fits"
+    wanted = ", ".join(repr(name) for name in missing)
+    raise SamplesError(f"The samples lack the model's input {wanted} and hold {there}; name them as the model does.")
+
+
+def check_samples(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Makes samples fit a model.
+
+    Returns:
+        The model's inputs only, in its order and dtypes.
+
+    Raises:
+        SamplesError: If an input is missing, empty, of a wrong shape or dtype, or not finite.
+    """
+    picked = pick(samples, [tensor.name for tensor in inputs])
+    _count(picked)
+    return {tensor.name: _fit(picked[tensor.name], tensor) for tensor in inputs}
+
+
+def _count(arrays: Mapping[str, np.ndarray]) -> int:
+    counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        raise SamplesError(f"All arrays of the samples must have as many rows, but they have: {listed}.")
+    if not counts or not max(counts.values()):
+        raise SamplesError("There are no rows in the samples; give at least one.")
+    return max(counts.values())
+
+
+def _fit(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
+    shape = rows.shape[1:]
+    if len(shape) != len(tensor.shape) or any(w not in (-1, d) for d, w in zip(shape, tensor.shape, strict=True)):
+        raise SamplesError(
+            f"A row of input {tensor.name!r} has shape {list(shape)}, and the model takes {list(tensor.shape)} "
+            "(-1: any); reshape or resize the samples."
+        )
+    cast = _cast(rows, tensor)
+    if cast.dtype.kind == "f":
+        bad = int((~np.isfinite(cast.reshape(len(cast), -1)).all(axis=1)).sum())
+        if bad:
+            raise SamplesError(f"{bad} of {len(cast)} rows of input {tensor.name!r} hold NaN or Inf; leave them out.")
+    return np.ascontiguousarray(cast)
+
+
+def _cast(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Casts where no value changes but by rounding."""
+    target = tensor.numpy
+    if rows.dtype == target:
+        return rows
+    fits = np.can_cast(rows.dtype, target, "same_kind") or (rows.dtype.kind in "iu" and target.kind in "iu")
+    if fits:
+        with np.errstate(over="ignore"):  # becomes Inf, which the caller looks for
+            cast = rows.astype(target)
+        if target.kind not in "iu" or np.array_equal(cast, rows):
+            return cast
+    raise SamplesError(
+        f"Input {tensor.name!r} is {rows.dtype} in the samples and {target} in the model, which can't hold all of its "
+        "values; convert the samples."
+    )
+
+
+def split(samples: Mapping[str, np.ndarray]) -> Split:
+    """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
+
+    An input goes to the same part whenever it is seen, so no copy of a calibration sample was trained on.
+    """
+    draws = [int.from_bytes(digest[:8]) / 2**64 for digest in _digests(samples, range(_count(samples)))]
+    part = np.digitize(draws, [TRAIN, TRAIN + TUNE])
+    train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
+    return Split(train, tune, calibrate)
+
+
+def fingerprint(samples: Mapping[str, np.ndarray], index: np.ndarray) -> str:
+    """SHA-256, in hex, of the rows at `index`, whatever their order."""
+    return hashlib.sha256(b"".join(sorted(_digests(samples, index)))).hexdigest()
+
+
+def _digests(samples: Mapping[str, np.ndarray], index: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+    """SHA-256 of each row's bytes over all inputs, which are taken in the order of their names."""
+    arrays = [np.ascontiguousarray(samples[name]) for name in sorted(samples)]
+    for row in index:
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(array[row].tobytes())
+        yield digest.digest()

@@ -1,0 +1,275 @@
+"""Segments: the graphs between cut points, as files, and the proof that one after another they are the backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from gati.chain import Segment, Tensor
+from gati.errors import BackboneError
+from gati.session import open_session
+from gati_export.backbone import LIMIT, Backbone
+from gati_export.cutpoints import CutPoint
+from gati_export.graph import nodes_between
+
+BATCH = 8
+"""Rows of the larger batches that segments are checked on."""
+
+TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2
+"""Largest difference of an answer, relative to its largest score or 1: of float32 networks, and of float16 ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentGraph:
+    """The graph between two cut points.
+
+    Attributes:
+        index: Position in the chain, from 0.
+        inputs: Names of what it reads: the cut tensor before it first, then model inputs that it needs.
+        output: The cut tensor after it, or the backbone's output.
+        model: The graph. Its weights are the backbone's own, in memory once, until they are written.
+    """
+
+    index: int
+    inputs: tuple[str, ...]
+    output: Tensor
+    model: ir.Model
+
+
+def cut(backbone: Backbone, cutpoints: Sequence[CutPoint]) -> list[SegmentGraph]:
+    """Cuts a backbone at cut points of its own.
+
+    Returns:
+        One segment more than cut points, in the order of computation. Dynamic dimensions, operator sets and metadata
+        are kept; weights that two segments need, and light work on the inputs, are in both.
+    """
+    points = sorted(cutpoints, key=lambda point: point.node)
+    tensors = [*(point.tensor for point in points), backbone.output]
+    values = ir.convenience.create_value_mapping(backbone.model.graph, include_subgraphs=False)
+    batch = _batch_dimension(backbone)
+    graphs = []
+    for index, tensor in enumerate(tensors):
+        start = tensors[index - 1] if index else None
+        graph = _extract(backbone.model.graph, values[start.name] if start else None, values[tensor.name])
+        if start:
+            _declare(graph.inputs[0], start, batch)
+            _read_batch_from_cut(graph)
+        _declare(graph.outputs[0], tensor, batch)
+        inputs = tuple(value.name or "" for value in graph.inputs)
+        graphs.append(SegmentGraph(index, inputs, tensor, _model(backbone.model, graph)))
+    return graphs
+
+
+def _batch_dimension(backbone: Backbone) -> int | ir.SymbolicDim:
+    """The batch as the backbone's first input has it."""
+    shape = backbone.model.graph.inputs[0].shape
+    dim = None if shape is None else shape[0]
+    if dim is None or (isinstance(dim, ir.SymbolicDim) and dim.value is None):
+        return ir.SymbolicDim("batch")
+    return dim
+
+
+def _extract(graph: ir.Graph, start: ir.Value | None, end: ir.Value) -> ir.Graph:
+    """Copies what leads from `start`, or from the inputs, to `end`.
+
+    `onnx_ir.convenience.extract` does nearly this, but it has to be told the inputs, and orders initialisers by chance,
+    which would give every export another digest.
+    """
+    nodes, roots = nodes_between(graph, () if start is None else (start,), end)
+    inputs = [value for value in graph.inputs if value in set(roots)]
+    view = ir.GraphView(
+        inputs if start is None else [start, *inputs],
+        [end],
+        nodes=nodes,
+        initializers=[value for value in roots if value.is_initializer()],
+        opset_imports=graph.opset_imports,
+        name=graph.name,
+        doc_string=graph.doc_string,
+        metadata_props=graph.metadata_props,
+    )
+    return view.clone()
+
+
+def _model(whole: ir.Model, graph: ir.Graph) -> ir.Model:
+    return ir.Model(
+        graph,
+        ir_version=whole.ir_version,
+        producer_name=whole.producer_name,
+        producer_version=whole.producer_version,
+        domain=whole.domain,
+        model_version=whole.model_version,
+        doc_string=whole.doc_string,
+        metadata_props=dict(whole.metadata_props),
+    )
+
+
+def _declare(value: ir.Value, tensor: Tensor, batch: int | ir.SymbolicDim) -> None:
+    """Says a boundary's type and shape as they were seen: files often don't, or only in part."""
+    known = value.shape if value.shape is not None and len(value.shape) == len(tensor.shape) + 1 else None
+    free = [known[i] if known and not isinstance(known[i], int) else None for i in range(1, len(tensor.shape) + 1)]
+    dims = [dim if dim >= 0 else free[i] for i, dim in enumerate(tensor.shape)]
+    value.type = ir.TensorType(ir.DataType.from_numpy(tensor.numpy))
+    value.shape = ir.Shape([batch, *dims])
+
+
+def _read_batch_from_cut(graph: ir.Graph) -> None:
+    """Spares a segment model inputs of which it only wants to know how many rows there are: the cut tensor has as many.
+
+    Exported networks ask the image for the batch size wherever they reshape. Without this, every segment would
+    be sent the image.
+    """
+    for value in list(graph.inputs)[1:]:
+        readers = [(node, index) for node, index in value.uses()]
+        if all(node.graph is graph and node.op_type == "Shape" and _wants_batch(node) for node, _ in readers):
+            for node, index in readers:
+                node.replace_input_with(index, graph.inputs[0])
+            graph.inputs.remove(value)
+
+
+def _wants_batch(shape: ir.Node) -> bool:
+    """Whether of a `Shape` node's result only the first number is used."""
+    start, end = (shape.attributes.get(name) for name in ("start", "end"))
+    if end is not None:
+        return end.as_int() == 1 and (start is None or start.as_int() == 0)
+    if start is not None and start.as_int() != 0:
+        return False
+    readers = [node for node, _ in shape.outputs[0].uses()]
+    return not shape.outputs[0].is_graph_output() and all(_takes_first(node) for node in readers)
+
+
+def _takes_first(node: ir.Node) -> bool:
+    """Whether a node takes number 0 of a list: `Gather` at 0, or `Slice` from 0 to 1."""
+    wanted = {"Gather": [0], "Slice": [0, 1]}.get(node.op_type)
+    tensors = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs[1:3]]
+    if wanted is None or any(tensor is None for tensor in tensors):
+        return False
+    return [int(number) for tensor in tensors if tensor is not None for number in tensor.numpy().flatten()] == wanted
+
+
+def write_segments(graphs: Sequence[SegmentGraph], folder_of: Callable[[int], Path]) -> tuple[Segment, ...]:
+    """Writes each segment as `folder_of(index)/model.onnx`, byte for byte the same for the same backbone.
+
+    Returns:
+        The chain's segments. Their `share` is 0.0 until `with_shares` fills in what was measured.
+
+    Raises:
+        BackboneError: If a segment is too large for one file, or can't be written.
+    """
+    segments = []
+    for graph in graphs:
+        weights = sum(
+            value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value
+        )
+        if weights > LIMIT:
+            raise BackboneError(f"Segment {graph.index} has {weights / 1e9:.1f} GB of weights; cut at more places.")
+        data = ir.to_proto(graph.model).SerializeToString(deterministic=True)
+        path = folder_of(graph.index) / "model.onnx"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise BackboneError(f"Segment {graph.index} can't be written to {path} ({error.strerror}).") from error
+        segments.append(Segment(graph.index, graph.inputs, graph.output, hashlib.sha256(data).hexdigest(), 0.0))
+    return tuple(segments)
+
+
+def measure_shares(paths: Sequence[Path], sample: Mapping[str, np.ndarray], repeats: int = 30) -> list[float]:
+    """Measures how long each segment takes on ONNX Runtime: the median, in seconds, after a warm-up.
+
+    Segments take turns, so that whatever slows the machine down for a while slows all of them down.
+
+    Args:
+        paths: The segments' files, in order.
+        sample: Model inputs by name, [1, …]; rows after the first are not used.
+        repeats: Times that each segment is run.
+    """
+    sessions = [open_session(path) for path in paths]
+    first = {name: rows[:1] for name, rows in sample.items()}
+    for _ in range(3):
+        run_segments(sessions, first)
+    seconds = [run_segments(sessions, first)[1] for _ in range(repeats)]
+    return np.median(seconds, axis=0).tolist()
+
+
+def with_shares(segments: Sequence[Segment], seconds: Sequence[float]) -> tuple[Segment, ...]:
+    """Fills in each segment's `share`: the part of all seconds that has passed when it is done."""
+    done = np.cumsum(seconds) / np.sum(seconds)
+    return tuple(replace(segment, share=float(share)) for segment, share in zip(segments, done, strict=True))
+
+
+def run_segments(
+    sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, list[float]]:
+    """Runs segments one after another.
+
+    Returns:
+        The last one's output, and the seconds that each took.
+    """
+    values, seconds, result = dict(feeds), [], np.empty(0)
+    for session in sessions:
+        inputs = {node.name: values[node.name] for node in session.get_inputs()}
+        start = time.perf_counter()
+        result = np.asarray(session.run(None, inputs)[0])
+        seconds.append(time.perf_counter() - start)
+        values[session.get_outputs()[0].name] = result
+    return result, seconds
+
+
+def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[str, np.ndarray]) -> float:
+    """Compares the segments, run one after another, with the whole backbone, on all samples one by one and in batches.
+
+    Args:
+        backbone: The backbone.
+        paths: The segments' files, in order.
+        samples: Model inputs by name, [n, …].
+
+    Returns:
+        The largest difference of a score, relative to the largest score of its row or 1; 0.0 when bit for bit the same.
+
+    Raises:
+        BackboneError: If they differ by more than float32 (or float16) rounding explains, or if the backbone
+            differs as much from itself, run twice.
+    """
+    sessions = [open_session(path) for path in paths]
+    tolerance = HALF_TOLERANCE if _is_half(backbone) else TOLERANCE
+    count = len(samples[backbone.inputs[0].name])
+    largest = 0.0
+    for size in (1,) if backbone.max_batch == 1 else (1, BATCH):
+        for start in range(0, count, size):
+            feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
+            expected = backbone.run(feeds)
+            if not _difference(backbone.run(feeds), expected) <= tolerance:
+                raise BackboneError(
+                    "The backbone answers the same input differently from run to run; export it in eval mode, without "
+                    "dropout or random numbers."
+                )
+            largest = max(largest, _difference(run_segments(sessions, feeds)[0], expected))
+    if largest > tolerance:
+        raise BackboneError(
+            f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "
+            f"explains {tolerance:.0e}; cut at other places."
+        )
+    return largest
+
+
+def _is_half(backbone: Backbone) -> bool:
+    weights = (value.dtype for value in backbone.model.graph.initializers.values())
+    return backbone.output.dtype == "FP16" or any(d in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for d in weights)
+
+
+def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference relative to the row's largest score or 1; infinite where one of them is not a number."""
+    if actual.shape != expected.shape:
+        return np.inf
+    wide, other = expected.astype(np.float64), actual.astype(np.float64)
+    scale = np.maximum(np.abs(wide).max(axis=1, keepdims=True), 1.0)
+    with np.errstate(invalid="ignore"):
+        apart = np.where(wide == other, 0.0, np.abs(wide - other) / scale)
+    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))

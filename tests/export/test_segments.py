@@ -1,0 +1,300 @@
+"""Segments: wherever a backbone is cut, they are the backbone, one after another."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import networks
+import numpy as np
+import onnx
+import pytest
+from graphs import Graph
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from gati.chain import Segment, Tensor, sha256_of
+from gati.errors import BackboneError
+from gati.session import open_session
+from gati_export.backbone import Backbone, load_backbone
+from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.segments import check_segments, cut, measure_shares, run_segments, with_shares, write_segments
+
+FAMILIES = {
+    "resnet": networks.resnet,
+    "pre_activation": lambda: networks.resnet(pre=True),
+    "mobilenet": networks.mobilenet,
+    "vit": networks.vit,
+    "text": networks.text_transformer,
+    "mlp": networks.mlp,
+    "vgg": networks.vgg,
+}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory) -> dict[str, tuple[Backbone, dict[str, np.ndarray]]]:
+    """Every family, exported once."""
+    folder, loaded = tmp_path_factory.mktemp("families"), {}
+    for name, make in FAMILIES.items():
+        network = make()
+        path = networks.export_onnx(network.module, network.inputs, folder / f"{name}.onnx")
+        loaded[name] = load_backbone(str(path), network.inputs, folder), network.inputs
+    return loaded
+
+
+def write(backbone: Backbone, points: list[CutPoint], folder: Path) -> tuple[tuple[Segment, ...], list[Path]]:
+    segments = write_segments(cut(backbone, points), lambda index: folder / str(index))
+    return segments, [folder / str(segment.index) / "model.onnx" for segment in segments]
+
+
+@pytest.mark.parametrize(
+    ("name", "between_blocks", "largest"),
+    [
+        ("resnet", 4, 1e-6),
+        ("pre_activation", 4, 1e-6),
+        ("mobilenet", 5, 1e-6),
+        ("vit", 6, 1e-5),
+        ("text", 5, 1e-5),
+        ("mlp", 2, 0.0),
+        ("vgg", 2, 1e-6),
+    ],
+)
+def test_a_family_cut_everywhere_is_the_whole(families, tmp_path, name, between_blocks, largest):
+    backbone, samples = families[name]
+    points = find_cutpoints(backbone, samples)
+    assert check_segments(backbone, write(backbone, points, tmp_path / "all")[1], samples) <= largest
+    chosen = choose_cutpoints(points)
+    assert len(chosen) >= between_blocks
+    segments, paths = write(backbone, chosen, tmp_path / "chosen")
+    assert check_segments(backbone, paths, samples) <= largest
+    assert segments[-1].output == backbone.output
+    for path, segment in zip(paths, segments, strict=True):
+        onnx.checker.check_model(path, full_check=True)
+        assert segment.sha256 == sha256_of(path)
+
+
+def test_heads_come_after_activations(families):
+    for name in ("resnet", "mlp"):
+        backbone, samples = families[name]
+        nodes = list(backbone.model.graph)
+        assert {nodes[point.node].op_type for point in choose_cutpoints(find_cutpoints(backbone, samples))} == {"Relu"}
+
+
+def test_text_segments_carry_the_mask_where_they_read_it(families, tmp_path):
+    backbone, samples = families["text"]
+    segments, _ = write(backbone, choose_cutpoints(find_cutpoints(backbone, samples)), tmp_path)
+    carried = [segment.inputs[1:] for segment in segments]
+    assert segments[0].inputs == ("input_ids", "attention_mask")
+    assert carried[1:] == [(), ("attention_mask",), (), ("attention_mask",), ()]
+
+
+def test_equal_backbones_give_equal_bytes(families, tmp_path):
+    backbone, samples = families["vit"]
+    again = load_backbone(str(backbone.path), samples, tmp_path)
+    first, second = (write(b, find_cutpoints(b, samples), tmp_path)[0] for b in (backbone, again))
+    assert first == second
+    assert [segment.index for segment in first] == list(range(len(first)))
+
+
+def test_boundaries_declare_their_types(families, tmp_path):
+    backbone, samples = families["resnet"]
+    segments, paths = write(backbone, find_cutpoints(backbone, samples), tmp_path)
+    for (before, _), (segment, path) in itertools.pairwise(zip(segments, paths, strict=True)):
+        node = open_session(path).get_inputs()[0]
+        assert (segment.inputs[0], node.name) == (before.output.name, before.output.name)
+        assert node.shape == ["batch", *before.output.shape]
+
+
+def test_shares_are_measured_and_add_up(families, tmp_path):
+    backbone, samples = families["vgg"]
+    segments, paths = write(backbone, choose_cutpoints(find_cutpoints(backbone, samples)), tmp_path)
+    seconds = measure_shares(paths, samples, repeats=5)
+    shares = [segment.share for segment in with_shares(segments, seconds)]
+    assert len(seconds) == len(paths)
+    assert min(seconds) > 0
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_sequences_of_any_length(tmp_path):
+    module, inputs = networks.text_transformer()
+    path = networks.export_onnx(module, inputs, tmp_path / "m.onnx", dynamic=("batch", "length"))
+    backbone = load_backbone(str(path), inputs, tmp_path)
+    points = choose_cutpoints(find_cutpoints(backbone, inputs))
+    assert {point.tensor.shape for point in points} == {(-1, 32)}
+    assert len(points) >= 5
+    _, paths = write(backbone, points, tmp_path)
+    assert check_segments(backbone, paths, inputs) <= 1e-5
+    assert check_segments(backbone, paths, {name: rows[:, :4] for name, rows in inputs.items()}) <= 1e-5
+    assert all("batch" in node.shape for node in open_session(paths[1]).get_inputs())
+
+
+def test_half_precision(tmp_path):
+    graph = Graph()
+    h = graph.input("x", ["n", 6], np.float16)
+    for _ in range(3):
+        h = graph.node("Tanh", graph.node("MatMul", h, graph.constant(graph.rng.normal(size=(6, 6)), np.float16)))
+    backbone = load(graph, h, tmp_path, dtype=onnx.TensorProto.FLOAT16)
+    samples = {"x": np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)}
+    points = find_cutpoints(backbone, samples)
+    assert {point.tensor.dtype for point in points} == {"FP16"}
+    assert check_segments(backbone, write(backbone, points, tmp_path)[1], samples) <= 1e-2
+
+
+def load(graph: Graph, output: str, folder: Path, **declared) -> Backbone:
+    return load_backbone(str(graph.save(folder / "m.onnx", output, **declared)), None, folder)
+
+
+def test_fixed_batch(tmp_path):
+    graph = Graph()
+    h = graph.node("Relu", graph.linear(graph.input("x", [1, 6]), 6, 6))
+    backbone = load(graph, graph.linear(h, 6, 4), tmp_path)
+    samples = {"x": np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)}
+    _, paths = write(backbone, find_cutpoints(backbone, samples), tmp_path)
+    assert check_segments(backbone, paths, samples) == 0.0
+    assert open_session(paths[1]).get_inputs()[0].shape == [1, 6]
+
+
+def test_a_subgraph_keeps_what_it_captures(tmp_path):
+    graph = Graph()
+    a = graph.linear(graph.input("x", [1, 6]), 6, 6, name="a")
+    weight = graph.weight(6)
+    total = graph.node("ReduceSum", a, keepdims=0)
+    positive = graph.node("Greater", total, graph.constant(0, np.float32))
+    then = graph.branch("then", [helper.make_node("Mul", ["a", weight], ["t"])])
+    other = graph.branch("else", [helper.make_node("Neg", ["a"], ["e"])])
+    c = graph.node("If", positive, name="c", then_branch=then, else_branch=other)
+    backbone = load(graph, graph.linear(graph.linear(c, 6, 6), 6, 4), tmp_path)
+    samples = {"x": np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)}
+    points = find_cutpoints(backbone, samples)
+    assert [point.tensor.name for point in points][:2] == ["a", "c"]
+    assert check_segments(backbone, write(backbone, points, tmp_path)[1], samples) == 0.0
+
+
+@pytest.mark.parametrize("how", ["start and end", "gather", "slice", "all"])
+def test_segments_ask_the_cut_tensor_how_many_rows_there_are(tmp_path, how):
+    graph = Graph()
+    x = graph.input("x", ["n", 6])
+    h = graph.node("Relu", graph.linear(x, 6, 6), name="h")
+    if how == "start and end":
+        count = graph.node("Shape", x, start=0, end=1)
+    elif how == "gather":
+        count = graph.node("Gather", graph.node("Shape", x), graph.constant([0]))
+    else:
+        ends = graph.constant([1 if how == "slice" else 2])
+        count = graph.node("Slice", graph.node("Shape", x), graph.constant([0]), ends)
+    if how == "all":
+        h = graph.node("Reshape", h, count)
+    else:
+        h = graph.node("Reshape", h, graph.node("Concat", count, graph.constant([6]), axis=0))
+    backbone = load(graph, graph.linear(h, 6, 4), tmp_path)
+    samples = {"x": np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)}
+    point = next(point for point in find_cutpoints(backbone) if point.tensor.name == "h")
+    segments, paths = write(backbone, [point], tmp_path)
+    assert segments[1].inputs == (("h", "x") if how == "all" else ("h",))
+    assert check_segments(backbone, paths, samples) == 0.0
+
+
+def test_weights_and_light_work_that_two_segments_need_are_in_both(tmp_path):
+    graph = Graph()
+    x, weight = graph.input("x", ["n", 6]), graph.weight(6, 6)
+    bias = graph.node("Sigmoid", graph.input("hint", ["n", 6]))
+    h = graph.node("Add", graph.node("MatMul", x, weight), bias, name="first")
+    h = graph.node("Add", graph.node("MatMul", h, weight), bias, name="second")
+    backbone = load(graph, graph.linear(h, 6, 4), tmp_path)
+    points = [point for point in find_cutpoints(backbone) if point.tensor.name in ("first", "second")]
+    segments, paths = write(backbone, points, tmp_path)
+    assert [segment.inputs for segment in segments] == [("x", "hint"), ("first", "hint"), ("second",)]
+    rows = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    assert check_segments(backbone, paths, {"x": rows, "hint": -rows}) == 0.0
+
+
+@st.composite
+def residual_graphs(draw) -> Graph:
+    """Layers with shortcuts over them, branches that meet again, and a mask, at random."""
+    graph = Graph(draw(st.integers(0, 99)))
+    h, mask = graph.input("x", ["n", 4]), graph.input("mask", ["n", 4])
+    for _ in range(draw(st.integers(1, 5))):
+        kind = draw(st.sampled_from(["plain", "residual", "branches", "masked"]))
+        start, h = h, graph.node(draw(st.sampled_from(["Relu", "Tanh"])), graph.linear(h, 4, 4))
+        if kind == "residual":
+            h = graph.node("Add", graph.linear(h, 4, 4), start)
+        elif kind == "branches":
+            both = graph.node("Concat", h, graph.node("Sigmoid", graph.linear(start, 4, 4)), axis=1)
+            h = graph.linear(both, 8, 4)
+        elif kind == "masked":
+            h = graph.node("Mul", h, graph.node("Cos", mask))
+    graph.linear(h, 4, 3, name="y")
+    return graph
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(residual_graphs(), st.data())
+def test_cut_anywhere_is_the_whole(tmp_path, graph, data):
+    backbone = load(graph, "y", tmp_path)
+    points = find_cutpoints(backbone)
+    assert points
+    chosen = [point for point in points if data.draw(st.booleans())]
+    rng = np.random.default_rng(0)
+    samples = {name: rng.normal(size=(9, 4)).astype(np.float32) for name in ("x", "mask")}
+    feeds = {tensor.name: samples[tensor.name] for tensor in backbone.inputs}
+    segments, paths = write(backbone, chosen, tmp_path)
+    assert len(segments) == len(chosen) + 1
+    assert check_segments(backbone, paths, feeds) <= 1e-6
+
+
+def test_other_segments_are_noticed(families, tmp_path):
+    backbone, samples = families["mlp"]
+    _, paths = write(backbone, choose_cutpoints(find_cutpoints(backbone, samples)), tmp_path)
+    model = onnx.load(paths[-1])
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1.5)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, model.graph.initializer[0].name))
+    onnx.save(model, paths[-1])
+    with pytest.raises(BackboneError, match="differ from the backbone's by"):
+        check_segments(backbone, paths, samples)
+
+
+def test_the_difference_is_the_largest_over_all_samples(tmp_path):
+    graph = Graph()
+    h = graph.node("Identity", graph.linear(graph.input("x", ["n", 2]), 2, 2), name="h")
+    backbone = load(graph, graph.node("Mul", h, graph.constant([1, 1], np.float32)), tmp_path)
+    point = next(point for point in find_cutpoints(backbone) if point.tensor.name == "h")
+    _, paths = write(backbone, [point], tmp_path)
+    model = onnx.load(paths[1])
+    almost = np.array([1, 1 + 4e-6], np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(almost, model.graph.initializer[0].name))
+    onnx.save(model, paths[1])
+    rows = np.zeros((20, 2), np.float32)
+    assert check_segments(backbone, paths, {"x": rows}) == 0.0
+    rows[17] = 1
+    assert check_segments(backbone, paths, {"x": rows}) > 0.0
+
+
+def test_a_backbone_that_is_at_odds_with_itself(tmp_path):
+    graph = Graph()
+    h = graph.linear(graph.input("x", ["n", 6]), 6, 6)
+    h = graph.node("Add", h, graph.node("RandomNormalLike", h))
+    backbone = load(graph, graph.linear(h, 6, 4), tmp_path)
+    _, paths = write(backbone, find_cutpoints(backbone), tmp_path)
+    with pytest.raises(BackboneError, match="differently from run to run"):
+        check_segments(backbone, paths, {"x": np.ones((3, 6), np.float32)})
+
+
+def test_segments_can_be_run_by_hand(families, tmp_path):
+    backbone, samples = families["mlp"]
+    _, paths = write(backbone, [], tmp_path)
+    result, seconds = run_segments([open_session(path) for path in paths], samples)
+    assert np.array_equal(result, backbone.run(samples))
+    assert len(seconds) == 1
+
+
+def test_a_folder_that_can_not_be_written(families, tmp_path):
+    backbone, _ = families["mlp"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackboneError, match="can't be written"):
+        write_segments(cut(backbone, []), lambda index: tmp_path / "file" / str(index))
+
+
+def test_shape_of_the_output_tensor(families):
+    assert families["mlp"][0].output == Tensor("output", "FP32", (networks.CLASSES,))
