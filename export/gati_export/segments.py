@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,9 @@ from gati_export.graph import nodes_between
 
 BATCH = 8
 """Rows of the larger batches that segments are checked on."""
+
+ALONE = 32
+"""Rows that are also checked one by one, and on which the backbone is held against itself."""
 
 TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2
 """Largest difference of an answer, relative to its largest score or 1: of float32 networks, and of float16 ones."""
@@ -180,50 +182,24 @@ def write_segments(graphs: Sequence[SegmentGraph], folder_of: Callable[[int], Pa
     return tuple(segments)
 
 
-def measure_shares(paths: Sequence[Path], sample: Mapping[str, np.ndarray], repeats: int = 30) -> list[float]:
-    """Measures how long each segment takes on ONNX Runtime: the median, in seconds, after a warm-up.
-
-    Segments take turns, so that whatever slows the machine down for a while slows all of them down.
-
-    Args:
-        paths: The segments' files, in order.
-        sample: Model inputs by name, [1, …]; rows after the first are not used.
-        repeats: Times that each segment is run.
-    """
-    sessions = [open_session(path) for path in paths]
-    first = {name: rows[:1] for name, rows in sample.items()}
-    for _ in range(3):
-        run_segments(sessions, first)
-    seconds = [run_segments(sessions, first)[1] for _ in range(repeats)]
-    return np.median(seconds, axis=0).tolist()
-
-
 def with_shares(segments: Sequence[Segment], seconds: Sequence[float]) -> tuple[Segment, ...]:
     """Fills in each segment's `share`: the part of all seconds that has passed when it is done."""
     done = np.cumsum(seconds) / np.sum(seconds)
     return tuple(replace(segment, share=float(share)) for segment, share in zip(segments, done, strict=True))
 
 
-def run_segments(
-    sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, list[float]]:
-    """Runs segments one after another.
-
-    Returns:
-        The last one's output, and the seconds that each took.
-    """
-    values, seconds, result = dict(feeds), [], np.empty(0)
+def run_segments(sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Runs segments one after another; returns the last one's output."""
+    values, result = dict(feeds), np.empty(0)
     for session in sessions:
         inputs = {node.name: values[node.name] for node in session.get_inputs()}
-        start = time.perf_counter()
         result = np.asarray(session.run(None, inputs)[0])
-        seconds.append(time.perf_counter() - start)
         values[session.get_outputs()[0].name] = result
-    return result, seconds
+    return result
 
 
 def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[str, np.ndarray]) -> float:
-    """Compares the segments, run one after another, with the whole backbone, on all samples one by one and in batches.
+    """Compares the segments, run one after another, with the whole backbone: on all samples in batches, on some alone.
 
     Args:
         backbone: The backbone.
@@ -240,17 +216,18 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
     sessions = [open_session(path) for path in paths]
     tolerance = HALF_TOLERANCE if _is_half(backbone) else TOLERANCE
     count = len(samples[backbone.inputs[0].name])
+    sizes = {1: count} if backbone.max_batch == 1 else {1: min(count, ALONE), BATCH: count}
     largest = 0.0
-    for size in (1,) if backbone.max_batch == 1 else (1, BATCH):
-        for start in range(0, count, size):
+    for size, rows in sizes.items():
+        for start in range(0, rows, size):
             feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
             expected = backbone.run(feeds)
-            if not _difference(backbone.run(feeds), expected) <= tolerance:
+            if start < ALONE and not _difference(backbone.run(feeds), expected) <= tolerance:
                 raise BackboneError(
                     "The backbone answers the same input differently from run to run; export it in eval mode, without "
                     "dropout or random numbers."
                 )
-            largest = max(largest, _difference(run_segments(sessions, feeds)[0], expected))
+            largest = max(largest, _difference(run_segments(sessions, feeds), expected))
     if largest > tolerance:
         raise BackboneError(
             f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "

@@ -1,0 +1,1 @@
+"""The subcommands of `gati` that run offline: options in, one of this package's functions, a table out."""

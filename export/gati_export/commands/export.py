@@ -1,0 +1,134 @@
+"""`gati export`: a backbone in, a model repository out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from gati.chain import Mode
+from gati.errors import RepositoryError
+from gati.options import json_option, write_json
+from gati_export.commands.common import progress, results
+from gati_export.export import Exported, Plan, export_chain
+from gati_export.images import parse_decode
+from gati_export.table import heads_table
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@click.command()
+@click.argument("backbone", metavar="BACKBONE")
+@click.option(
+    "--samples", required=True, type=click.Path(path_type=Path), help=".npz, .npy, Parquet, or a folder of it."
+)
+@click.option(
+    "--repository",
+    metavar="DIR",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Model repository to put the chain into; made where there is none.",
+)
+@click.option("--name", help="The model's name on the server.  [default: after BACKBONE]")
+@click.option(
+    "--image",
+    metavar="HOW",
+    help="How encoded images become arrays: '[WxH] rgb|gray [mean=..] [std=..] [chw|hwc]', or package.module:function "
+    "that takes the encoded bytes.",
+)
+@click.option(
+    "--epsilon", type=SHARE, default=0.01, show_default=True, help="Share of answers that may differ from BACKBONE's."
+)
+@click.option("--delta", type=SHARE, default=0.05, show_default=True, help="1 - confidence that no more differ.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "inline", "bls"]),
+    default="auto",
+    show_default=True,
+    help="How the chain is run: in one process, through Triton models, or whichever is faster here.",
+)
+@click.option("--cut-points", type=click.IntRange(1, 12), default=6, show_default=True, help="How many, at most.")
+@click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Largest batch of a request.")
+@click.option("--plain", is_flag=True, help="Also write NAME-plain, the unmodified backbone, to compare with.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads.")
+@json_option
+def export(
+    backbone: str,
+    samples: Path,
+    repository: Path,
+    name: str | None,
+    image: str | None,
+    epsilon: float,
+    delta: float,
+    mode: str,
+    cut_points: int,
+    max_batch: int,
+    plain: bool,
+    seed: int,
+    json_path: Path | None,
+) -> None:
+    """Cut BACKBONE into segments, train heads on its own answers to SAMPLES, and write a model repository.
+
+    BACKBONE is an ONNX file, a torch.export program (.pt2), or package.module:callable that returns an nn.Module. It
+    has one output of scores, [batch, classes]. SAMPLES are arrays, or Parquet columns, named as its inputs; no labels
+    are needed. The answers served differ from BACKBONE's on at most a share --epsilon of requests like SAMPLES, with
+    confidence 1 - --delta: that takes about 300 samples held out at the defaults, so give 1,200 or more.
+
+    \b
+    gati export resnet18.onnx --samples images.npz --repository models
+    gati export my.package:build --samples text.parquet --repository models --name intents
+    gati export net.pt2 --samples photos.parquet --image "224x224 rgb mean=.485,.456,.406 std=.229,.224,.225" \\
+        --repository models
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    modes: dict[str, Mode] = {"inline": "inline", "bls": "bls"}
+    plan = Plan(
+        backbone=backbone,
+        samples=samples,
+        repository=repository,
+        name=_checked_name(name or _default_name(backbone)),
+        decode=parse_decode(image) if image else None,
+        epsilon=epsilon,
+        delta=delta,
+        mode=modes.get(mode),
+        cut_points=cut_points,
+        max_batch=max_batch,
+        plain=plain,
+        seed=seed,
+    )
+    with progress() as report:
+        exported = export_chain(plan, report)
+    _tell(exported, plan)
+    write_json(json_path, exported.as_json())
+
+
+def _default_name(backbone: str) -> str:
+    """`path/resnet18.onnx` and `package.resnet18:build` are both resnet18."""
+    if ":" in backbone and not backbone.endswith((".onnx", ".pt2")):
+        return backbone.partition(":")[0].rpartition(".")[2]
+    return Path(backbone).stem
+
+
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise RepositoryError(f"{name!r} can't be a model's name: letters, digits, '_', '-' and '.' can.")
+    return name
+
+
+def _tell(exported: Exported, plan: Plan) -> None:
+    chain, trained = exported.chain, exported.trained
+    results.print(heads_table(chain, trained))
+    click.echo(
+        f"Cut at {len(chain.segments) - 1} of {exported.found} cut points; on {exported.compared} samples the segments "
+        f"answer as the backbone does (largest difference {exported.difference:.1e})."
+    )
+    if exported.mode_seconds:
+        times = ", ".join(f"{mode} {seconds * 1e3:.2f} ms" for mode, seconds in exported.mode_seconds.items())
+        click.echo(f"Mode {chain.mode} (mean of a request here: {times}).")
+    if exported.release is None:
+        click.echo(f"No head serves yet, the backbone answers every request: {trained.why_not}")
+    else:
+        click.echo(f"Release 1: expected speed-up {trained.speedup:.2f}. {exported.release.certificate}")
+    click.echo(f"Next: gati serve {plan.repository}")

@@ -1,0 +1,100 @@
+"""`gati status`: a live table of a served chain."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from gati.chain import find_chains
+from gati.errors import UnavailableError
+from gati.options import existing_folder, json_option, write_json
+from gati.server import HOST, running_ports
+from gati_export.commands.common import checked_address, found_model
+from gati_export.scrape import Reading, read_metrics
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL]", required=False)
+@click.option("--repository", metavar="DIR", type=existing_folder, help="Finds the server that runs on it.")
+@click.option(
+    "--metrics",
+    metavar="HOST:METRICS_PORT",
+    callback=lambda _ctx, _param, value: checked_address(value),
+    help="The server's metrics.  [default: where the server of --repository has them, else 127.0.0.1:8002]",
+)
+@click.option("--once", is_flag=True, help="Print one table and end. So it is, too, where there is no terminal.")
+@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between readings.")
+@json_option
+def status(
+    model: str | None, repository: Path | None, metrics: str | None, once: bool, every: float, json_path: Path | None
+) -> None:
+    """Watch MODEL as it is served: exits, hit rate, audit agreement, release, p50 and p99.
+
+    Counts are since the server's start, latencies of the last readings; the request's way through the server is not
+    in them. MODEL may be left out where --repository has only one chain. Ctrl-C ends.
+    """
+    if repository is None and model is None:
+        raise click.UsageError("Name a MODEL, or a --repository with one chain in it.")
+    if repository is not None:
+        model = found_model(repository, find_chains(repository), model)
+    address = metrics or _address(repository)
+    first = read_metrics(address, str(model))
+    write_json(json_path, _as_json(first))
+    console = Console()
+    if once or not console.is_terminal:
+        console.print(_table(str(model), address, first, None))
+        return
+    _watch(str(model), address, first, every, console)
+
+
+def _address(repository: Path | None) -> str:
+    ports = running_ports(repository) if repository is not None else None
+    if repository is not None and ports is None:
+        raise UnavailableError(f"No server of `gati serve` runs on {repository}; name its --metrics HOST:PORT.")
+    return f"{HOST}:{ports.metrics if ports else 8002}"
+
+
+def _watch(model: str, address: str, first: Reading, every: float, console: Console) -> None:
+    readings = [first]
+    with Live(_table(model, address, first, None), console=console) as live:
+        try:
+            while True:
+                time.sleep(every)
+                readings = [*readings[-10:], read_metrics(address, model)]
+                live.update(_table(model, address, readings[-1], readings[0]))
+        except KeyboardInterrupt:
+            return
+
+
+def _table(model: str, address: str, now: Reading, since: Reading | None) -> Table:
+    table = Table(title=f"{model} on {address}", show_header=False)
+    p50, p99 = now.quantile(0.5, since), now.quantile(0.99, since)
+    audited, _ = now.audits
+    agreement = "no audits yet" if now.agreement is None else f"{now.agreement:.2%} of {audited} audited hits"
+    table.add_row("release", str(now.release or "none: the backbone answers"))
+    table.add_row("breaker", "OPEN: the backbone answers until the next release" if now.breaker_open else "closed")
+    table.add_row("requests", f"{now.requests:,}")
+    table.add_row("hit rate", "—" if now.hit_rate is None else f"{now.hit_rate:.1%}")
+    for exit_, count in sorted(now.exits.items()):
+        name = f"exit {exit_}" + (" (backbone)" if exit_ == max(now.exits) else "")
+        share = count / now.requests if now.requests else 0.0
+        table.add_row(name, f"{count:>9,}  {share:>6.1%}  {'█' * round(30 * share)}")
+    table.add_row("agreement", agreement)
+    table.add_row("p50 / p99", "—" if p50 is None or p99 is None else f"{p50 * 1e3:.2f} ms / {p99 * 1e3:.2f} ms")
+    table.add_row("refused releases", str(now.refused))
+    table.add_row("dropped samples", str(now.dropped))
+    return table
+
+
+def _as_json(reading: Reading) -> dict[str, object]:
+    fields = asdict(reading)
+    del fields["buckets"]
+    p50, p99 = reading.quantile(0.5), reading.quantile(0.99)
+    latency = {"p50_ms": p50 and p50 * 1e3, "p99_ms": p99 and p99 * 1e3}
+    return fields | {"hit_rate": reading.hit_rate, "agreement": reading.agreement} | latency

@@ -1,0 +1,1 @@
+"""`gati demo`: the whole product on handwritten digits, in a few minutes."""

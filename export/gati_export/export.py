@@ -1,0 +1,185 @@
+"""From a backbone and samples to a model repository with a chain and its first release."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gati.chain import Chain, Mode
+from gati.release import Release, Window
+from gati.settings import workspace
+from gati_export.backbone import Backbone, load_backbone
+from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.images import Decode
+from gati_export.measure import faster_mode
+from gati_export.publish import Draft, publish
+from gati_export.repository import check_room, install, write_plain, write_repository
+from gati_export.samples import load_samples, split
+from gati_export.segments import check_segments, cut, with_shares, write_segments
+from gati_export.training import Trained, train_heads
+
+CHECKED = 256
+"""Samples, at most, on which segments are compared with the backbone."""
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to export, and how.
+
+    Attributes:
+        backbone: An `.onnx` or `.pt2` file, or `package.module:callable`.
+        samples: A `.npz`, `.npy` or Parquet file, or a folder of Parquet files.
+        repository: Where the model repository is, or is to be.
+        name: The chain's name on the server.
+        decode: How encoded images among the samples become arrays.
+        epsilon: Share of answers that may differ from the backbone's, at most.
+        delta: 1 − confidence in that.
+        mode: How to run the chain; None measures both ways on this machine's server and takes the faster.
+        cut_points: How many, at most.
+        max_batch: Largest batch of a request.
+        plain: Whether to put the unmodified backbone beside the chain, as `<name>-plain`.
+        seed: Of the training.
+    """
+
+    backbone: str
+    samples: Path
+    repository: Path
+    name: str
+    decode: Decode | None = None
+    epsilon: float = 0.01
+    delta: float = 0.05
+    mode: Mode | None = None
+    cut_points: int = 6
+    max_batch: int = 32
+    plain: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        chain: The chain as written.
+        found: How many cut points the backbone has.
+        difference: Largest difference between the segments' and the backbone's scores, relative to the largest score.
+        compared: On how many samples.
+        trained: The heads.
+        release: Release 1, or None where no head could be certified, or none pays.
+        mode_seconds: Mean seconds a request in each mode, where both were measured.
+    """
+
+    chain: Chain
+    found: int
+    difference: float
+    compared: int
+    trained: Trained
+    release: Release | None
+    mode_seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "model": self.chain.model,
+            "mode": self.chain.mode,
+            "mode_seconds": self.mode_seconds,
+            "cut_points_found": self.found,
+            "segments": [asdict(segment) for segment in self.chain.segments],
+            "largest_difference": self.difference,
+            "compared_samples": self.compared,
+            "heads": self.trained.as_json(),
+            "release": asdict(self.release) if self.release else None,
+        }
+
+
+def export_chain(plan: Plan, report: Report) -> Exported:
+    """Cuts a backbone, trains and certifies heads, and installs the chain in a repository, whole or not at all.
+
+    Args:
+        plan: What to export, and how.
+        report: Told what is being done and how far it is.
+
+    Raises:
+        BackboneError: If the backbone can't be cut or served.
+        SamplesError: If the samples can't be used.
+        RepositoryError: If a model of that name is in the repository already, or the chain can't be moved there.
+    """
+    parent = workspace(plan.repository) / "exports"
+    parent.mkdir(parents=True, exist_ok=True)
+    check_room(parent, plan.repository, plan.name, plan.plain)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{plan.name}-") as work:
+        # Named like the repository it will be part of: its workspace then lies beside it, in the same folder.
+        staged = Path(work) / "repository"
+        staged.mkdir()
+        exported = _export(plan, staged, Path(work), report)
+        install(staged, plan.repository, plan.name)
+    return exported
+
+
+def _export(plan: Plan, staged: Path, work: Path, report: Report) -> Exported:
+    report("Read backbone and samples", 0)
+    backbone, samples = _load(plan, work)
+    report("Read backbone and samples", 1)
+    found = find_cutpoints(backbone, samples)
+    chosen = choose_cutpoints(found, plan.cut_points)
+    chain = _write_chain(plan, backbone, chosen, staged)
+    paths = [chain.segment_path(staged, segment.index) for segment in chain.segments]
+    report("Compare segments with backbone", 0)
+    head = {name: rows[:CHECKED] for name, rows in samples.items()}
+    difference = check_segments(backbone, paths, head)
+    report("Compare segments with backbone", 1)
+    trained = train_heads(chain, paths, samples, split(samples), plan.epsilon, plan.delta, report, plan.seed)
+    chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
+    write_repository(staged, chain)
+    release = _publish_first(plan, staged, chain, trained, len(next(iter(samples.values()))))
+    chain, seconds = _settle_mode(plan, staged, chain, samples, report)
+    if plan.plain:
+        write_plain(staged, chain, backbone.path)
+    compared = min(CHECKED, len(next(iter(samples.values()))))
+    return Exported(chain, len(found), difference, compared, trained, release, seconds)
+
+
+def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, Any]]:
+    """A module is exported by running it on samples; a file tells by itself which inputs to read."""
+    is_file = plan.backbone.endswith((".onnx", ".pt2"))
+    raw = None if is_file else load_samples(plan.samples, decode=plan.decode)
+    backbone = load_backbone(plan.backbone, raw, work)
+    return backbone, load_samples(plan.samples, inputs=backbone.inputs, decode=plan.decode)
+
+
+def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:
+    chain = Chain(
+        model=plan.name,
+        mode=plan.mode or "inline",
+        inputs=backbone.inputs,
+        output=backbone.output,
+        segments=(),
+        epsilon=plan.epsilon,
+        delta=plan.delta,
+        max_batch=backbone.max_batch or plan.max_batch,
+    )
+    segments = write_segments(cut(backbone, chosen), lambda index: chain.segment_path(staged, index).parent)
+    return replace(chain, segments=segments)
+
+
+def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:
+    if trained.certificate is None or not trained.heads:
+        return None
+    window = Window(plan.samples.name, samples)
+    return publish(staged, chain, Draft(trained.heads, trained.certificate, window, "export"))
+
+
+def _settle_mode(
+    plan: Plan, staged: Path, chain: Chain, samples: dict[str, Any], report: Report
+) -> tuple[Chain, dict[str, float]]:
+    if plan.mode is not None:
+        return chain, {}
+    mode, seconds = faster_mode(staged, chain, samples, report)
+    chain = replace(chain, mode=mode)
+    write_repository(staged, chain)
+    return chain, seconds

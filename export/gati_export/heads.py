@@ -1,0 +1,169 @@
+"""Heads: a predictor, its selector and a threshold as one ONNX file, by the contract of `gati.head`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnx import numpy_helper
+from torch import Tensor as Torch
+from torch import nn
+
+from gati.chain import Tensor
+from gati.errors import BackboneError
+from gati.head import HIT, SCORE
+from gati_export.distillation import Scale
+from gati_export.predictor import Predictor
+from gati_export.selector import Selector
+
+OPSET = 18
+THRESHOLD = "threshold"
+"""Name of the initializer that holds a head's threshold: FP32, one number."""
+PREFIX = "head/"
+"""Of all other names inside a head's graph, so that none of them can be the cut tensor's or the output's."""
+CLOSED = float("inf")
+"""A threshold that no score reaches."""
+
+
+class Head(nn.Module):
+    """From a hidden activation to the backbone's presumable answer, how sure that is, and whether to serve it.
+
+    The score is -1, which no threshold accepts, for a row that holds any NaN or infinity (maximum pooling and ReLU may
+    drop them on their way to the logits), and for one whose logits overflow.
+    """
+
+    threshold: Torch
+
+    def __init__(self, predictor: Predictor, selector: Selector, scale: Scale, output: Tensor) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.selector = selector
+        self.scale = scale
+        self.dtype = torch.from_numpy(output.zeros(1)).dtype
+        self.register_buffer(THRESHOLD, torch.tensor(CLOSED))
+
+    def forward(self, hidden: Torch) -> tuple[Torch, Torch, Torch]:
+        """Answer [batch, classes], score float32 [batch], and hit bool [batch], of activations [batch, ...]."""
+        hidden = hidden.float()
+        logits = self.predictor(self.predictor.reduce(hidden))
+        poison = (hidden * 0).flatten(1).sum(1)  # NaN where any value is NaN or infinite, else 0
+        score = self.selector(logits) + poison
+        score = torch.where(score >= 0, score, -1.0)
+        return self.scale.answer(logits).to(self.dtype), score, score >= self.threshold
+
+
+def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSED) -> bytes:
+    """Exports a head as ONNX, for any batch size.
+
+    Args:
+        head: The head, trained.
+        cut: Its cut tensor, and the name and dtype of its input.
+        output: The backbone's output, and the name and dtype of its answer.
+        threshold: The score from which on it hits.
+
+    Raises:
+        BackboneError: If the backbone's names collide with those of a head's outputs.
+    """
+    taken = {cut.name, output.name} & {SCORE, HIT, THRESHOLD}
+    if taken or cut.name == output.name:
+        raise BackboneError(f"A head can't read {cut.name!r} and give {output.name!r}; rename those tensors.")
+    head.eval()
+    hidden = torch.from_numpy(cut.zeros(2))
+    names = {0: "batch"} | {axis: f"d{axis}" for axis, size in enumerate(cut.shape, 1) if size < 0}
+    free = {axis: torch.export.Dim(name) for axis, name in names.items()}
+    with _quiet():
+        program = torch.onnx.export(
+            head,
+            (hidden,),
+            input_names=[cut.name],
+            output_names=[output.name, SCORE, HIT],
+            dynamic_shapes=(free,),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise BackboneError(f"PyTorch could not write the head on {cut.name!r} as ONNX.")
+    _rename(program.model)
+    passes.ClearMetadataAndDocStringPass()(program.model)  # they hold stack traces of the exporting machine
+    return with_threshold(ir.to_proto(program.model).SerializeToString(deterministic=True), threshold)
+
+
+def _rename(model: ir.Model) -> None:
+    """Gives all values but inputs, outputs and the threshold names that they don't share with any of those."""
+    graph = model.graph
+    ends = [*graph.inputs, *graph.outputs]
+    prefix = PREFIX
+    while any((value.name or "").startswith(prefix) for value in ends):
+        prefix = f"_{prefix}"
+    public = {id(value) for value in ends}  # by identity: inner ones may have the same names
+    inner = [value for value in graph.initializers.values() if value.name != THRESHOLD]
+    for node in graph:
+        node.name = f"{prefix}{node.name}"
+        inner += [value for value in node.outputs if id(value) not in public]
+    for value in inner:
+        value.name = f"{prefix}{value.name}"
+    for value in (*ends, *inner, graph.initializers[THRESHOLD]):
+        value.metadata_props.clear()  # the exporter's own
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress and warnings from the user, who can act on none of them."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def with_threshold(model: bytes, threshold: float) -> bytes:
+    """A head's file with another threshold, rounded to float32.
+
+    Raises:
+        ValueError: If it is NaN or below 0, or the file is no head's.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"A threshold is at least 0, not {threshold}.")
+    proto = onnx.ModelProto.FromString(model)
+    tensor = next((tensor for tensor in proto.graph.initializer if tensor.name == THRESHOLD), None)
+    if tensor is None:
+        raise ValueError(f"The model has no initializer {THRESHOLD!r}, so it is no head.")
+    tensor.CopyFrom(numpy_helper.from_array(np.float32(threshold).reshape(()), THRESHOLD))
+    return proto.SerializeToString(deterministic=True)
+
+
+def threshold_of(model: bytes) -> float:
+    """The threshold inside a head's file."""
+    tensors = onnx.ModelProto.FromString(model).graph.initializer
+    return next(float(numpy_helper.to_array(tensor)) for tensor in tensors if tensor.name == THRESHOLD)
+
+
+def stamp(model: bytes, fields: Mapping[str, str]) -> bytes:
+    """A head's file with metadata `gati.<key>`; other metadata, and its outputs, stay as they are."""
+    proto = onnx.ModelProto.FromString(model)
+    fields = {f"gati.{key.removeprefix('gati.')}": value for key, value in fields.items()}
+    kept = {prop.key: prop.value for prop in proto.metadata_props} | fields
+    del proto.metadata_props[:]
+    for key, value in sorted(kept.items()):
+        proto.metadata_props.add(key=key, value=value)
+    return proto.SerializeToString(deterministic=True)
+
+
+def weights_of(model: bytes) -> dict[str, Torch]:
+    """The predictor's weights inside a head's file, for a warm start."""
+    tensors = onnx.ModelProto.FromString(model).graph.initializer
+    named = ((tensor.name.partition(f"{PREFIX}predictor.")[2], tensor) for tensor in tensors)
+    return {name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for name, tensor in named if name}

@@ -1,0 +1,234 @@
+"""Publishes releases: staged outside the model folders, checked, renamed into place under a lock, and seen live.
+
+A publisher may be killed at any point: what it leaves is not a complete release, so that no server reads it, and the
+next publisher clears it away. Numbers only grow and are never used twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from gati.chain import Chain
+from gati.errors import PublishError, ReleaseRefused
+from gati.head import SEGMENTS_KEY, open_head
+from gati.quarantine import clear, move_out, next_number, publisher_lock, refused
+from gati.release import (
+    ROLLBACK,
+    Certificate,
+    HeadFile,
+    Release,
+    Window,
+    head_folder,
+    head_path,
+    valid_releases,
+)
+from gati.settings import workspace
+from gati_export.heads import stamp
+
+KEPT = 10
+"""Releases that stay on disk; older ones are deleted by the next publisher."""
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to become a release.
+
+    Attributes:
+        heads: ONNX file of each head by cut point; metadata is stamped when it is published.
+        certificate: What covers them together.
+        window: What they were learned from.
+        reason: Why: "export", "refresh", or "rollback to N".
+    """
+
+    heads: dict[int, bytes]
+    certificate: Certificate
+    window: Window
+    reason: str
+
+
+def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _: None) -> Release:
+    """Makes a draft the next release on disk, whole or not at all.
+
+    Args:
+        repository: The model repository.
+        chain: The chain that the heads belong to.
+        draft: What to publish.
+        step: Called with the name of each step of the protocol as it begins.
+
+    Raises:
+        PublishError: If another publisher holds the lock for long, or the release can't be written.
+        ReleaseRefused: If a head does not keep its contract; nothing is published then.
+    """
+    with publisher_lock(repository), _staging(repository) as staging:
+        step("clear")
+        clear(repository, chain)
+        step("stage")
+        number = next_number(repository, chain)
+        release = _stage(staging, chain, draft, number, step)
+        step("check")
+        _check(staging, chain, release)
+        _land(repository, chain, release, staging, step)
+        step("prune")
+        with suppress(OSError):  # the release is there; what is old can go another time
+            prune(repository, chain)
+        step("done")
+    return release
+
+
+@contextmanager
+def _staging(repository: Path) -> Iterator[Path]:
+    """A folder beside the repository; what killed publishers left there goes first. Needs the lock."""
+    parent = workspace(repository) / "staging"
+    shutil.rmtree(parent, ignore_errors=True)
+    try:
+        parent.mkdir(parents=True)
+        if parent.stat().st_dev != repository.stat().st_dev:
+            raise PublishError(
+                f"{parent} must be on the same file system as {repository}: mount the folder above both."
+            )
+        yield Path(tempfile.mkdtemp(dir=parent))
+    except OSError as error:
+        raise PublishError(f"The release could not be written ({error.strerror or error}); nothing changed.") from error
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _stage(staging: Path, chain: Chain, draft: Draft, number: int, step: Step) -> Release:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    files = {}
+    for index, head in sorted(draft.heads.items()):
+        try:
+            files[index] = stamp(head, _metadata(chain, number, draft))
+        except DecodeError as error:
+            raise ReleaseRefused(f"head {index} is not valid ONNX: {error}") from error
+    release = Release(
+        model=chain.model,
+        number=number,
+        created=created,
+        reason=draft.reason,
+        segments=chain.digests(),
+        heads=tuple(HeadFile(index, hashlib.sha256(file).hexdigest()) for index, file in files.items()),
+        certificate=draft.certificate,
+        window=draft.window,
+    )
+    for index, file in files.items():
+        step(f"write {index}")
+        folder = staging / str(index)
+        folder.mkdir()
+        _write(folder / "model.onnx", file)
+        _write(folder / "release.json", release.to_json().encode())
+        _fsync(folder)
+    return release
+
+
+def _metadata(chain: Chain, number: int, draft: Draft) -> dict[str, str]:
+    """What a head's file says of itself: its number, what it was learned from, what it promises, where it fits."""
+    return {
+        "gati.model": chain.model,
+        "gati.release": str(number),
+        "gati.window": json.dumps(asdict(draft.window)),
+        "gati.certificate": json.dumps(asdict(draft.certificate)),
+        SEGMENTS_KEY: json.dumps(chain.digests()),
+    }
+
+
+def _check(staging: Path, chain: Chain, release: Release) -> None:
+    """Holds every staged head against onnx's checker and the contract of heads."""
+    if not release.heads:
+        raise PublishError("A release needs at least one head.")
+    for head in release.heads:
+        model = (staging / str(head.index) / "model.onnx").read_bytes()
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:
+            raise ReleaseRefused(f"head {head.index} is not valid ONNX: {str(error).splitlines()[0]}") from error
+        open_head(model, chain, head.index)
+
+
+def _land(repository: Path, chain: Chain, release: Release, staging: Path, step: Step) -> None:
+    """Renames a release's folders into place; where one can't be, none stays."""
+    try:
+        for head in release.heads:
+            step(f"rename {head.index}")
+            target = head_folder(repository, chain, head.index, release.number)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(staging / str(head.index), target)
+            _fsync(target.parent)
+    except OSError:
+        for head in release.heads:
+            _move_out(repository, chain, head.index, release.number, refused(repository, chain))
+        raise
+
+
+def withdraw(repository: Path, chain: Chain, number: int) -> None:
+    """Takes a release that the server did not accept out of the repository again."""
+    with publisher_lock(repository):
+        for index in chain.heads:
+            _move_out(repository, chain, index, number, refused(repository, chain))
+
+
+def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:
+    """Deletes all but the newest releases, out of Triton's sight. Needs the lock."""
+    old = list(valid_releases(repository, chain))[kept:]
+    for release in old:
+        for head in release.heads:
+            _move_out(repository, chain, head.index, release.number, workspace(repository) / "staging" / "old")
+
+
+def _move_out(repository: Path, chain: Chain, index: int, number: int, folder: Path) -> None:
+    version = head_folder(repository, chain, index, number)
+    if version.exists():
+        move_out(version, folder / str(number))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def earlier(repository: Path, chain: Chain, number: int | None = None) -> Draft:
+    """An earlier release as a draft: the one asked for, or the one that came before the live one's heads.
+
+    Its heads are the same but for the number in their metadata, and its certificate is the old one.
+
+    Raises:
+        PublishError: If there is no such release.
+    """
+    releases = list(valid_releases(repository, chain))
+    if not releases:
+        raise PublishError(f"{chain.model!r} has no release yet.")
+    before = [
+        release for release in releases if release.number < releases[0].origin and release.origin == release.number
+    ]
+    found = before[:1] if number is None else [release for release in releases if release.number == number]
+    if not found:
+        wanted = f"release {number}" if number is not None else f"release before {releases[0].origin}"
+        there = ", ".join(str(release.number) for release in releases)
+        raise PublishError(f"{chain.model!r} has no {wanted} to go back to (there are {there}).")
+    old = found[0]
+    heads = {head.index: head_path(repository, chain, head.index, old.number).read_bytes() for head in old.heads}
+    return Draft(heads, old.certificate, old.window, f"{ROLLBACK}{old.origin}")

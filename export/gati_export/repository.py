@@ -1,0 +1,158 @@
+"""Writes a chain's model repository (configurations by Triton's own protobuf), for the server to read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from gati.chain import Chain, Tensor, chain_path
+from gati.errors import RepositoryError
+from gati.head import HIT, SCORE
+from gati.session import INTRA_OP, SPIN
+from gati.wire import EXIT, RELEASE
+
+HEAD_VERSIONS = 2
+"""Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
+
+
+def write_repository(repository: Path, chain: Chain) -> None:
+    """Writes the chain's manifest, and the configuration of every model of it. Segments are in place already."""
+    for index, segment in enumerate(chain.segments):
+        model = chain.segment_model(index)
+        known = {t.name: t for t in (*chain.inputs, *(s.output for s in chain.segments))}
+        inputs = [known[name] for name in segment.inputs]
+        config = onnx_config(model, inputs, segment.output, chain.max_batch)
+        config.parameters[SPIN].string_value = "0"  # many small models on the same cores
+        write_config(repository, config)
+        if index in chain.heads:
+            write_config(repository, head_config(chain, index))
+    write_config(repository, chain_config(chain))
+    path = chain_path(repository, chain.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, chain.to_json())
+
+
+def write_plain(repository: Path, chain: Chain, backbone: Path) -> None:
+    """Puts the unmodified backbone beside its chain, as a model of its own to compare with."""
+    name = plain_name(chain.model)
+    folder = repository / name / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(onnx.load(backbone), folder / "model.onnx")  # weights that lay beside the file come into it
+    write_config(repository, onnx_config(name, chain.inputs, chain.output, chain.max_batch))
+
+
+def plain_name(model: str) -> str:
+    """Name of the unmodified backbone of a chain."""
+    return f"{model}-plain"
+
+
+def chain_config(chain: Chain) -> pb.ModelConfig:
+    """The chain's own configuration: the backbone's inputs and output, and the optional outputs."""
+    config = _config(chain.model, "gati", chain.max_batch)
+    for tensor in chain.inputs:
+        _add(config.input, tensor)
+    for tensor in (chain.output, Tensor(EXIT, "INT32", (1,)), Tensor(RELEASE, "INT64", (1,))):
+        _add(config.output, tensor)
+    return config
+
+
+def onnx_config(model: str, inputs: Sequence[Tensor], output: Tensor, max_batch: int) -> pb.ModelConfig:
+    """The configuration of an ONNX model that has one output."""
+    config = _config(model, "onnxruntime", max_batch)
+    for tensor in inputs:
+        _add(config.input, tensor)
+    _add(config.output, output)
+    return config
+
+
+def head_config(chain: Chain, index: int) -> pb.ModelConfig:
+    """A head's configuration. The batch is one of its dimensions: `score` and `hit` have no other."""
+    config = _config(chain.head_model(index), "onnxruntime", 0)
+    config.parameters[INTRA_OP].string_value = "1"  # microseconds of work
+    config.version_policy.latest.num_versions = HEAD_VERSIONS
+    cut = chain.segments[index].output
+    _add(config.input, _with_batch(cut))
+    for tensor in (chain.output, Tensor(SCORE, "FP32", ()), Tensor(HIT, "BOOL", ())):
+        _add(config.output, _with_batch(tensor))
+    return config
+
+
+def _with_batch(tensor: Tensor) -> Tensor:
+    return Tensor(tensor.name, tensor.dtype, (-1, *tensor.shape))
+
+
+def _config(model: str, backend: str, max_batch: int) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=model, backend=backend, max_batch_size=max_batch)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    return config
+
+
+def _add(tensors: list, tensor: Tensor) -> None:
+    tensors.add(name=tensor.name, data_type=pb.DataType.Value(f"TYPE_{tensor.dtype}"), dims=tensor.shape)  # type: ignore[attr-defined]
+
+
+def write_config(repository: Path, config: pb.ModelConfig) -> None:
+    """Writes a model's config.pbtxt, making its folder where needed."""
+    folder = repository / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "config.pbtxt", text_format.MessageToString(config))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def models_of(repository: Path, name: str) -> list[Path]:
+    """Folders of a chain's models: itself, its segments, its heads."""
+    return [
+        folder
+        for folder in sorted(repository.glob(f"{name}*"))
+        if folder.name == name
+        or (folder.name.startswith((f"{name}-segment-", f"{name}-head-")) and folder.name.rsplit("-", 1)[1].isdecimal())
+    ]
+
+
+def check_room(staging: Path, repository: Path, name: str, plain: bool) -> None:
+    """Checks that a chain can be moved from a staging folder into a repository, before much work goes into it.
+
+    Raises:
+        RepositoryError: If a model of one of its names is there already, or the two are on different file systems.
+    """
+    taken = models_of(repository, name) + [p for p in [repository / plain_name(name)] if plain and p.exists()]
+    if taken:
+        raise RepositoryError(f"{repository} holds {taken[0].name!r} already; choose another --name, or remove it.")
+    if repository.exists() and repository.stat().st_dev != staging.stat().st_dev:
+        raise RepositoryError(
+            f"{staging} must be on the same file system as {repository}: mount the folder above both."
+        )
+
+
+def install(staged: Path, repository: Path, name: str) -> None:
+    """Moves a chain that was written to a staging folder into the repository, all of it or nothing, replacing none.
+
+    Raises:
+        RepositoryError: If a model of one of its names is there already, or it can't be moved.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    check_room(staged, repository, name, (staged / plain_name(name)).exists())
+    moved: list[str] = []
+    try:
+        # The chain itself last: a server that starts meanwhile sees it complete or not at all.
+        for folder in sorted(staged.iterdir(), key=lambda folder: folder.name == name):
+            folder.rename(repository / folder.name)
+            moved.append(folder.name)
+    except OSError as error:
+        for folder_name in moved:
+            (repository / folder_name).rename(staged / folder_name)
+        raise RepositoryError(f"{repository} could not take {name!r} ({error.strerror}); nothing changed.") from error

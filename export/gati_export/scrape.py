@@ -1,0 +1,107 @@
+"""Reads a chain's metrics off Triton's /metrics page."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from dataclasses import dataclass
+
+from gati.errors import UnavailableError
+
+LINE = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A chain's metrics at one moment, as they count since the server's start.
+
+    Attributes:
+        release: The live release, 0 for none.
+        breaker_open: Whether the heads are closed.
+        exits: Rows answered, by exit.
+        audits: Hits audited, and those of them that agreed.
+        refused: Releases not taken.
+        dropped: Samples not kept.
+        buckets: Requests answered within so many seconds, cumulative.
+    """
+
+    release: int
+    breaker_open: bool
+    exits: dict[int, int]
+    audits: tuple[int, int]
+    refused: int
+    dropped: int
+    buckets: dict[float, int]
+
+    @property
+    def requests(self) -> int:
+        """Rows answered."""
+        return sum(self.exits.values())
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of rows answered by a head, None before the first; the last exit is the backbone."""
+        return 1 - self.exits[max(self.exits)] / self.requests if self.requests else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of audited hits that the backbone agreed with, None before the first audit."""
+        audited, agreed = self.audits
+        return agreed / audited if audited else None
+
+    def quantile(self, q: float, since: Reading | None = None) -> float | None:
+        """Seconds within which a share q of requests was answered, None if there were none.
+
+        Args:
+            q: 0..1.
+            since: An earlier reading: only what came after it counts.
+        """
+        earlier = since.buckets if since is not None else {}
+        counts = [(bound, count - earlier.get(bound, 0)) for bound, count in sorted(self.buckets.items())]
+        if not counts or not counts[-1][1]:
+            return None
+        rank, below, lower = q * counts[-1][1], 0, 0.0
+        for bound, count in counts:
+            if count >= rank:
+                inside = (rank - below) / max(count - below, 1)
+                return lower if bound == float("inf") else lower + (bound - lower) * inside
+            below, lower = count, bound
+        return lower
+
+
+def read_metrics(address: str, model: str) -> Reading:
+    """Reads a chain's metrics.
+
+    Args:
+        address: HOST:METRICS_PORT.
+        model: The chain's name.
+
+    Raises:
+        UnavailableError: If no server answers there, or it does not serve such a chain.
+    """
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
+            text = response.read().decode()
+    except (OSError, ValueError) as error:
+        raise UnavailableError(f"No Triton metrics answer on {address}: is the server up?") from error
+    samples = [(name, dict(LABEL.findall(labels)), float(value)) for name, labels, value in LINE.findall(text)]
+    mine = [(name, labels, value) for name, labels, value in samples if labels.get("model") == model]
+    if not any(name == "gati_release" for name, _, _ in mine):
+        raise UnavailableError(f"The server on {address} does not serve a chain named {model!r}.")
+    return _reading(mine)
+
+
+def _reading(samples: list[tuple[str, dict[str, str], float]]) -> Reading:
+    def total(name: str, **wanted: str) -> int:
+        return int(sum(v for n, labels, v in samples if n == name and wanted.items() <= labels.items()))
+
+    return Reading(
+        release=total("gati_release"),
+        breaker_open=bool(total("gati_breaker_open")),
+        exits={int(labels["exit"]): int(v) for n, labels, v in samples if n == "gati_requests_total"},
+        audits=(total("gati_audits_total"), total("gati_audits_total", agreed="true")),
+        refused=total("gati_releases_refused_total"),
+        dropped=total("gati_samples_dropped_total"),
+        buckets={float(lbl["le"]): int(v) for n, lbl, v in samples if n == "gati_request_seconds_bucket"},
+    )

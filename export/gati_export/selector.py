@@ -1,0 +1,97 @@
+"""Selectors: how sure one can be that a predictor answers as the backbone would.
+
+As in GATI (arXiv 2101.07344), a selector is learned, on the predictor's scores and on samples that the
+predictor was not fitted to.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor as Torch
+from torch import nn
+from torch.nn import functional
+
+SIGNALS = 3
+FIRMNESS = np.array([1.0, 30.0, 30.0])
+"""Roughly, how many samples it takes to believe that a signal says something; the margin is trusted from the start.
+
+Measured on ResNet-18 with 300 samples: with all signals free, a head serves 71.2 % before 1 % of all samples are
+errors, with the margin alone 72.4 %, and so 72.5 %; few of 300 samples are errors to learn from.
+"""
+CLASS_FIRMNESS = 30.0
+
+
+class Selector(nn.Module):
+    """A logistic model of "the backbone agrees", which never falls when a signal of certainty rises."""
+
+    weight: Torch
+    bias: Torch
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(SIGNALS, 1))
+        self.register_buffer("bias", torch.zeros(classes, 1))
+
+    def forward(self, logits: Torch) -> Torch:
+        """Estimates P(agree), [batch], of logits [batch, classes]."""
+        found, answer = signals(logits)
+        return torch.sigmoid(found @ self.weight + functional.embedding(answer, self.bias)).squeeze(1)
+
+
+def signals(logits: Torch) -> tuple[Torch, Torch]:
+    """What logits [batch, classes] say about their certainty, larger for surer; and the answer.
+
+    Returns:
+        [batch, SIGNALS]: how far the best class is ahead of the second, minus the entropy in nats, and the energy
+        (log-sum-exp); and the best class, [batch].
+    """
+    best = logits.topk(2, 1)
+    log_p = torch.log_softmax(logits, 1)
+    margin = best.values[:, :1] - best.values[:, 1:]
+    certainty = (log_p.exp() * log_p).sum(1, keepdim=True)
+    energy = torch.logsumexp(logits, 1, keepdim=True)
+    return torch.cat([margin, certainty, energy], 1), best.indices[:, 0]
+
+
+def fit_selector(logits: Torch, agree: np.ndarray) -> Selector:
+    """Fits a selector: logistic regression, weights ≥ 0, with Platt's targets.
+
+    Those are the answers smoothed by one sample of either kind, so that samples that all agree, or none, give a
+    probability short of 1, or above 0, and no infinite weights.
+
+    Args:
+        logits: The predictor's, [n, classes], of samples that it was not trained on.
+        agree: Whether the backbone gave the same answer, bool [n]; n = 0 gives a selector that says 0.5.
+    """
+    selector = Selector(logits.shape[1])
+    if not len(agree):
+        return selector
+    found, answer = (part.numpy() for part in signals(logits.double()))
+    center, scale = found.mean(0), found.std(0) + 1e-6
+    weights, biases = _regress((found - center) / scale, answer, agree, logits.shape[1])
+    weights = weights / scale
+    selector.weight.copy_(torch.from_numpy(weights[:, None]))
+    selector.bias.copy_(torch.from_numpy((biases - center @ weights)[:, None]))
+    return selector
+
+
+def _regress(found: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the signals, [SIGNALS], and a bias for each class, [classes]."""
+    count, right = len(agree), int(agree.sum())
+    targets = np.where(agree, (right + 1) / (right + 2), 1 / (count - right + 2))
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias, offsets = x[:SIGNALS], x[SIGNALS], x[SIGNALS + 1 :]
+        odds = found @ weights + bias + offsets[answer]
+        residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
+        penalty = FIRMNESS @ weights**2 + CLASS_FIRMNESS * offsets @ offsets
+        value = np.sum(np.logaddexp(0, odds) - targets * odds) + penalty / 2
+        by_class = np.bincount(answer, residuals, classes) + CLASS_FIRMNESS * offsets
+        slope = np.concatenate([found.T @ residuals + FIRMNESS * weights, [residuals.sum()], by_class])
+        return float(value) / count, slope / count
+
+    bounds = [(0, None)] * SIGNALS + [(None, None)] * (1 + classes)
+    x = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return x[:SIGNALS], x[SIGNALS] + x[SIGNALS + 1 :]

@@ -1,0 +1,113 @@
+"""What tests share: a small chain on real digits, exported once, and real servers for it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # shared helpers: networks, graphs
+
+from gati.chain import Chain, Mode, chain_path, read_chain
+from gati.errors import UnavailableError
+from gati.server import HOST, Ports, Server
+from gati.triton import find_triton
+
+MODEL = "digits"
+PLAIN = f"{MODEL}-plain"
+
+
+def no_triton() -> str | None:
+    """Why there is no Triton here, or None."""
+    try:
+        find_triton()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a server say so where there is none."""
+    reason = no_triton()
+    for item in items:
+        if "serve" in getattr(item, "fixturenames", ()):
+            item.add_marker("triton")
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A repository with a small chain (`digits`, inline) and its plain backbone (`digits-plain`), and new samples."""
+
+    repository: Path
+    chain: Chain
+    images: np.ndarray
+    """[1000, 1, 16, 16]: none of them among the samples that the heads were learned from."""
+
+    def copy(self, folder: Path, mode: Mode = "inline") -> Path:
+        """A copy to be changed, run in this mode; returns its repository."""
+        repository = folder / "models"
+        shutil.copytree(self.repository, repository)
+        chain_path(repository, MODEL).write_text(replace(self.chain, mode=mode).to_json())
+        return repository
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Trains a small network on digits, and exports it as a user would."""
+    from small import export_small
+
+    folder = tmp_path_factory.mktemp("exported")
+    images = export_small(folder, MODEL)
+    return Exported(folder / "models", read_chain(folder / "models", MODEL), images)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server on a repository."""
+
+    server: Server
+    repository: Path
+
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT."""
+        return f"{HOST}:{self.server.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        """HOST:PORT."""
+        return f"{HOST}:{self.server.ports.http}"
+
+    @property
+    def metrics(self) -> str:
+        """HOST:PORT."""
+        return f"{HOST}:{self.server.ports.metrics}"
+
+    def log(self) -> str:
+        """What the server has logged."""
+        return self.server.log.read_text(errors="replace")
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Serve]:
+    """Starts servers on free ports: `serve(repository, **GATI_variables)`; they end with the module."""
+    running: list[Server] = []
+
+    def start(repository: Path, **environment: str) -> Served:
+        running.append(Server(repository, Ports(0, 0, 0), environment))
+        return Served(running[-1], repository)
+
+    yield start
+    with ThreadPoolExecutor(len(running) or 1) as pool:
+        list(pool.map(Server.stop, running))

@@ -1,0 +1,199 @@
+"""Heads: one ONNX file that does what the trained module does, refuses what is not finite, and has its threshold."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from gati.chain import Tensor
+from gati.errors import BackboneError
+from gati.session import open_session
+from gati_export.distillation import Scale, distil
+from gati_export.heads import Head, head_model, stamp, threshold_of, weights_of, with_threshold
+from gati_export.latency import measure_heads
+from gati_export.predictor import PooledPredictor
+from gati_export.selector import Selector, fit_selector, signals
+
+CLASSES = 6
+OUTPUT = Tensor("output", "FP32", (CLASSES,))
+CUTS = {
+    "image": Tensor("relu_2", "FP32", (8, 16, 16)),
+    "overlapping_windows": Tensor("relu", "FP32", (6, 9, 7)),
+    "channels_last": Tensor("nhwc", "FP32", (7, 7, 12)),
+    "any_size": Tensor("linear", "FP32", (8, -1, -1)),
+    "tokens": Tensor("head/linear", "FP32", (-1, 16)),
+    "signal": Tensor("signal", "FP32", (3, -1)),
+    "vector": Tensor("vector", "FP32", (24,)),
+    "video": Tensor("video", "FP32", (5, 3, 4, 4)),
+    "half": Tensor("half", "FP16", (4, 4, 4)),
+    "double": Tensor("double", "FP64", (12,)),
+}
+
+
+def hidden_rows(cut: Tensor, rows: int, seed: int = 0) -> np.ndarray:
+    shape = (rows, *(5 if size < 0 else size for size in cut.shape))
+    return np.random.default_rng(seed).normal(size=shape).astype(cut.numpy)
+
+
+def make_head(cut: Tensor, output: Tensor = OUTPUT, scale: Scale | None = None) -> Head:
+    torch.manual_seed(0)
+    predictor = PooledPredictor(cut, output.shape[-1])
+    with torch.no_grad():
+        predictor.adapt(predictor.reduce(torch.from_numpy(hidden_rows(cut, 64, seed=1)).float()))
+    selector = Selector(output.shape[-1])
+    selector.weight.copy_(torch.tensor([[0.5], [0.1], [0.2]]))
+    selector.bias.copy_(torch.linspace(-1, 1, output.shape[-1])[:, None])
+    return Head(predictor, selector, scale or Scale("logits"), output).eval()
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_file_answers_as_the_module_does(cut):
+    head = make_head(cut)
+    session = open_session(head_model(head, cut, OUTPUT, threshold=0.6))
+    for rows in (1, 5):
+        hidden = hidden_rows(cut, rows)
+        with torch.no_grad():
+            answer, score, _ = head(torch.from_numpy(hidden))
+        said = dict(zip((o.name for o in session.get_outputs()), session.run(None, {cut.name: hidden}), strict=True))
+        np.testing.assert_allclose(said["output"], answer.numpy(), atol=1e-5)
+        np.testing.assert_allclose(said["score"], score.numpy(), atol=1e-5)
+        assert said["score"].shape == said["hit"].shape == (rows,)
+        np.testing.assert_array_equal(said["hit"], said["score"] >= np.float32(0.6))
+
+    for value in (np.nan, np.inf, -np.inf):
+        hidden = hidden_rows(cut, 5)
+        hidden.reshape(5, -1)[3, -1] = value
+        _, score, hit = session.run(None, {cut.name: hidden})
+        assert score[3] == -1 and not hit[3]
+        assert (np.delete(score, 3) >= 0).all()
+
+
+def test_every_value_of_an_activation_is_looked_at():
+    cut = CUTS["overlapping_windows"]
+    session = open_session(head_model(make_head(cut), cut, OUTPUT, threshold=0.0))
+    count = int(np.prod(cut.shape))
+    hidden = np.repeat(hidden_rows(cut, 1), count, axis=0)
+    hidden.reshape(count, -1)[np.arange(count), np.arange(count)] = -np.inf  # maximum pooling would drop it
+    assert (session.run(["score"], {cut.name: hidden})[0] == -1).all()
+
+
+def test_numbers_that_overflow_are_no_hit():
+    cut = CUTS["double"]
+    session = open_session(head_model(make_head(cut), cut, OUTPUT, threshold=0.0))
+    score, hit = session.run(["score", "hit"], {cut.name: np.full((2, 12), 1e300)})
+    assert (score == -1).all() and not hit.any()
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "log-probabilities"])
+def test_head_answers_in_the_backbones_kind_and_dtype(kind):
+    cut, output = CUTS["vector"], Tensor("p", "FP16", (CLASSES,))
+    session = open_session(head_model(make_head(cut, output, Scale(kind)), cut, output))
+    answer, _, hit = session.run(None, {cut.name: hidden_rows(cut, 5)})
+    assert answer.dtype == np.float16 and not hit.any()
+    assert Scale.of(answer.astype(np.float32)).kind == kind
+
+
+def test_output_scales_are_told_apart():
+    logits = np.random.default_rng(0).normal(size=(50, CLASSES)) * 9
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert Scale.of(logits).kind == "logits"
+    assert Scale.of(p.astype(np.float32)).kind == "probabilities"
+    assert Scale.of(np.log(p)).kind == "log-probabilities"
+    cosines = logits / 100
+    scale = Scale.of(cosines)
+    assert scale.spread > 1
+    np.testing.assert_allclose(scale.answer(scale.logits(cosines)).numpy(), cosines, rtol=1e-5)
+
+
+def test_threshold_and_metadata_change_without_retraining():
+    cut = CUTS["vector"]
+    model = head_model(make_head(cut), cut, OUTPUT)
+    assert threshold_of(model) == np.inf
+    score, hit = open_session(model).run(["score", "hit"], {cut.name: hidden_rows(cut, 5)})
+    assert not hit.any()
+    threshold = float(np.sort(score)[2])
+    stamped = stamp(with_threshold(model, threshold), {"version": "7", "gati.segments": json.dumps(["ab"])})
+    stamped = stamp(stamped, {"version": "8"})
+    session = open_session(stamped)
+    assert session.get_modelmeta().custom_metadata_map == {"gati.version": "8", "gati.segments": '["ab"]'}
+    again, hit = session.run(["score", "hit"], {cut.name: hidden_rows(cut, 5)})
+    np.testing.assert_array_equal(again, score)
+    assert hit.sum() == 3
+    onnx.checker.check_model(stamped, full_check=True)
+    with pytest.raises(ValueError, match="at least 0"):
+        with_threshold(model, float("nan"))
+
+
+def test_file_is_reproducible_and_names_no_machine():
+    cut = CUTS["vector"]
+    first, second = (head_model(make_head(cut), cut, OUTPUT) for _ in range(2))
+    assert first == second
+    assert b".py" not in first and b"pkg.torch" not in first
+
+
+def test_colliding_names_are_refused():
+    with pytest.raises(BackboneError, match="rename"):
+        head_model(make_head(CUTS["vector"]), Tensor("score", "FP32", (24,)), OUTPUT)
+    with pytest.raises(BackboneError, match="no dimension of a fixed size"):
+        PooledPredictor(Tensor("x", "FP32", (-1, -1)), CLASSES)
+
+
+def test_lookup_is_quick():
+    cuts = [CUTS["image"], CUTS["vector"]]
+    seconds = measure_heads([head_model(make_head(c), c, OUTPUT) for c in cuts], [hidden_rows(c, 1) for c in cuts])
+    assert max(seconds) < 2e-3  # 20 to 50 µs on an idle machine
+
+
+def learnable(rows: int, seed: int) -> tuple[np.ndarray, torch.Tensor]:
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(rows, 24)).astype(np.float32)
+    return features, torch.from_numpy(features[:, :CLASSES] * 4)
+
+
+def test_distillation_learns_is_deterministic_and_starts_warm():
+    features, logits = learnable(800, 0)
+    predictors = [PooledPredictor(CUTS["vector"], CLASSES) for _ in range(2)]
+    for predictor in predictors:
+        torch.rand(3)  # whatever ran before must not matter
+        distil(predictor, features, logits, seed=5)
+    first, second = (p.state_dict() for p in predictors)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    fresh, truth = learnable(500, 1)
+    with torch.no_grad():
+        right = predictors[0](torch.from_numpy(fresh)).argmax(1) == truth.argmax(1)
+    assert right.float().mean() > 0.85
+
+    model = head_model(Head(predictors[0], Selector(CLASSES), Scale("logits"), OUTPUT), CUTS["vector"], OUTPUT)
+    warm = PooledPredictor(CUTS["vector"], CLASSES)
+    distil(warm, features[:40], logits[:40], seed=6, start=weights_of(model))
+    with torch.no_grad():
+        right = warm(torch.from_numpy(fresh)).argmax(1) == truth.argmax(1)
+    assert right.float().mean() > 0.8
+
+
+def test_selector_tells_right_from_wrong_and_is_calibrated():
+    random = np.random.default_rng(0)
+    logits = torch.from_numpy(random.normal(size=(4000, CLASSES)).astype(np.float32)) * 3
+    margin = signals(logits)[0][:, 0].numpy()
+    agree = random.random(4000) < 1 / (1 + np.exp(-margin))
+    selector = fit_selector(logits[:2000], agree[:2000])
+    score = selector(logits[2000:]).numpy()
+    assert abs(score.mean() - agree[2000:].mean()) < 0.03
+    sure = score > 0.95
+    assert agree[2000:][sure].mean() > 0.93
+    shifted = logits[2000:].clone()
+    shifted[torch.arange(2000), shifted.argmax(1)] += 1  # surer in every sense: the score must not fall
+    assert (selector(shifted).numpy() >= score - 1e-6).all()
+
+
+@pytest.mark.parametrize("agree", [np.ones(20, bool), np.zeros(20, bool), np.ones(1, bool), np.ones(0, bool)])
+def test_selector_survives_samples_of_one_kind(agree):
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(len(agree), CLASSES)).astype(np.float32))
+    score = fit_selector(logits, agree)(torch.zeros(1, CLASSES)).item()
+    assert 0 < score < 1
+    if len(agree) == 20:
+        assert score > 0.8 if agree.all() else score < 0.2

@@ -1,0 +1,74 @@
+"""A small residual network, trained on real digits in seconds, and its chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from networks import export_onnx
+from torch import nn
+from torch.nn import functional
+
+from gati_export.demo.digits import Pool, pools, views
+from gati_export.export import Plan, export_chain
+
+SIZE = 16
+SAMPLES = 1600
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, 1, 1)
+        self.second = nn.Conv2d(width, width, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.relu(x + self.second(functional.relu(self.first(x))))
+
+
+class Small(nn.Module):
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, 1, 1)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(4)))
+        self.scores = nn.Linear(width, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.blocks(functional.relu(self.stem(image))).amax((2, 3)))
+
+
+def trained(pool: Pool, steps: int = 250) -> Small:
+    torch.manual_seed(0)
+    network, random = Small(), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
+    for step in range(steps):
+        batch = random.integers(0, len(pool.labels), 64)
+        images = torch.from_numpy(views(pool, batch, seed=step, size=SIZE))
+        loss = functional.cross_entropy(network(images), torch.from_numpy(pool.labels[batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def export_small(folder: Path, name: str) -> np.ndarray:
+    """Exports `folder/models` with the chain `name` and `name`-plain; returns 1,000 new images."""
+    ours, theirs = pools()
+    index = np.random.default_rng(1).integers(0, len(theirs.labels), SAMPLES + 1000)
+    images = views(theirs, index, seed=1, size=SIZE)
+    np.savez(folder / "samples.npz", image=images[:SAMPLES])
+    export_onnx(trained(ours), {"image": images[:2]}, folder / "small.onnx")
+    plan = Plan(
+        str(folder / "small.onnx"),
+        folder / "samples.npz",
+        folder / "models",
+        name,
+        mode="inline",
+        cut_points=3,
+        plain=True,
+    )
+    export_chain(plan, lambda _what, _done: None)
+    return images[SAMPLES:]
