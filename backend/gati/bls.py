@@ -26,12 +26,18 @@ class BlsEngine:
         repository: Where the heads' files lie, to be held against their contract before use.
         chain: The chain to run.
         pb_utils: Triton's `triton_python_backend_utils`, which exists inside the server only.
+
+    Raises:
+        RepositoryError: If a segment's ONNX file is not the one that chain.json names.
     """
 
     def __init__(self, repository: Path, chain: Chain, pb_utils: Any) -> None:
         self._repository = repository
         self._chain = chain
         self._calls = BlsCalls(pb_utils)
+        for segment in chain.segments:
+            if chain.segment_path(repository, segment.index).exists():  # else the server runs it in another format
+                chain.check_segment(repository, segment.index)
 
     def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """Runs one segment; see gati.engine."""

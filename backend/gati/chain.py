@@ -117,6 +117,20 @@ class Chain:
         """Where a segment's ONNX file lies."""
         return repository / self.segment_model(index) / "1" / "model.onnx"
 
+    def check_segment(self, repository: Path, index: int) -> None:
+        """Holds a segment's file against its digest.
+
+        Raises:
+            RepositoryError: If it can't be read, or is another one.
+        """
+        path = self.segment_path(repository, index)
+        try:
+            digest = sha256_of(path)
+        except OSError as error:
+            raise RepositoryError(f"{path} can't be read ({error.strerror}).") from error
+        if digest != self.segments[index].sha256:
+            raise RepositoryError(f"{path} is not the segment that chain.json names; export the model again.")
+
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of every segment, in order: what a head's fit is judged by."""
         return tuple(segment.sha256 for segment in self.segments)
@@ -174,10 +188,13 @@ def read_chain(repository: Path, model: str) -> Chain:
     """
     path = chain_path(repository, model)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise RepositoryError(f"{repository} holds no chain named {model!r} (no {path}).") from error
-    return Chain.from_json(text)
+    chain = Chain.from_json(text)
+    if chain.model != model:
+        raise RepositoryError(f"{path} is the chain {chain.model!r}, not {model!r}: its folder was renamed or copied.")
+    return chain
 
 
 def find_chains(repository: Path) -> list[str]:

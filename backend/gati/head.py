@@ -15,8 +15,8 @@ import onnxruntime as ort
 
 from gati.chain import Chain, Tensor
 from gati.errors import ReleaseRefused
-from gati.session import open_session
-from gati.state import STATE_INPUTS
+from gati.session import open_session, run
+from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 
 SCORE, HIT, KEY = "score", "hit", "key"
 SEGMENTS_KEY = "gati.segments"
@@ -71,14 +71,20 @@ def open_head(model: bytes, chain: Chain, index: int) -> tuple[ort.InferenceSess
         session = open_session(model)
     except Exception as error:
         raise ReleaseRefused(f"{name} is not an ONNX model that can be run: {first_line(error)}") from error
-    digests = session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, "null")
-    if json.loads(digests) != list(chain.digests()):
+    if not _fits(session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, ""), chain):
         raise ReleaseRefused(f"{name} was trained behind other segments than this chain's.")
     cut = chain.segments[index].output
     spec = _spec(session, cut, chain.output, name)
     for batch in sorted({1, chain.max_batch}):
         _try_out(session, spec, cut, chain, batch, name)
     return session, spec
+
+
+def _fits(digests: str, chain: Chain) -> bool:
+    try:
+        return json.loads(digests) == list(chain.digests())
+    except ValueError:
+        return False
 
 
 def _spec(session: ort.InferenceSession, cut: Tensor, output: Tensor, name: str) -> HeadSpec:
@@ -91,13 +97,18 @@ def _spec(session: ort.InferenceSession, cut: Tensor, output: Tensor, name: str)
         raise ReleaseRefused(f"{name} gives {sorted(outputs)}, not {output.name!r}, 'score' and 'hit'.")
     if any(not isinstance(d, int) for shape in state.values() for d in shape):
         raise ReleaseRefused(f"{name} asks for state of unbounded size.")
+    for state_input, shape in state.items():
+        rows = state.get(MEMORY_KEYS, shape)[:1]
+        expected = {CLASS_MIX: output.shape, MEMORY_ANSWERS: (*rows, *output.shape)}.get(state_input, shape)
+        if shape != expected or (state_input == MEMORY_KEYS and len(shape) != 2) or 0 in shape:
+            raise ReleaseRefused(f"{name} asks for {state_input!r} of shape {list(shape)}, which does not fit.")
     return HeadSpec(state, outputs)
 
 
 def _try_out(session: ort.InferenceSession, spec: HeadSpec, cut: Tensor, chain: Chain, batch: int, name: str) -> None:
     feeds = {cut.name: cut.zeros(batch)} | {n: np.zeros(shape, np.float32) for n, shape in spec.state.items()}
     try:
-        values = dict(zip(spec.outputs, session.run(None, feeds), strict=True))
+        values = dict(zip(spec.outputs, run(session, spec.outputs, feeds), strict=True))
     except Exception as error:
         raise ReleaseRefused(f"{name} fails on zeros: {first_line(error)}") from error
     expected = {
@@ -105,6 +116,8 @@ def _try_out(session: ort.InferenceSession, spec: HeadSpec, cut: Tensor, chain: 
         SCORE: ((batch,), np.dtype(np.float32)),
         HIT: ((batch,), np.dtype(np.bool_)),
     }
+    if KEY in values:
+        expected[KEY] = ((batch, *spec.state.get(MEMORY_KEYS, values[KEY].shape)[1:]), np.dtype(np.float32))
     for output, (shape, dtype) in expected.items():
         if values[output].shape != shape or values[output].dtype != dtype:
             raise ReleaseRefused(

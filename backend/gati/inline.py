@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from gati.chain import Chain, sha256_of
+from gati.chain import Chain
 from gati.errors import RepositoryError, RequestError
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.release import Release, head_path
-from gati.session import open_session
+from gati.session import open_session, run
 
 
 class InlineEngine:
@@ -28,19 +29,18 @@ class InlineEngine:
         self._outputs = [[segment.output.name] for segment in chain.segments]
 
     def _open(self, index: int) -> ort.InferenceSession:
+        self._chain.check_segment(self._repository, index)
         path = self._chain.segment_path(self._repository, index)
         try:
-            if sha256_of(path) != self._chain.segments[index].sha256:
-                raise RepositoryError(f"{path} is not the segment that chain.json names; export the model again.")
             return open_session(path)
-        except OSError as error:
-            raise RepositoryError(f"{path} can't be read ({error.strerror}).") from error
+        except Exception as error:
+            raise RepositoryError(f"{path} can't be run by ONNX Runtime: {first_line(error)}") from error
 
     def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """Runs one segment; see gati.engine."""
         try:
-            return self._sessions[index].run(self._outputs[index], feeds)[0]
-        except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            return run(self._sessions[index], self._outputs[index], feeds)[0]
+        except InvalidArgument as error:
             raise RequestError(f"the model can't take these inputs: {first_line(error)}") from error
 
     def load_heads(self, release: Release) -> tuple[InlineHeads, dict[int, HeadSpec]]:
@@ -68,5 +68,5 @@ class InlineHeads:
 
     def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; see gati.head."""
-        values = self._sessions[index].run(self._names[index], {self._cuts[index]: hidden, **state})
+        values = run(self._sessions[index], self._names[index], {self._cuts[index]: hidden, **state})
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)

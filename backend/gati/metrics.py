@@ -21,6 +21,7 @@ FAMILIES = {
     "gati_audits_total": ("COUNTER", "Hits that were also run to the end, and whether the backbone agreed"),
     "gati_release": ("GAUGE", "The release that is live, 0 for none"),
     "gati_releases_refused_total": ("COUNTER", "Releases that were found and not taken"),
+    "gati_head_failures_total": ("COUNTER", "Lookups that failed and so were misses"),
     "gati_breaker_open": ("GAUGE", "1 while the heads are closed because audits contradict the certificate"),
     "gati_samples_dropped_total": ("COUNTER", "Served samples that the recorder could not keep"),
     "gati_segment_seconds_sum": ("COUNTER", "Time spent in a segment, seconds"),

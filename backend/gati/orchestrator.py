@@ -48,6 +48,10 @@ class Observer(Protocol):
         """A segment took so long."""
         ...
 
+    def head_failed(self, index: int, error: Exception) -> None:
+        """A head could not be run; its rows went on as misses."""
+        ...
+
     def served(self, flight: Flight) -> None:
         """All of a flight's rows are answered."""
         ...
@@ -159,7 +163,11 @@ class Orchestrator:
         if release is None or index not in release.state:
             return None
         hidden = values[self._chain.segments[index].output.name]
-        return release.heads.predict(index, hidden, release.state[index].feeds())
+        try:
+            return release.heads.predict(index, hidden, release.state[index].feeds())
+        except Exception as error:  # a cache that fails is a miss: the backbone can still answer
+            self._observer.head_failed(index, error)
+            return None
 
     def _draw(
         self,

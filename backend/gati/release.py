@@ -7,6 +7,7 @@ that dies half-way leaves folders that nobody reads, and a damaged file costs it
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,16 +123,20 @@ class Release:
             fields: dict[str, Any] = json.loads(text)
             if fields.pop("format") != FORMAT:
                 raise ValueError("unknown format")
-            return cls(
+            release = cls(
                 **{
                     **fields,
+                    "number": int(fields["number"]),
                     "segments": tuple(fields["segments"]),
-                    "heads": tuple(HeadFile(**head) for head in fields["heads"]),
+                    "heads": tuple(HeadFile(int(head["index"]), str(head["sha256"])) for head in fields["heads"]),
                     "certificate": Certificate(**fields["certificate"]),
                     "window": Window(**fields["window"]),
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if release.origin > release.number:
+                raise ValueError("it goes back to a later release")
+            return release
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ReleaseRefused(f"release.json is damaged ({error}).") from error
 
 
@@ -148,7 +153,12 @@ def head_path(repository: Path, chain: Chain, index: int, number: int) -> Path:
 def numbers_on_disk(repository: Path, chain: Chain) -> list[int]:
     """Numbers of all releases that have a folder, complete or not, highest first."""
     folders = (f for index in chain.heads for f in _subfolders(repository / chain.head_model(index)))
-    return sorted({int(f) for f in folders if f.isdecimal() and not f.startswith("0")}, reverse=True)
+    return sorted({number for f in folders if (number := release_number(f))}, reverse=True)
+
+
+def release_number(name: str) -> int | None:
+    """The release that a folder of this name belongs to, None if it names none: Triton reads 64 bits."""
+    return int(name) if re.fullmatch(r"[1-9][0-9]{0,17}", name) else None
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -75,6 +75,8 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 
 def _announce(server: Server, json_path: Path | None) -> None:
     ports = server.ports
+    for reason in server.refused:
+        click.echo(f"Not served: {reason}", err=True)
     click.echo(f"gRPC     {HOST}:{ports.grpc}")
     click.echo(f"HTTP     {HOST}:{ports.http}")
     click.echo(f"metrics  http://{HOST}:{ports.metrics}/metrics")

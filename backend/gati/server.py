@@ -16,9 +16,11 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError, UnavailableError
+from gati.quarantine import clear_before_start
 from gati.settings import workspace
 from gati.triton import find_triton
 
@@ -26,8 +28,11 @@ HOST = "127.0.0.1"
 HEADER = "gati"
 """Key of the header that carries the token; on gRPC it is `triton-grpc-protocol-gati`."""
 RESTRICTED = "model-repository,logging,trace"
+LOADED = {"LOADING", "READY", "UNLOADING"}
 START_SECONDS = 120
 EXIT_SECONDS = 15
+IDLE_SECONDS = 1
+"""How long a server without models may take to end."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Server:
         log: Path | None = None,
     ) -> None:
         self.repository = repository.resolve()
+        self.refused = clear_before_start(self.repository)
         self.models = startup_models(self.repository)
         folder = workspace(self.repository)
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,16 +126,48 @@ class Server:
 
     def stop(self) -> int:
         """Lets the server answer what it has taken, and ends it; returns its exit code."""
+        unloaded = False
         if self.process.poll() is None:
+            unloaded = self._unload()
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(EXIT_SECONDS)
+            code = self.process.wait(IDLE_SECONDS if unloaded else EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
         (workspace(self.repository) / "server.json").unlink(missing_ok=True)
         self._backends.cleanup()
         return code
+
+    def _unload(self) -> bool:
+        """Unloads all models, chains before what they call; returns whether none is left.
+
+        Each then answers what it has taken and writes what it has recorded. Told to end with models loaded, Triton
+        first waits for HTTP connections that idle, until its exit timeout is over, and then leaves without all that.
+        """
+        chains = set(find_chains(self.repository))
+        deadline = time.monotonic() + EXIT_SECONDS
+        try:
+            for batch in (chains.intersection(self.models), set(self.models) - chains):
+                for model in batch:
+                    self._control(f"models/{model}/unload")
+                while any(m.get("state") in LOADED for m in self._control("index") if m["name"] in batch):
+                    if time.monotonic() > deadline:
+                        return False
+                    time.sleep(0.02)
+        except (OSError, ValueError):  # not up yet, or not any more
+            return False
+        return True
+
+    def _control(self, path: str) -> Any:
+        """Calls the model-control API."""
+        request = urllib.request.Request(
+            f"http://{HOST}:{self.ports.http}/v2/repository/{path}",
+            b"{}",
+            {HEADER: read_or_create_token(self.repository)},
+        )
+        with urllib.request.urlopen(request, timeout=EXIT_SECONDS) as response:
+            return json.loads(response.read() or b"null")
 
     def __enter__(self) -> Server:
         return self
@@ -216,11 +254,16 @@ def _choose(ports: Ports) -> Ports:
 def _failure(log: Path) -> str:
     """One sentence out of a failed server's log."""
     text = log.read_text(encoding="utf-8", errors="replace")
-    for pattern in (r"error: creating server: (.+)", r"failed to load '\S+' version \d+: (.+)", r"\nerror: (.+)"):
+    for pattern in (
+        r"Poll failed for model directory ('[^']+': .+)",
+        r"load failed for model ('[^']+'): version \d+ is at UNAVAILABLE state: (?:[\w ]+: )?(.+)",
+        r"error: creating server: (?:Internal - )?(.+)",
+        r"\nerror: (.+)",
+    ):
         found = re.search(pattern, text)
         if found:
-            reason = found.group(1).removeprefix("Internal - ").strip().rstrip(";")
-            return f"tritonserver did not start: {reason} (its log is {log})"
+            reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip().rstrip('.;"')
+            return f"tritonserver did not start: {reason} (its log is {log})."
     return f"tritonserver ended while starting; its log is {log}."
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from gati.bls import BlsEngine
 from gati.chain import read_chain
 from gati.flight import Flight, Request
+from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.metrics import Metrics
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
@@ -43,6 +44,7 @@ class Service:
         inline = self.chain.mode == "inline"
         engine = InlineEngine(repository, self.chain) if inline else BlsEngine(repository, self.chain, pb_utils)
         self._metrics = Metrics(pb_utils, model)
+        self._failing: set[int] = set()
         self._recorder = self._open_recorder(settings)
         self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken)
         self._orchestrator = Orchestrator(
@@ -82,6 +84,13 @@ class Service:
         """Counts a segment's run; see Observer."""
         self._metrics.add("gati_segment_seconds_sum", seconds, segment=segment)
         self._metrics.add("gati_segment_seconds_count", segment=segment)
+
+    def head_failed(self, index: int, error: Exception) -> None:
+        """Counts a lookup that failed, and says why the first time; see Observer."""
+        self._metrics.add("gati_head_failures_total", exit=index)
+        if index not in self._failing:
+            self._failing.add(index)
+            self._warn(f"head {index} fails, its requests go on as misses: {type(error).__name__}: {first_line(error)}")
 
     def served(self, flight: Flight) -> None:
         """Counts and records what was answered; see Observer."""
@@ -152,6 +161,7 @@ class Service:
         self._metrics.add("gati_samples_dropped_total", 0)
         self._metrics.add("gati_releases_refused_total", 0)
         self._metrics.set("gati_release", 0)
+        self._metrics.flush()
 
     def _look(self) -> None:
         """Looks for a new release; in BLS mode only once there are requests.
@@ -171,6 +181,7 @@ class Service:
         self._warn(f"release {number} is not taken: {reason}")
 
     def _taken(self, number: int) -> None:
+        self._failing.clear()
         self._metrics.set("gati_release", number)
         self._logger.log_info(f"[gati] {self._model}: release {number} is live")
 

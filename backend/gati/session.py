@@ -7,9 +7,12 @@ four of them took 22 ms where the backbone takes 4.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import onnxruntime as ort
 
 THREADS = "GATI_THREADS"
@@ -51,6 +54,11 @@ def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceS
     options.log_severity_level = 4
     options.add_session_config_entry(SPIN, str(int(spin)))
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Runs a session whose outputs are all dense tensors."""
+    return cast(list[np.ndarray], session.run(outputs, feeds))
 
 
 @cache

@@ -68,9 +68,10 @@ class ReleaseWatch:
                 return False
         try:
             live = self._load(number)
-        except (GatiError, OSError) as error:
+        except Exception as error:  # whatever is wrong with it, the release before serves on
             if attempt is None or attempt.stamp != stamp:
-                self._attempts[number] = _Attempt(stamp, first_line(error), isinstance(error, ReleaseRefused))
+                reason = first_line(error) if isinstance(error, GatiError) else f"{type(error).__name__}: {error}"
+                self._attempts[number] = _Attempt(stamp, first_line(reason), isinstance(error, ReleaseRefused))
             return False
         self.live = live
         self._taken(number)
@@ -89,7 +90,15 @@ class ReleaseWatch:
             for index in self._chain.heads
             for name in ("release.json", "model.onnx")
         )
-        return tuple((file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None for file in files)
+        return tuple(_mark(file) for file in files)
+
+
+def _mark(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 class _Attempt:

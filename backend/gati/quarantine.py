@@ -1,0 +1,119 @@
+"""Moves what can't serve out of a repository: one broken version folder keeps Triton from loading a head at all.
+
+What is moved lies in `refused/` of the repository's workspace, for people to look at; no number of it is used again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gati.chain import Chain, find_chains, read_chain
+from gati.errors import PublishError, ReleaseRefused
+from gati.head import open_head
+from gati.release import Release, head_path, numbers_on_disk, read_release, release_number
+from gati.settings import workspace
+
+LOCK_SECONDS = 60
+
+VERSION = re.compile(r"[1-9]")
+"""How the name of a folder begins that Triton takes for a version: of `9.tmp` it reads 9."""
+
+
+@contextmanager
+def publisher_lock(repository: Path) -> Iterator[None]:
+    """Held by whoever changes the releases of a repository.
+
+    Raises:
+        PublishError: If another holds it for `LOCK_SECONDS`.
+    """
+    folder = workspace(repository)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / "publish.lock").acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise PublishError(f"Another publisher has been at work on {repository} for {LOCK_SECONDS} s.") from error
+    with lock:
+        yield
+
+
+def check_release(repository: Path, chain: Chain, number: int) -> Release:
+    """Reads a release and tries its heads out.
+
+    Raises:
+        ReleaseRefused: If it can't serve; the message says why.
+    """
+    release = read_release(repository, chain, number)
+    for head in release.heads:
+        open_head(head_path(repository, chain, head.index, number).read_bytes(), chain, head.index)
+    return release
+
+
+def unfit(repository: Path, chain: Chain) -> dict[Path, str]:
+    """Version folders of a chain's heads that are part of no release that can serve, and why not."""
+    reasons: dict[str, str] = {}
+    good: set[Path] = set()
+    for number in numbers_on_disk(repository, chain):
+        try:
+            release = check_release(repository, chain, number)
+            good |= {head_path(repository, chain, head.index, number).parent for head in release.heads}
+        except ReleaseRefused as error:
+            reasons[str(number)] = str(error)
+    return {
+        folder: reasons.get(folder.name, f"{folder.name!r} of head {index} of {chain.model!r} belongs to no release.")
+        for index in chain.heads
+        for folder in sorted((repository / chain.head_model(index)).glob("*"))
+        if VERSION.match(folder.name) and folder.is_dir() and folder not in good
+    }
+
+
+def clear(repository: Path, chain: Chain) -> list[str]:
+    """Moves out what is unfit; returns why, each reason once. Needs the lock."""
+    reasons = unfit(repository, chain)
+    for folder in reasons:
+        move_out(folder, refused(repository, chain) / folder.name)
+    return list(dict.fromkeys(reasons.values()))
+
+
+def clear_before_start(repository: Path) -> list[str]:
+    """Moves out what would keep a server from starting: in BLS mode, where heads are Triton's own models.
+
+    Returns:
+        Why each release was refused. Inline chains find that out, and say so, as they run.
+
+    Raises:
+        PublishError: If a publisher is at work and does not end.
+        RepositoryError: If a chain can't be read.
+    """
+    reasons = []
+    for name in find_chains(repository):
+        chain = read_chain(repository, name)
+        if chain.mode == "bls" and unfit(repository, chain):
+            with publisher_lock(repository):  # and look again: it may have been a publisher half-way
+                reasons += clear(repository, chain)
+    return reasons
+
+
+def next_number(repository: Path, chain: Chain) -> int:
+    """One more than any release that there is or was: complete, damaged or refused."""
+    moved = (release_number(folder.name) or 0 for folder in refused(repository, chain).glob("*"))
+    return max([0, *numbers_on_disk(repository, chain), *moved]) + 1
+
+
+def refused(repository: Path, chain: Chain) -> Path:
+    """Where a chain's refused releases lie, a folder each."""
+    return workspace(repository) / "refused" / chain.model
+
+
+def move_out(folder: Path, target: Path) -> None:
+    """Moves a version folder of a head out of Triton's sight, replacing what lies there."""
+    place = target / folder.parent.name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    os.rename(folder, place)

@@ -1,0 +1,116 @@
+"""The command line: what is listed, what is imported, how it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gati import cli
+from gati.errors import RepositoryError
+
+HEAVY = "torch", "tritonclient", "onnx", "onnxruntime", "pyarrow", "scipy", "matplotlib", "gati_export"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from gati.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    code = (
+        "import sys; from gati.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
+    assert listed == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: gati {name} ")
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["fly"], id="unknown command"),
+        pytest.param(["serve"], id="argument missing"),
+        pytest.param(["serve", ".", "--grpc-port", "many"], id="port that is no number"),
+        pytest.param(["serve", ".", "--audit", "2"], id="share above 1"),
+        pytest.param(["serve", "no-such-folder"], id="folder missing"),
+        pytest.param(["refresh", "m"], id="option missing"),
+        pytest.param(["rollback", "m", "--repository", ".", "--server", "here"], id="address without port"),
+        pytest.param(["status"], id="nothing named"),
+        pytest.param(["--colour"], id="unknown option"),
+    ],
+)
+def test_wrong_use_ends_with_2_and_says_how_it_is_used(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Usage: gati")
+    assert "Error: " in err
+
+
+def test_a_failure_is_one_sentence_and_ends_with_1() -> None:
+    done = run("status", "ghost", "--repository", str(Path(__file__).parent))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert "has no chain ghost" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_where(place: str) -> None:
+    arguments = ["status", "ghost", "--repository", str(Path(__file__).parent)]
+    done = run(*(["--debug", *arguments] if place == "before" else [*arguments, "--debug"]))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RepositoryError("It is broken."), "Error: It is broken."),
+        (FileNotFoundError(2, "No such file", "/a"), "Error: No such file: /a"),
+        (RuntimeError("odd"), "Error: RuntimeError: odd (this should not happen; --debug shows where)"),
+    ],
+    ids=["expected", "system", "bug"],
+)
+def test_errors_of_each_kind_have_their_words(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.gati, "main", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == says + "\n"
+
+
+def test_an_interrupted_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.gati, "main", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 130

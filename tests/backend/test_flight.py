@@ -1,0 +1,86 @@
+"""Flights: requests as one batch, each answered when the last of its rows is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gati.chain import Tensor
+from gati.errors import GatiError, RequestError
+from gati.flight import BACKBONE, Answer, Flight, Request, finite_rows
+
+OUTPUT = Tensor("y", "FP32", (2,))
+
+
+class Client:
+    """Sends requests and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Answer | GatiError] = {}
+
+    def request(self, name: str, x: np.ndarray, *, exact: bool = False) -> Request:
+        def reply(answer: Answer | GatiError) -> None:
+            assert name not in self.told, "a request is replied to once"
+            self.told[name] = answer
+
+        return Request({"x": x}, exact, reply)
+
+
+def rows(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)[:, None].repeat(3, 1)
+
+
+def test_a_request_is_answered_when_its_last_row_is() -> None:
+    client = Client()
+    flight = Flight([client.request("a", rows(1, 2)), client.request("b", rows(3))], OUTPUT)
+    flight.finish(np.array([0, 2]), np.array([[1, 0], [3, 0]], np.float32), 0, 7)
+    assert list(client.told) == ["b"]
+    flight.finish(np.array([1]), np.array([[2, 0]], np.float32), 2, BACKBONE)
+    a, b = client.told["a"], client.told["b"]
+    assert isinstance(a, Answer)
+    assert isinstance(b, Answer)
+    assert a.output[:, 0].tolist() == [1, 2]
+    assert (a.exit.tolist(), a.release.tolist()) == ([[0], [2]], [[7], [0]])
+    assert (b.exit.tolist(), b.release.tolist()) == ([[0]], [[7]])
+    assert len(flight.latencies()) == 2
+
+
+def test_a_failure_is_told_to_those_who_still_wait() -> None:
+    client = Client()
+    flight = Flight([client.request("a", rows(1)), client.request("b", rows(2))], OUTPUT)
+    flight.finish(np.array([1]), np.zeros((1, 2), np.float32), 0, 1)
+    flight.fail(RequestError("no."))
+    flight.fail(RequestError("no again."))
+    assert isinstance(client.told["b"], Answer)
+    assert str(client.told["a"]) == "no."
+
+
+def test_rows_that_are_exact_or_not_finite_are_not_for_heads() -> None:
+    client = Client()
+    flight = Flight([client.request("a", rows(1, np.nan)), client.request("b", rows(2), exact=True)], OUTPUT)
+    assert flight.cacheable.tolist() == [True, False, False]
+    assert flight.finite.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
+def test_a_bad_number_anywhere_in_a_row_is_seen(dtype: type, bad: float) -> None:
+    value = np.zeros((4, 3, 5), dtype)
+    value[2, 1, 4] = bad
+    assert finite_rows({"x": value, "ids": np.ones((4, 2), np.int64)}).tolist() == [True, True, False, True]
+
+
+def test_infinities_that_cancel_are_seen() -> None:
+    assert finite_rows({"x": np.array([[np.inf, -np.inf], [1, 2]], np.float32)}).tolist() == [False, True]
+
+
+def test_half_precision_does_not_overflow() -> None:
+    assert finite_rows({"x": np.full((1, 4), 6e4, np.float16)}).all()
+
+
+def test_requests_share_a_batch_only_where_their_rows_are_alike() -> None:
+    client = Client()
+    one, same, other = (
+        client.request(n, np.zeros(s, np.float32)) for n, s in (("a", (1, 3)), ("b", (2, 3)), ("c", (1, 4)))
+    )
+    assert one.signature == same.signature != other.signature

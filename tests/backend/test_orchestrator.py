@@ -1,0 +1,268 @@
+"""The orchestrator on a chain whose segments and heads are written here, so that every step can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import toy_chain
+
+from gati.breaker import Breaker
+from gati.chain import Segment
+from gati.errors import GatiError, UnavailableError
+from gati.flight import BACKBONE, Answer, Flight, Request
+from gati.head import Prediction
+from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
+
+CHAIN = toy_chain()
+LAST = len(CHAIN.segments) - 1
+
+
+class House:
+    """Engine, heads, observer and client in one: what happens is noted in `events`, in order.
+
+    A row is [exit, answer, lie, 0]: head `exit` is sure of it, and the heads answer `lie` and the backbone `answer`.
+    """
+
+    def __init__(self, chain: Any = CHAIN, audit: float = 0, fails: dict[int, Exception] | None = None) -> None:
+        self.chain = chain
+        self.events: list[Any] = []
+        self.told: dict[str, Answer | GatiError] = {}
+        self.flights: list[Flight] = []
+        self.audits: list[Audit] = []
+        self.agreed: list[bool] = []
+        self.fails = fails or {}
+        self.failed_heads: list[int] = []
+        self.broken: set[int] = set()
+        self.ready = {0, 1}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.keys = False
+        self.live: LiveRelease | None = self.release(1)
+        self.orchestrator = Orchestrator(chain, self, lambda: self.live, self, audit, self.audits.append)
+
+    def release(self, number: int) -> LiveRelease:
+        return LiveRelease(number, self, {i: HeadState(self.shapes) for i in (0, 1)}, Breaker(0.01, 0.05))
+
+    def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        self.events.append(("segment", index, len(next(iter(feeds.values())))))
+        if index in self.fails:
+            raise self.fails[index]
+        value = next(iter(feeds.values()))
+        return np.eye(4, dtype=np.float32)[value[:, 1].astype(int)] if index == LAST else value
+
+    def load_heads(self, release: Any) -> Any:
+        raise NotImplementedError
+
+    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+        self.events.append(("head", index, len(hidden)))
+        if index in self.broken:
+            raise ZeroDivisionError
+        if index not in self.ready:
+            return None
+        answers = np.eye(4, dtype=np.float32)[hidden[:, 2].astype(int)]
+        return Prediction(answers, hidden[:, 0] == index, hidden[:, :2] if self.keys else None)
+
+    def timed(self, segment: int, seconds: float) -> None:
+        assert seconds >= 0
+
+    def head_failed(self, index: int, error: Exception) -> None:
+        self.failed_heads.append(index)
+
+    def served(self, flight: Flight) -> None:
+        self.flights.append(flight)
+
+    def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
+        self.agreed += agreed.tolist()
+
+    def request(self, name: str, *rows: Sequence[float], exact: bool = False) -> Request:
+        def reply(answer: Answer | GatiError) -> None:
+            self.events.append(("reply", name))
+            assert name not in self.told, "a request is replied to once"
+            self.told[name] = answer
+
+        return Request({"x": np.array(rows, np.float32)}, exact, reply)
+
+    def exits(self, name: str) -> list[int]:
+        answer = self.told[name]
+        assert isinstance(answer, Answer)
+        return answer.exit[:, 0].tolist()
+
+    def labels(self, name: str) -> list[int]:
+        answer = self.told[name]
+        assert isinstance(answer, Answer)
+        return answer.output.argmax(1).tolist()
+
+
+def test_hits_leave_before_the_misses_of_their_batch_go_on() -> None:
+    house = House()
+    requests = [
+        house.request("hard", [9, 1, 2, 0]),
+        house.request("easy", [0, 1, 2, 0]),
+        house.request("so so", [1, 3, 3, 0]),
+    ]
+    house.orchestrator.serve(requests)
+    assert house.events == [
+        ("segment", 0, 3),
+        ("head", 0, 3),
+        ("reply", "easy"),
+        ("segment", 1, 2),
+        ("head", 1, 2),
+        ("reply", "so so"),
+        ("segment", 2, 1),
+        ("reply", "hard"),
+    ]
+    assert [house.labels(name) for name in ("easy", "so so", "hard")] == [[2], [3], [1]]
+    assert [house.exits(name) for name in ("easy", "so so", "hard")] == [[0], [1], [LAST]]
+
+
+def test_rows_of_one_request_find_their_own_answers() -> None:
+    house = House()
+    house.orchestrator.serve([house.request("a", [9, 1, 2, 0], [0, 1, 2, 0], [1, 1, 3, 0], [9, 0, 3, 0])])
+    assert house.exits("a") == [LAST, 0, 1, LAST]
+    assert house.labels("a") == [1, 2, 3, 0]
+    answer = house.told["a"]
+    assert isinstance(answer, Answer)
+    assert answer.release[:, 0].tolist() == [BACKBONE, 1, 1, BACKBONE]
+
+
+def test_a_batch_of_hits_ends_at_its_head() -> None:
+    house = House()
+    house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [0, 2, 2, 0])])
+    assert ("segment", 1, 2) not in house.events
+    assert house.exits("a") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        pytest.param(UnavailableError("segment 1 is away."), "segment 1 is away.", id="expected"),
+        pytest.param(
+            ZeroDivisionError("/usr/lib/secret.py"), "toy failed on this request; the server's log says more.", id="bug"
+        ),
+    ],
+)
+def test_a_failing_segment_fails_only_who_still_waits(error: Exception, says: str) -> None:
+    house = House(fails={1: error})
+    requests = [house.request("hard", [9, 1, 2, 0]), house.request("easy", [0, 1, 2, 0])]
+    if isinstance(error, GatiError):
+        house.orchestrator.serve(requests)
+    else:
+        with pytest.raises(ZeroDivisionError):  # for the log
+            house.orchestrator.serve(requests)
+    assert house.exits("easy") == [0]
+    assert str(house.told["hard"]) == says
+
+
+def test_a_failing_head_is_a_miss_and_is_told() -> None:
+    house = House()
+    house.broken = {0}
+    house.orchestrator.serve([house.request("a", [0, 1, 2, 0], [1, 3, 3, 0])])
+    assert house.exits("a") == [LAST, 1]
+    assert house.failed_heads == [0]
+
+
+@pytest.mark.parametrize("why", ["exact", "nan", "no release", "breaker open", "not ready"])
+def test_the_backbone_answers_where_no_head_may(why: str) -> None:
+    house = House()
+    row = [0, 1, 2, np.nan if why == "nan" else 0]
+    if why == "no release":
+        house.live = None
+    if why == "breaker open" and house.live:
+        house.live.breaker.open = True
+    if why == "not ready":
+        house.ready = set()
+    house.orchestrator.serve([house.request("a", row, exact=why == "exact")])
+    assert (house.exits("a"), house.labels("a")) == ([LAST], [1])
+    looked = [event for event in house.events if event[0] == "head"]
+    assert bool(looked) == (why == "not ready")
+
+
+def test_a_bad_row_does_not_keep_its_neighbours_from_hitting() -> None:
+    house = House()
+    house.orchestrator.serve([house.request("a", [0, 1, 2, 0], [0, 1, 2, np.nan], [0, 1, 2, 0])])
+    assert house.exits("a") == [0, LAST, 0]
+
+
+def test_one_release_answers_a_flight_though_another_comes_meanwhile() -> None:
+    house = House()
+    run = house.run_segment
+
+    def swap(index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        if index == 1:
+            house.live = house.release(2)
+        return run(index, feeds)
+
+    house.run_segment = swap  # type: ignore[method-assign]
+    house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [1, 1, 1, 0])])
+    house.orchestrator.serve([house.request("b", [1, 1, 1, 0])])
+    releases = [answer.release[:, 0].tolist() for answer in house.told.values() if isinstance(answer, Answer)]
+    assert releases == [[1, 1], [2]]
+
+
+def test_inputs_that_later_segments_read_are_carried_past_the_exits() -> None:
+    seen = {}
+    chain = toy_chain(inputs=("x", "mask"))
+    first, second, third = chain.segments
+    carried: tuple[Segment, ...] = (replace(first, inputs=("x",)), second, replace(third, inputs=("cut1", "mask")))
+    house = House(replace(chain, segments=carried))
+    run = house.run_segment
+
+    def note(index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        seen[index] = {name: value[:, 3].tolist() for name, value in feeds.items()}
+        return run(index, feeds)
+
+    house.run_segment = note  # type: ignore[method-assign]
+    request = house.request("a", [0, 1, 1, 5], [9, 1, 1, 6], [1, 1, 1, 7], [9, 1, 1, 8])
+    request.inputs["mask"] = request.inputs["x"] + 10
+    house.orchestrator.serve([request])
+    assert seen == {0: {"x": [5, 6, 7, 8]}, 1: {"cut0": [6, 7, 8]}, 2: {"cut1": [6, 8], "mask": [16, 18]}}
+
+
+def test_every_hit_is_audited_at_a_share_of_one_and_judged_by_the_backbone() -> None:
+    house = House(audit=1)
+    house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [9, 1, 2, 0], [0, 1, 2, 0], [1, 3, 3, 0])])
+    assert [(audit.index, len(audit.labels)) for audit in house.audits] == [(0, 2), (1, 1)]
+    for audit in house.audits:
+        house.orchestrator.audit(audit)
+    assert house.agreed == [True, False, True]
+
+
+def test_no_hit_is_audited_at_a_share_of_zero() -> None:
+    house = House(audit=0)
+    house.orchestrator.serve([house.request("a", *[[0, 1, 2, 0]] * 8)])
+    assert not house.audits
+
+
+def test_heads_that_lie_are_closed_by_their_audits_and_a_new_release_opens_again() -> None:
+    house = House(audit=1)
+    while house.live is not None and not house.live.breaker.open:
+        house.told.clear()
+        house.orchestrator.serve([house.request("lie", [0, 1, 2, 0])])
+        house.orchestrator.audit(house.audits.pop())
+        assert len(house.agreed) < 200
+    house.orchestrator.serve([house.request("truth", [0, 1, 2, 0])])
+    assert (house.exits("truth"), house.labels("truth")) == ([LAST], [1])
+    house.live = house.release(2)
+    house.orchestrator.serve([house.request("again", [0, 1, 1, 0])])
+    assert house.exits("again") == [0]
+
+
+def test_state_counts_all_answers_and_remembers_only_misses() -> None:
+    house = House()
+    house.shapes = {CLASS_MIX: (4,), MEMORY_KEYS: (3, 2), MEMORY_ANSWERS: (3, 4)}
+    house.keys = True
+    house.live = house.release(1)
+    rows = [[0, 1, 2, 0], [9, 3, 2, 0], [9, 3, 2, np.nan], [1, 0, 0, 0]]
+    house.orchestrator.serve([house.request("a", *rows)])
+    house.orchestrator.serve([house.request("b", [9, 2, 2, 0], exact=True)])
+    first, second = (house.live.state[index].feeds() for index in (0, 1))
+    assert first[MEMORY_KEYS][0].tolist() == [9, 3]
+    assert first[MEMORY_ANSWERS].argmax(1).tolist() == [3, 0, 0]
+    assert (first[MEMORY_KEYS][1:] > 1e14).all()
+    assert (second[MEMORY_KEYS][1:] > 1e14).all()
+    assert first[CLASS_MIX][2] > first[CLASS_MIX][1]  # the head's answer, as it was served
+    np.testing.assert_allclose(first[CLASS_MIX].sum(), 1, rtol=1e-5)

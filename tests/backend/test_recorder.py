@@ -1,0 +1,193 @@
+"""The recorder: never waits, never grows, and never leaves half a shard that is read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import handmade
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from handmade import toy_chain
+from handmade import toy_sample as sample
+
+from gati import recorder as module
+from gati.recorder import Recorder, Sample, shard, write_shard
+from gati_export.samples import load_samples
+from gati_export.store import read_recent
+
+CHAIN = toy_chain()
+
+
+class Kept:
+    """A recorder on a folder, and what it reports."""
+
+    def __init__(self, store: str, budget: int = 1 << 30) -> None:
+        self.dropped: list[int] = []
+        self.log: list[str] = []
+        self.recorder = Recorder(CHAIN, store, budget, self.dropped.append, self.log.append)
+
+
+def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
+    kept = Kept(str(tmp_path))
+    kept.recorder.record(sample(0, 3))
+    kept.recorder.record(sample(3, 2, known=False))
+    kept.recorder.close()
+    recorded = read_recent(str(tmp_path), CHAIN, 100)
+    np.testing.assert_array_equal(recorded.inputs["x"], np.arange(20, dtype=np.float32).reshape(5, 4))
+    np.testing.assert_array_equal(load_samples(tmp_path / "toy", inputs=CHAIN.inputs)["x"], recorded.inputs["x"])
+    table = pq.read_table(next((tmp_path / "toy").glob("*.parquet")))
+    assert [answer is None for answer in table["gati.answer"].to_pylist()] == [False] * 3 + [True] * 2
+    assert table["gati.answer"].to_pylist()[1] == [-4, -5, -6, -7]
+    assert not kept.dropped
+    assert not kept.log
+
+
+def test_only_the_newest_are_read(tmp_path: Path) -> None:
+    for start in range(5):
+        write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(start * 2)]), 1 << 20)
+    recorded = read_recent(str(tmp_path), CHAIN, 3)
+    np.testing.assert_array_equal(recorded.inputs["x"][:, 0], [28, 32, 36])
+    assert recorded.window.samples == 3
+
+
+def test_the_oldest_shards_go_when_the_budget_is_spent(tmp_path: Path) -> None:
+    table = shard(CHAIN, [sample(0)])
+    size = Path(write_shard(f"{tmp_path}/toy", table, 1 << 20)).stat().st_size
+    paths = [write_shard(f"{tmp_path}/toy", table, 3 * size) for _ in range(8)]
+    assert sorted(str(p) for p in (tmp_path / "toy").iterdir()) == sorted(paths[-3:])
+
+
+def test_the_newest_shard_stays_whatever_the_budget(tmp_path: Path) -> None:
+    path = write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(0)]), 1)
+    assert Path(path).exists()
+
+
+def test_rows_of_different_shapes_go_into_different_shards(tmp_path: Path) -> None:
+    kept = Kept(str(tmp_path))
+    kept.recorder.record(sample(0))
+    x = np.zeros((1, 7), np.float32)
+    kept.recorder.record(Sample({"x": x}, None, np.zeros(1, np.int32), np.zeros(1, np.int64), time.time()))
+    kept.recorder.close()
+    assert len(list((tmp_path / "toy").glob("*.parquet"))) == 2
+    assert not kept.dropped
+
+
+class Stuck(LocalFileSystem):
+    """A store that takes a file only when it is let."""
+
+    protocol = "stuck"
+    let = threading.Event()
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.let.wait(30)
+        return super().open(*args, **kwargs)
+
+
+def test_a_store_that_hangs_makes_nobody_wait_and_costs_only_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUEUE_BYTES", 10 * sample(0).nbytes)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    fsspec.register_implementation("stuck", Stuck, clobber=True)
+    Stuck.let.clear()
+    kept = Kept(f"stuck://{tmp_path}")
+    for start in range(1000):  # returns, though nothing is written
+        kept.recorder.record(sample(start))
+    lost = sum(kept.dropped)
+    assert lost >= 2 * 900
+    Stuck.let.set()
+    kept.recorder.close()
+    assert sum(kept.dropped) == lost
+    assert read_recent(str(tmp_path), CHAIN, 10_000).window.samples == 2000 - lost
+
+
+def test_a_store_that_can_not_be_written_is_said_once_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    (tmp_path / "file").write_text("in the way")
+    kept = Kept(str(tmp_path / "file"))
+    for count in (2, 4, 6):
+        kept.recorder.record(sample(0))
+        _until(lambda count=count: sum(kept.dropped) == count)
+    kept.recorder.close()
+    assert len(kept.log) == 1
+    assert "can't be written" in kept.log[0]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from handmade import toy_chain, toy_sample
+from gati.recorder import Recorder
+dropped, log = [], []
+recorder = Recorder(toy_chain(), sys.argv[1], 1 << 20, dropped.append, log.append)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+recorder.record(toy_sample(0))
+recorder.close()
+print(sum(dropped), len(log), len(list(Path(sys.argv[1], "toy").iterdir())))
+"""
+
+KILLED = """
+import sys
+from handmade import toy_chain, toy_sample
+from gati.recorder import shard, write_shard
+table = shard(toy_chain(), [toy_sample(0, 20_000)])
+print("ready", flush=True)
+while True:
+    write_shard(f"{sys.argv[1]}/toy", table, 1 << 22)
+"""
+
+
+def _script(text: str, folder: Path) -> dict[str, Any]:
+    path = os.pathsep.join([str(Path(handmade.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return {"args": [sys.executable, "-c", text, str(folder)], "env": os.environ | {"PYTHONPATH": path}, "text": True}
+
+
+def test_a_full_disk_costs_the_sample_and_leaves_no_half_of_it(tmp_path: Path) -> None:
+    done = subprocess.run(**_script(FULL, tmp_path), capture_output=True, timeout=60, check=False)
+    assert done.stdout.split() == ["2", "1", "0"], done.stderr
+
+
+def test_a_writer_that_is_killed_leaves_no_half_shard_that_is_read(tmp_path: Path) -> None:
+    shards = tmp_path / "toy"
+    for wait in (0.0, 0.01, 0.02):
+        writer = subprocess.Popen(**_script(KILLED, tmp_path), stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        before = len(list(shards.glob("[0-9]*"))) if shards.exists() else 0
+        _until(lambda before=before: shards.exists() and len(list(shards.glob("[0-9]*"))) > min(before, 1))
+        time.sleep(wait)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+    whole = list(shards.glob("[0-9]*.parquet"))
+    (shards / ".00000000000000000009-1.parquet.part").write_bytes(whole[0].read_bytes()[:1000])
+    rows = sum(pq.read_metadata(path).num_rows for path in whole)
+    assert rows == 20_000 * len(whole)
+    assert read_recent(str(tmp_path), CHAIN, 10**9).window.samples == rows
+    assert len(load_samples(shards, inputs=CHAIN.inputs)["x"]) == rows
+
+
+def test_a_shard_that_its_disk_has_lost_a_part_of_is_left_out(tmp_path: Path) -> None:
+    paths = [Path(write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(i)]), 1 << 20)) for i in range(3)]
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    assert read_recent(str(tmp_path), CHAIN, 100).window.samples == 4
+
+
+def _until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.002)

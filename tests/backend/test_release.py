@@ -1,0 +1,128 @@
+"""release.json, and what makes a release on disk complete and valid."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Exported
+from handmade import draft, sure_head, toy_chain, toy_release
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gati.errors import ReleaseRefused
+from gati.release import (
+    ROLLBACK,
+    Release,
+    head_folder,
+    head_path,
+    numbers_on_disk,
+    read_release,
+    valid_releases,
+)
+from gati_export.publish import publish
+
+TEXT = toy_release(toy_chain()).to_json()
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.integers(1, 1000), st.booleans())
+def test_what_is_written_is_read_again(number: int, back: bool) -> None:
+    release = toy_release(toy_chain(), number, f"{ROLLBACK}{(number + 1) // 2}" if back else "refresh")
+    read = Release.from_json(release.to_json())
+    assert read == release
+    assert read.origin == ((number + 1) // 2 if back else number)
+
+
+@given(st.integers(0, len(TEXT) - 3))
+def test_a_text_cut_short_is_damaged(length: int) -> None:
+    with pytest.raises(ReleaseRefused, match=r"release\.json is damaged"):
+        Release.from_json(TEXT[:length])
+
+
+@given(st.sampled_from(sorted(json.loads(TEXT))), values)
+def test_a_field_that_holds_anything_is_read_or_refused(field: str, value: Any) -> None:
+    try:
+        release = Release.from_json(json.dumps(json.loads(TEXT) | {field: value}))
+    except ReleaseRefused:
+        return
+    assert isinstance(release.origin, int)
+    assert all(isinstance(head.index, int) for head in release.heads)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"format": 2}, id="format of the future"),
+        pytest.param({"reason": "rollback to the roots"}, id="rollback to no number"),
+        pytest.param({"reason": "rollback to 7"}, id="rollback to the future"),
+        pytest.param({"heads": [{"index": [0], "sha256": ""}]}, id="index that is none"),
+        pytest.param({"heads": 7}, id="no heads"),
+        pytest.param({"certificate": {}}, id="empty certificate"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any]) -> None:
+    with pytest.raises(ReleaseRefused, match=r"release\.json is damaged"):
+        Release.from_json(json.dumps(json.loads(TEXT) | change))
+
+
+@pytest.fixture
+def three(exported: Exported, tmp_path: Path) -> Path:
+    """The exported repository with three releases; the second and third have heads on cut points 0 and 1."""
+    repository = exported.copy(tmp_path)
+    heads = {index: sure_head(exported.chain, index, 3) for index in (0, 1)}
+    for _ in range(2):
+        publish(repository, exported.chain, draft(heads))
+    return repository
+
+
+def test_the_highest_complete_release_comes_first(exported: Exported, three: Path) -> None:
+    assert [release.number for release in valid_releases(three, exported.chain)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "harm", ["head gone", "head cut", "manifest gone", "manifest cut", "manifests differ", "moved"]
+)
+def test_a_damaged_release_is_refused_and_the_one_before_is_found(exported: Exported, three: Path, harm: str) -> None:
+    chain = exported.chain
+    model, manifest = head_path(three, chain, 1, 3), head_folder(three, chain, 1, 3) / "release.json"
+    if harm == "head gone":
+        model.unlink()
+    elif harm == "head cut":
+        model.write_bytes(model.read_bytes()[:-9])
+    elif harm == "manifest gone":
+        for index in (0, 1):
+            (head_folder(three, chain, index, 3) / "release.json").unlink()
+    elif harm == "manifest cut":
+        for index in (0, 1):
+            (head_folder(three, chain, index, 3) / "release.json").write_text(manifest.read_text()[:99])
+    elif harm == "manifests differ":
+        manifest.write_text(manifest.read_text().replace("refresh", "export"))
+    else:
+        for index in (0, 1):
+            shutil.rmtree(head_folder(three, chain, index, 3))
+            shutil.copytree(head_folder(three, chain, index, 2), head_folder(three, chain, index, 3))
+    with pytest.raises(ReleaseRefused):
+        read_release(three, chain, 3)
+    assert [release.number for release in valid_releases(three, chain)] == [2, 1]
+
+
+def test_a_release_for_other_segments_is_refused(exported: Exported, three: Path) -> None:
+    for index in (0, 1):
+        path = head_folder(three, exported.chain, index, 3) / "release.json"
+        path.write_text(path.read_text().replace(exported.chain.segments[0].sha256, "0" * 64))
+    with pytest.raises(ReleaseRefused, match="trained behind other segments"):
+        read_release(three, exported.chain, 3)
+
+
+def test_only_folders_that_are_numbers_are_releases(exported: Exported, three: Path) -> None:
+    for name in ("007", "9.tmp", "staging-8", "x"):
+        (three / exported.chain.head_model(2) / name).mkdir(parents=True)
+    assert numbers_on_disk(three, exported.chain) == [3, 2, 1]

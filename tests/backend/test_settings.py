@@ -1,0 +1,49 @@
+"""Settings out of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gati.errors import RepositoryError
+from gati.settings import Settings, workspace
+
+
+def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:
+    settings = Settings.from_environment({}, tmp_path / "models")
+    assert settings.store == str(tmp_path / "models.gati" / "samples")
+    assert (settings.store_bytes, settings.audit_share) == (1 << 30, 0.02)
+    assert settings.workers >= 4
+
+
+def test_variables_are_taken(tmp_path: Path) -> None:
+    environment = {"GATI_STORE": "memory://s", "GATI_STORE_BYTES": "7", "GATI_AUDIT": "1", "GATI_WORKERS": "2"}
+    assert Settings.from_environment(environment, tmp_path) == Settings("memory://s", 7, 1.0, 2)
+
+
+def test_none_records_nothing(tmp_path: Path) -> None:
+    assert Settings.from_environment({"GATI_STORE": "none"}, tmp_path).store is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GATI_AUDIT", "often"),
+        ("GATI_AUDIT", "1.5"),
+        ("GATI_AUDIT", "-0.1"),
+        ("GATI_AUDIT", "nan"),
+        ("GATI_WORKERS", "0"),
+        ("GATI_WORKERS", "many"),
+        ("GATI_STORE_BYTES", "1 GB"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(RepositoryError, match="GATI_"):
+        Settings.from_environment({name: value}, tmp_path)
+
+
+def test_the_workspace_lies_beside_the_repository_however_it_is_reached(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    assert workspace(tmp_path / "link") == workspace(tmp_path / "models" / ".." / "models") == tmp_path / "models.gati"

@@ -1,0 +1,126 @@
+"""The watch on releases, with real heads on a real disk."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import Exported
+from handmade import draft, remembering_head, sure_head
+
+from gati import watch
+from gati.inline import InlineEngine
+from gati.release import head_folder, head_path
+from gati.watch import ReleaseWatch, Ticker
+from gati_export.publish import publish
+
+
+class Watched:
+    """A repository, its watch, and what the watch reports."""
+
+    def __init__(self, exported: Exported, folder: Path) -> None:
+        self.chain = exported.chain
+        self.repository = exported.copy(folder)
+        self.refused: list[tuple[int, str]] = []
+        self.taken: list[int] = []
+        engine = InlineEngine(self.repository, self.chain)
+        self.watch = ReleaseWatch(
+            self.repository, self.chain, engine, lambda n, why: self.refused.append((n, why)), self.taken.append
+        )
+
+    def publish(self) -> int:
+        return publish(self.repository, self.chain, draft({0: sure_head(self.chain, 0, 1)})).number
+
+    def head(self, number: int) -> Path:
+        return head_path(self.repository, self.chain, 0, number)
+
+
+@pytest.fixture
+def watched(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    monkeypatch.setattr(watch, "GRACE_SECONDS", 0)
+    return Watched(exported, tmp_path)
+
+
+def test_the_highest_release_is_taken_once(watched: Watched) -> None:
+    watched.watch.look()
+    watched.publish()
+    watched.publish()
+    for _ in range(3):
+        watched.watch.look()
+    assert watched.taken == [1, 3]
+    assert watched.watch.live is not None
+    assert watched.watch.live.number == 3
+
+
+def test_a_damaged_release_leaves_the_old_one_and_is_reported_once(watched: Watched) -> None:
+    watched.watch.look()
+    number = watched.publish()
+    path = watched.head(number)
+    path.write_bytes(path.read_bytes()[:-5])
+    for _ in range(5):
+        watched.watch.look()
+    assert watched.taken == [1]
+    assert [n for n, _ in watched.refused] == [2]
+    assert "damaged" in watched.refused[0][1]
+    watched.publish()
+    watched.watch.look()
+    assert watched.taken == [1, 3]
+
+
+def test_a_release_that_is_completed_later_is_taken_then(watched: Watched) -> None:
+    watched.watch.look()
+    number = watched.publish()
+    path = watched.head(number)
+    content = path.read_bytes()
+    path.unlink()
+    watched.watch.look()
+    path.write_bytes(content)
+    watched.watch.look()
+    assert watched.taken == [1, 2]
+
+
+def test_at_the_start_a_damaged_release_gives_way_to_the_one_before(watched: Watched) -> None:
+    number = watched.publish()
+    shutil.rmtree(head_folder(watched.repository, watched.chain, 0, number))
+    head_folder(watched.repository, watched.chain, 0, number).mkdir()
+    watched.watch.look()
+    assert watched.taken == [1]
+
+
+def test_without_any_release_there_is_no_live_one(watched: Watched) -> None:
+    shutil.rmtree(head_folder(watched.repository, watched.chain, 0, 1))
+    watched.watch.look()
+    assert watched.watch.live is None
+
+
+def test_state_goes_with_its_release(watched: Watched) -> None:
+    states = []
+    for _ in range(2):
+        publish(watched.repository, watched.chain, draft({0: remembering_head(watched.chain, 0)}))
+        watched.watch.look()
+        assert watched.watch.live is not None
+        states.append(watched.watch.live.state[0])
+    assert states[0] is not states[1]
+
+
+def test_a_ticker_outlives_what_it_calls() -> None:
+    calls: list[int] = []
+    enough = threading.Event()
+    complaints: list[str] = []
+
+    def stumble() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            enough.set()
+        raise ValueError("a bad day\nwith details")
+
+    ticker = Ticker(0.01, complaints.append, stumble)
+    assert enough.wait(10)
+    ticker.close()
+    assert "ValueError: a bad day" in complaints[0]
+    assert "details" not in complaints[0]
+    ended = len(calls)
+    assert not ticker._thread.is_alive()
+    assert len(calls) == ended

@@ -1,0 +1,81 @@
+"""A server on a chain whose releases tests publish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from conftest import MODEL, Exported, Serve, Served
+from drafts import in_mode, marked_draft
+
+from gati.chain import Chain, Mode
+from gati.release import Release, numbers_on_disk
+from gati_client import Client
+from gati_export.control import Control, publish_to
+from gati_export.scrape import Reading, read_metrics
+
+MODES: tuple[Mode, ...] = ("inline", "bls")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server on a chain, and images to ask it with."""
+
+    served: Served
+    chain: Chain
+    images: np.ndarray
+
+    @property
+    def repository(self) -> Path:
+        """The model repository."""
+        return self.served.repository
+
+    def put(self, mark: int = 0, thresholds: dict[int, float] | None = None) -> Release:
+        """Publishes marked heads to the server."""
+        return publish_to(self.repository, self.chain, marked_draft(self.chain, mark, thresholds), self.served.grpc)
+
+    def live(self) -> int:
+        """The release that the server says it serves."""
+        with Control(self.served.grpc, self.repository) as plane:
+            return plane.live_release(self.chain)
+
+    def marks(self) -> tuple[list[int], list[int]]:
+        """The marks that four answers carry, and the releases that they name."""
+        with Client(self.served.grpc, MODEL) as client:
+            answer = client.infer(self.images[:4])
+        assert answer.release is not None
+        return [round(float(mark)) for mark in answer.output[:, 0]], answer.release.tolist()
+
+    def reading(self) -> Reading:
+        """The chain's metrics."""
+        return read_metrics(self.served.metrics, MODEL)
+
+    def next_number(self) -> int:
+        """A number above all that lie in the repository."""
+        return max(numbers_on_disk(self.repository, self.chain)) + 1
+
+    def log(self) -> str:
+        """The server's log."""
+        return self.served.log()
+
+
+def started(
+    exported: Exported, serve: Serve, folder: Path, mode: Mode, repository: Path | None = None, **environment: str
+) -> Running:
+    """Starts a server on a copy of the exported chain in `folder`, or on a repository; nothing audits or records."""
+    quiet = {"GATI_AUDIT": "0", "GATI_STORE": "none"} | environment
+    served = serve(repository or exported.copy(folder, mode), **quiet)
+    return Running(served, in_mode(exported.chain, mode), exported.images)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether it holds within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
