@@ -37,6 +37,32 @@ def export_onnx(
     return path
 
 
+def decided(network: Network) -> Network:
+    """Makes an untrained network tell its example inputs apart: centres its last layer's scores on them."""
+    last = [part for part in network.module.modules() if isinstance(part, nn.Linear)][-1]
+    scores: list[torch.Tensor] = []
+    hook = last.register_forward_hook(lambda _module, _inputs, output: scores.append(output))
+    with torch.no_grad():
+        network.module(*(torch.from_numpy(rows) for rows in network.inputs.values()))
+        hook.remove()
+        last.bias -= scores[0].mean(0)
+    return network
+
+
+def resembling(network: Network, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows that a network's example inputs stand for: each is one of them with a little noise, or other words."""
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, len(next(iter(network.inputs.values()))), count)
+    rows = {name: examples[index] for name, examples in network.inputs.items()}
+    for name, values in rows.items():
+        if values.dtype.kind == "f":
+            rows[name] = (values + 0.03 * rng.normal(size=values.shape)).astype(values.dtype)
+        elif name == "input_ids":
+            words = rng.integers(1, 50, (count, 2))
+            values[:, 1:3] = np.where(rng.random((count, 2)) < 0.5, words, values[:, 1:3])
+    return rows
+
+
 def _images(size: int = 16, rows: int = 12) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)}
 
@@ -115,14 +141,14 @@ def mobilenet() -> Network:
 
 
 class ViT(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 32, 4, 4)
-        self.token = nn.Parameter(torch.randn(1, 1, 32))
-        self.positions = nn.Parameter(torch.randn(1, 17, 32))
-        layer = nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(32), enable_nested_tensor=False)
-        self.fc = nn.Linear(32, CLASSES)
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 17, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, activation="gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.fc = nn.Linear(width, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         patches = self.patches(x).flatten(2).transpose(1, 2)
@@ -130,10 +156,10 @@ class ViT(nn.Module):
         return self.fc(self.encoder(tokens)[:, 0])
 
 
-def vit() -> Network:
+def vit(width: int = 32) -> Network:
     """A vision transformer of three layers. Input x: float32 [rows, 3, 16, 16]."""
     torch.manual_seed(0)
-    return Network(ViT().eval(), _images())
+    return Network(ViT(width).eval(), _images())
 
 
 class TextLayer(nn.Module):
@@ -153,11 +179,11 @@ class TextLayer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.tokens, self.positions, self.norm = nn.Embedding(50, 32), nn.Embedding(64, 32), nn.LayerNorm(32)
-        self.layers = nn.ModuleList(TextLayer(32) for _ in range(3))
-        self.fc = nn.Linear(32, CLASSES)
+        self.tokens, self.positions, self.norm = nn.Embedding(50, width), nn.Embedding(64, width), nn.LayerNorm(width)
+        self.layers = nn.ModuleList(TextLayer(width) for _ in range(3))
+        self.fc = nn.Linear(width, CLASSES)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * -10000.0
@@ -167,13 +193,13 @@ class TextTransformer(nn.Module):
         return self.fc(torch.tanh(x[:, 0]))
 
 
-def text_transformer(rows: int = 12) -> Network:
+def text_transformer(rows: int = 12, width: int = 32) -> Network:
     """BERT in small: inputs input_ids and attention_mask, int64 [rows, 10]; every layer reads the mask."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     mask = np.arange(10) < rng.integers(3, 11, (rows, 1))
     inputs = {"input_ids": rng.integers(1, 50, (rows, 10)) * mask, "attention_mask": mask.astype(np.int64)}
-    return Network(TextTransformer().eval(), inputs)
+    return Network(TextTransformer(width).eval(), inputs)
 
 
 def mlp() -> Network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,9 @@ DTYPE_OF = {ir.DataType.from_numpy(dtype): name for name, dtype in DTYPES.items(
 """Triton's datatype names by ONNX's."""
 
 FLOATS = ("FP16", "FP32", "FP64")
+
+ReadSamples = Callable[[Sequence[str] | None], Mapping[str, np.ndarray]]
+"""Reads samples for inputs of these names, or all that there are where the names are not known yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +72,14 @@ class Backbone:
         return _batch(self.inputs, samples, size)
 
 
-def load_backbone(source: str, samples: Mapping[str, np.ndarray] | None, workdir: Path) -> Backbone:
+def load_backbone(source: str, samples: Mapping[str, np.ndarray] | ReadSamples | None, workdir: Path) -> Backbone:
     """Loads a network and checks that it can be cut and served.
 
     Args:
         source: An `.onnx` file, a `.pt2` program of `torch.export.save` (which may run code when it is loaded), or
             `package.module:callable`, which returns a `torch.nn.Module`.
-        samples: Rows to try the network on, as `load_samples` gives them; modules can't be exported without.
+        samples: Rows to try the network on, as `load_samples` gives them, or what reads them; modules can't be
+            exported without.
         workdir: Folder for the ONNX file of a PyTorch network.
 
     Raises:
@@ -90,22 +94,26 @@ def load_backbone(source: str, samples: Mapping[str, np.ndarray] | None, workdir
         if source.endswith(".pt2"):
             program.export_saved(Path(source), path)
         else:
+            samples = samples(None) if callable(samples) else samples
             program.export_module(source, samples, path)
     elif path.suffix != ".onnx":
         raise BackboneError(f"{source!r} is no backbone; give an .onnx file, a .pt2 file, or package.module:function.")
     return _checked(path, samples)
 
 
-def _checked(path: Path, samples: Mapping[str, np.ndarray] | None) -> Backbone:
+def _checked(path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None) -> Backbone:
     model = _read(path)
     session = _open(path)
     if len(session.get_outputs()) != 1:
         names = ", ".join(node.name for node in session.get_outputs())
         raise BackboneError(f"{path.name} has several outputs ({names}); export it with the scores as its only one.")
+    if callable(samples):
+        samples = samples([value.name or "" for value in model.graph.inputs])
     inputs = _inputs(model, samples)
     output = _output(model, session)
     _check_names([*(tensor.name for tensor in inputs), output.name])
     fixed = _is_fixed(model)
+    samples = None if samples is None else check_samples(samples, inputs)
     trial = Backbone(path, model, inputs, output, int(fixed))
     scores = _try(trial, samples, 1)
     if scores.ndim != 2 or scores.shape[0] != 1 or scores.shape[1] < 2:

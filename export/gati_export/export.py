@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gati.chain import Chain, Mode
 from gati.release import Release, Window
@@ -17,7 +19,7 @@ from gati_export.images import Decode
 from gati_export.measure import faster_mode
 from gati_export.publish import Draft, publish
 from gati_export.repository import check_room, install, write_plain, write_repository
-from gati_export.samples import load_samples, split
+from gati_export.samples import check_samples, load_samples, split
 from gati_export.segments import check_segments, cut, with_shares, write_segments
 from gati_export.training import Trained, train_heads
 
@@ -144,12 +146,16 @@ def _export(plan: Plan, staged: Path, work: Path, report: Report) -> Exported:
     return Exported(chain, len(found), difference, compared, trained, release, seconds)
 
 
-def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, Any]]:
-    """A module is exported by running it on samples; a file tells by itself which inputs to read."""
-    is_file = plan.backbone.endswith((".onnx", ".pt2"))
-    raw = None if is_file else load_samples(plan.samples, decode=plan.decode)
-    backbone = load_backbone(plan.backbone, raw, work)
-    return backbone, load_samples(plan.samples, inputs=backbone.inputs, decode=plan.decode)
+def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
+    """The backbone tells which columns of the samples to read, and is tried on them before it is accepted."""
+    found: dict[str, np.ndarray] = {}
+
+    def read(names: Sequence[str] | None) -> dict[str, np.ndarray]:
+        found.update(load_samples(plan.samples, names=names, decode=plan.decode))
+        return found
+
+    backbone = load_backbone(plan.backbone, read, work)
+    return backbone, check_samples(found, backbone.inputs)
 
 
 def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:

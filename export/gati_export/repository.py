@@ -1,3 +1,5 @@
+# protobuf makes its classes at run time, where a type checker does not see them
+# pyright: reportAttributeAccessIssue=false
 """Writes a chain's model repository (configurations by Triton's own protobuf), for the server to read."""
 
 from __future__ import annotations
@@ -5,10 +7,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from gati.chain import Chain, Tensor, chain_path
 from gati.errors import RepositoryError
@@ -51,7 +54,7 @@ def plain_name(model: str) -> str:
     return f"{model}-plain"
 
 
-def chain_config(chain: Chain) -> pb.ModelConfig:
+def chain_config(chain: Chain) -> ModelConfig:
     """The chain's own configuration: the backbone's inputs and output, and the optional outputs."""
     config = _config(chain.model, "gati", chain.max_batch)
     for tensor in chain.inputs:
@@ -61,7 +64,7 @@ def chain_config(chain: Chain) -> pb.ModelConfig:
     return config
 
 
-def onnx_config(model: str, inputs: Sequence[Tensor], output: Tensor, max_batch: int) -> pb.ModelConfig:
+def onnx_config(model: str, inputs: Sequence[Tensor], output: Tensor, max_batch: int) -> ModelConfig:
     """The configuration of an ONNX model that has one output."""
     config = _config(model, "onnxruntime", max_batch)
     for tensor in inputs:
@@ -70,7 +73,7 @@ def onnx_config(model: str, inputs: Sequence[Tensor], output: Tensor, max_batch:
     return config
 
 
-def head_config(chain: Chain, index: int) -> pb.ModelConfig:
+def head_config(chain: Chain, index: int) -> ModelConfig:
     """A head's configuration. The batch is one of its dimensions: `score` and `hit` have no other."""
     config = _config(chain.head_model(index), "onnxruntime", 0)
     config.parameters[INTRA_OP].string_value = "1"  # microseconds of work
@@ -86,17 +89,17 @@ def _with_batch(tensor: Tensor) -> Tensor:
     return Tensor(tensor.name, tensor.dtype, (-1, *tensor.shape))
 
 
-def _config(model: str, backend: str, max_batch: int) -> pb.ModelConfig:
-    config = pb.ModelConfig(name=model, backend=backend, max_batch_size=max_batch)
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+def _config(model: str, backend: str, max_batch: int) -> ModelConfig:
+    config = ModelConfig(name=model, backend=backend, max_batch_size=max_batch)
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=1)
     return config
 
 
-def _add(tensors: list, tensor: Tensor) -> None:
-    tensors.add(name=tensor.name, data_type=pb.DataType.Value(f"TYPE_{tensor.dtype}"), dims=tensor.shape)  # type: ignore[attr-defined]
+def _add(tensors: Any, tensor: Tensor) -> None:
+    tensors.add(name=tensor.name, data_type=DataType.Value(f"TYPE_{tensor.dtype}"), dims=tensor.shape)
 
 
-def write_config(repository: Path, config: pb.ModelConfig) -> None:
+def write_config(repository: Path, config: ModelConfig) -> None:
     """Writes a model's config.pbtxt, making its folder where needed."""
     folder = repository / config.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,15 +28,20 @@ class Split:
 
 
 def load_samples(
-    path: str | Path, *, inputs: Sequence[Tensor] | None = None, decode: Decode | None = None
+    path: str | Path,
+    *,
+    inputs: Sequence[Tensor] | None = None,
+    names: Sequence[str] | None = None,
+    decode: Decode | None = None,
 ) -> dict[str, np.ndarray]:
     """Reads samples: a `.npz` or `.npy` file, a Parquet file, or a folder of Parquet files.
 
     Args:
         path: Arrays (or columns) are named as the model's inputs. A model with one input takes the only
             array, or the only column of lists or images, whatever its name. Others, labels say, are left out.
-        inputs: The model's inputs. With them, samples are checked and cast (see `check_samples`); without, all that
-            the file holds is given as it is.
+        inputs: The model's inputs. With them, samples are checked and cast (see `check_samples`); without, what the
+            file holds is given as it is.
+        names: Names of the model's inputs, where no more is known of them; without, all that the file holds is read.
         decode: For columns of encoded images; see `gati_export.images.parse_decode`.
 
     Returns:
@@ -46,9 +51,9 @@ def load_samples(
         SamplesError: If samples can't be read or don't fit.
     """
     path = Path(path)
-    names = None if inputs is None else [tensor.name for tensor in inputs]
+    names = names if inputs is None else [tensor.name for tensor in inputs]
     if path.is_dir() or path.suffix == ".parquet":
-        arrays = _flat_rows(read_parquet(_existing(path), names, decode), inputs or ())
+        arrays = read_parquet(_existing(path), names, decode)
     elif path.suffix in (".npz", ".npy"):
         arrays = _read_numpy(_existing(path))
     else:
@@ -69,18 +74,6 @@ def _read_numpy(path: Path) -> dict[str, np.ndarray]:
         arrays = {path.stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # NumPy raises what zipfile, zlib or its parser do
         raise SamplesError(f"{path.name} is damaged, or holds more than plain arrays ({error}).") from error
-    return arrays
-
-
-def _flat_rows(arrays: dict[str, np.ndarray], inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Gives lists of numbers, which have lost their shape in Parquet, the shape of the model's input."""
-    for tensor in inputs:
-        name = tensor.name if tensor.name in arrays or len(inputs) > 1 else next(iter(arrays), "")
-        rows = arrays.get(name)
-        if rows is None or rows.ndim > 2 or min(tensor.shape, default=1) < 1:
-            continue
-        if rows[:1].size == np.prod(tensor.shape, dtype=np.int64):
-            arrays[name] = rows.reshape(-1, *tensor.shape)
     return arrays
 
 
@@ -127,6 +120,7 @@ def _count(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _fit(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
+    rows = _unflattened(rows, tensor)
     shape = rows.shape[1:]
     if len(shape) != len(tensor.shape) or any(w not in (-1, d) for d, w in zip(shape, tensor.shape, strict=True)):
         raise SamplesError(
@@ -139,6 +133,12 @@ def _fit(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
         if bad:
             raise SamplesError(f"{bad} of {len(cast)} rows of input {tensor.name!r} hold NaN or Inf; leave them out.")
     return np.ascontiguousarray(cast)
+
+
+def _unflattened(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Gives rows that are flat lists of numbers, as tables hold them, the shape of the model's input."""
+    flat = rows.ndim <= 2 and min(tensor.shape, default=0) > 0
+    return rows.reshape(-1, *tensor.shape) if flat and rows[0].size == np.prod(tensor.shape, dtype=np.int64) else rows
 
 
 def _cast(rows: np.ndarray, tensor: Tensor) -> np.ndarray:

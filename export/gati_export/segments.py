@@ -231,7 +231,7 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
     if largest > tolerance:
         raise BackboneError(
             f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "
-            f"explains {tolerance:.0e}; cut at other places."
+            f"explains {tolerance:.0e}; cut at fewer places (--cut-points)."
         )
     return largest
 

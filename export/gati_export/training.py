@@ -126,9 +126,11 @@ def _too_few(chain: Chain, split: Split, epsilon: float, delta: float) -> str | 
     if len(split.calibrate) < needed:
         there = len(split.train) + len(split.tune) + len(split.calibrate)
         total = int(np.ceil(1.1 * needed / (1 - TRAIN - TUNE) / 100) * 100)
+        # the same input is always in the same part, so that copies of it don't fill the others
+        more = f"give about {total} in all" if there < total else "many are the same, so give more that differ"
         return (
             f"Too few samples: {len(split.calibrate)} of {there} are for calibration, and to promise {epsilon:.2%} at "
-            f"{1 - delta:.0%} confidence takes {needed}; give about {total} in all."
+            f"{1 - delta:.0%} confidence takes {needed}; {more}."
         )
     if len(split.train) < FEWEST_TRAIN or len(split.tune) < FEWEST_TUNE:
         return f"Too few samples to learn from: {len(split.train)} to train, {len(split.tune)} to tune; give more."

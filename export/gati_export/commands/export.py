@@ -75,7 +75,7 @@ def export(
     BACKBONE is an ONNX file, a torch.export program (.pt2), or package.module:callable that returns an nn.Module. It
     has one output of scores, [batch, classes]. SAMPLES are arrays, or Parquet columns, named as its inputs; no labels
     are needed. The answers served differ from BACKBONE's on at most a share --epsilon of requests like SAMPLES, with
-    confidence 1 - --delta: that takes about 300 samples held out at the defaults, so give 1,200 or more.
+    confidence 1 - --delta: that takes 299 samples held out at the defaults, so give 1,400 or more.
 
     \b
     gati export resnet18.onnx --samples images.npz --repository models
@@ -88,7 +88,7 @@ def export(
         backbone=backbone,
         samples=samples,
         repository=repository,
-        name=_checked_name(name or _default_name(backbone)),
+        name=_checked_name(_default_name(backbone) if name is None else name),
         decode=parse_decode(image) if image else None,
         epsilon=epsilon,
         delta=delta,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -92,7 +93,7 @@ def _table(model: str, address: str, now: Reading, since: Reading | None) -> Tab
     return table
 
 
-def _as_json(reading: Reading) -> dict[str, object]:
+def _as_json(reading: Reading) -> dict[str, Any]:
     fields = asdict(reading)
     del fields["buckets"]
     p50, p99 = reading.quantile(0.5), reading.quantile(0.99)

@@ -28,10 +28,10 @@ class Pool:
 
 def pools(seed: int = 0) -> tuple[Pool, Pool]:
     """Two disjoint pools: for the network's training, and for requests."""
-    digits = load_digits()
-    order = np.random.default_rng(seed).permutation(len(digits.images))
-    scans = torch.from_numpy(digits.images[order] / 16).float().unsqueeze(1)
-    labels = digits.target[order].astype(np.int64)
+    pixels, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(digits))
+    scans = torch.from_numpy(pixels[order] / 16).float().reshape(-1, 1, 8, 8)
+    labels = digits[order].astype(np.int64)
     return Pool(scans[:TRAINING], labels[:TRAINING]), Pool(scans[TRAINING:], labels[TRAINING:])
 
 

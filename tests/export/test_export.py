@@ -1,0 +1,645 @@
+"""`gati export` as a command: what it takes, what it writes and says, and what it refuses in one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from graphs import Graph
+from onnx import TensorProto
+from PIL import Image
+
+from gati.chain import Chain, Segment, Tensor, read_chain, sha256_of
+from gati.cli import main
+from gati.recorder import Sample, shard, write_shard
+from gati.release import head_path, valid_releases
+from gati_export.images import parse_decode
+
+SHAPE, CLASSES = (3, 4, 5), 4
+FEW = 20
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+Gati = Callable[..., Ended]
+
+
+@pytest.fixture
+def gati(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Gati]:
+    """Runs `gati export` in an empty working directory that has `net.onnx` and `samples.npz`."""
+    network().save(tmp_path / "net.onnx", "scores")
+    np.savez(tmp_path / "samples.npz", image=images(FEW))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+
+    def run(backbone: str = "net.onnx", *options: str, **named: str) -> Ended:
+        asked = {"samples": "samples.npz", "repository": "models", "mode": "inline"} | named
+        arguments = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value)]
+        with pytest.raises(SystemExit) as end:
+            main(["export", backbone, *arguments, *options])
+        return Ended(int(end.value.code or 0), *capfd.readouterr())
+
+    yield run
+    for name in set(sys.modules) - before:
+        if name.startswith("own_"):
+            del sys.modules[name]
+
+
+def network(width: int = 6) -> Graph:
+    graph = Graph()
+    h = graph.node("Flatten", graph.input("image", ["batch", *SHAPE]))
+    for inner in (60, width):
+        h = graph.node("Relu", graph.linear(h, inner, width))
+    graph.linear(h, width, CLASSES, name="scores")
+    return graph
+
+
+def images(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, *SHAPE)).astype(np.float32)
+
+
+def one_error(ended: Ended) -> str:
+    """The one sentence of a command that failed with exit code 1 and left nothing behind in the working directory."""
+    assert ended.code == 1
+    assert ended.out == ""
+    lines = ended.err.splitlines()
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("Error: ")
+    assert "this should not happen" not in lines[0]
+    return lines[0].removeprefix("Error: ")
+
+
+def left_in(folder: Path) -> list[str]:
+    """What a failed export has left in a repository and in the workspace beside it."""
+    return [str(path) for root in ("models", "models.gati/exports") for path in (folder / root).glob("*")]
+
+
+def exported_json(gati: Gati, *arguments: str, **named: str) -> dict:
+    ended = gati(*arguments, **named, json="result.json")
+    assert ended.code == 0, ended.err
+    return json.loads(Path("result.json").read_text())
+
+
+# What it takes
+
+
+def encoded(rows: np.ndarray) -> list[bytes]:
+    files = []
+    for row in rows:
+        file = io.BytesIO()
+        Image.fromarray(row).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def write_npz(folder: Path) -> tuple[str, list[str]]:
+    np.savez(folder / "s.npz", image=images(7), label=np.arange(7))
+    return "s.npz", []
+
+
+def write_flat_rows(folder: Path) -> tuple[str, list[str]]:
+    np.savez(folder / "s.npz", image=images(7).reshape(7, -1))
+    return "s.npz", []
+
+
+def write_npy(folder: Path) -> tuple[str, list[str]]:
+    np.save(folder / "s.npy", images(7).astype(np.float64))
+    return "s.npy", []
+
+
+def write_lists(folder: Path) -> tuple[str, list[str]]:
+    pq.write_table(pa.table({"image": images(7).reshape(7, -1).tolist(), "label": range(7)}), folder / "s.parquet")
+    return "s.parquet", []
+
+
+def write_folder(folder: Path) -> tuple[str, list[str]]:
+    (folder / "s").mkdir()
+    for name, rows in {"a": images(4), "b": images(3, seed=1)}.items():
+        pq.write_table(pa.table({"image": rows.tolist()}), folder / "s" / f"{name}.parquet")
+    return "s", []
+
+
+def write_images(folder: Path) -> tuple[str, list[str]]:
+    rows = np.random.default_rng(0).integers(0, 256, (7, 9, 8, 3)).astype(np.uint8)
+    pq.write_table(pa.table({"picture": encoded(rows), "label": range(7)}), folder / "s.parquet")
+    return "s.parquet", ["--image", "5x4 rgb mean=0.4 std=0.2,0.3,0.3"]
+
+
+def write_images_for_a_callable(folder: Path) -> tuple[str, list[str]]:
+    (folder / "own_images.py").write_text(
+        "import numpy as np\ndef read(encoded):\n    return np.full((3, 4, 5), len(encoded) / 100, np.float32)\n"
+    )
+    return write_images(folder)[0], ["--image", "own_images:read"]
+
+
+def write_recorded(folder: Path) -> tuple[str, list[str]]:
+    output = Tensor("scores", "FP32", (CLASSES,))
+    segment = Segment(0, ("image",), output, "0" * 64, 1.0)
+    chain = Chain("net", "inline", (Tensor("image", "FP32", SHAPE),), output, (segment,), 0.01, 0.05, 8)
+    number = np.zeros(7, np.int64)
+    rows = [Sample({"image": images(7)}, None, number.astype(np.int32), number, 0.0)]
+    write_shard(str(folder / "store" / "net"), shard(chain, rows), 1 << 30)
+    return "store/net", []
+
+
+KINDS = [
+    write_npz,
+    write_flat_rows,
+    write_npy,
+    write_lists,
+    write_folder,
+    write_images,
+    write_images_for_a_callable,
+    write_recorded,
+]
+
+
+@pytest.mark.parametrize("write", KINDS, ids=lambda write: write.__name__.removeprefix("write_"))
+def test_samples_of_every_kind(gati, tmp_path, write):
+    path, options = write(tmp_path)
+    result = exported_json(gati, "net.onnx", *options, samples=path)
+    assert result["compared_samples"] == 7
+    assert result["largest_difference"] <= 1e-5
+
+
+def test_real_photos_as_the_example_in_the_help_has_them(gati, tmp_path):
+    photos = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10" / "test.parquet"
+    if not photos.is_file():
+        pytest.skip(f"CIFAR-10 is not at {photos}")
+    few = pq.ParquetFile(photos).read_row_group(0).slice(0, 60)
+    pq.write_table(few, tmp_path / "photos.parquet")
+    how = "5x4 rgb mean=0.4914,0.4822,0.4465 std=0.2470,0.2435,0.2616"
+    result = exported_json(gati, "net.onnx", "--image", how, samples="photos.parquet")
+    assert result["compared_samples"] == 60
+    assert parse_decode(how)(few.column("image")[0].as_py()).shape == SHAPE
+
+
+def test_weights_beside_the_file_come_into_the_plain_model(gati, tmp_path):
+    model = network().model("scores")
+    onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    assert gati("net.onnx", "--plain").code == 0
+    plain = onnx.load(tmp_path / "models" / "net-plain" / "1" / "model.onnx", load_external_data=False)
+    assert [w.data_location for w in plain.graph.initializer] == [TensorProto.DEFAULT] * len(model.graph.initializer)
+
+
+# What it writes and says
+
+
+def test_few_samples_give_a_chain_that_waits_for_a_refresh(gati, tmp_path):
+    ended = gati("net.onnx", cut_points="1", max_batch="1", json="made/here/result.json")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert "No head serves yet, the backbone answers every request: Too few samples" in ended.out
+    assert ended.out.rstrip().endswith("Next: gati serve models")
+    assert len(ended.out.splitlines()) <= 16
+    chain = read_chain(tmp_path / "models", "net")
+    assert (len(chain.segments), chain.max_batch, chain.mode) == (2, 1, "inline")
+    assert not list(valid_releases(tmp_path / "models", chain))
+    assert list((tmp_path / "models.gati" / "exports").iterdir()) == []
+    result = json.loads((tmp_path / "made" / "here" / "result.json").read_text())
+    assert result["release"] is None
+    assert result["heads"]["why_not"].startswith("Too few samples")
+    assert result["cut_points_found"] >= 1
+    assert [s["sha256"] for s in result["segments"]] == list(chain.digests())
+    assert result["segments"][-1]["share"] == pytest.approx(1)
+
+
+def test_progress_is_shown_on_a_terminal(gati, tmp_path):
+    ours, theirs = pty.openpty()
+    program = [sys.executable, "-c", "from gati.cli import main; main()", "export", "net.onnx", "--mode", "inline"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    command = [*program, "--samples", "samples.npz", "--repository", "models"]
+    shown = b""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        while chunk := read_terminal(ours):
+            shown += chunk
+        assert process.stdout is not None
+        assert b"Compare segments" not in process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"Compare segments with backbone" in shown
+    assert b"100 %" in shown
+
+
+def read_terminal(descriptor: int) -> bytes:
+    """What was written to a terminal; nothing when its other end is closed."""
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [("net.onnx", "net"), ("./sub/my.net-2.onnx", "my.net-2"), ("own_pack.resnet18:build", "resnet18")],
+)
+def test_a_chain_is_named_after_its_backbone(gati, tmp_path, backbone, name):
+    (tmp_path / "sub").mkdir()
+    network().save(tmp_path / "sub" / "my.net-2.onnx", "scores")
+    (tmp_path / "own_pack").mkdir()
+    (tmp_path / "own_pack" / "resnet18.py").write_text(
+        "from torch import nn\n\ndef build():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(60, 6), nn.ReLU(), nn.Linear(6, 4))\n"
+    )
+    assert gati(backbone).code == 0
+    assert read_chain(tmp_path / "models", name).model == name
+
+
+def test_the_table_says_what_the_json_says(gati):
+    ended = gati(json="result.json", cut_points="2")
+    result = json.loads(Path("result.json").read_text())
+    rows = re.findall(r"^ +(\d) +(\S+) +(\d+)%", ended.out, re.MULTILINE)
+    assert [(tensor, f"{share}%") for _, tensor, share in rows[:-1]] == [
+        (s["output"]["name"], f"{s['share']:.0%}") for s in result["segments"][:-1]
+    ]
+    assert rows[-1] == (str(len(result["segments"]) - 1), "backbone", "100")
+    assert f"of {result['cut_points_found']} cut points" in ended.out
+
+
+def test_a_repository_takes_several_chains(gati, tmp_path):
+    assert gati().code == gati(name="second").code == 0
+    assert {"net", "second"} <= {path.name for path in (tmp_path / "models").iterdir()}
+
+
+CLUSTERS = """
+import torch
+from torch import nn
+
+class Wide(nn.Module):
+    '''Costly enough that a head behind its first layer pays on any machine.'''
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(24, 1024)
+        self.layers = nn.ModuleList(nn.Linear(1024, 1024) for _ in range(4))
+        self.last = nn.Linear(1024, 4)
+    def forward(self, point):
+        h = torch.relu(self.first(point))
+        for layer in self.layers:
+            h = torch.relu(layer(h)) * 2 ** 0.5
+        return self.last(h) * 10
+"""
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory) -> Path:
+    """A folder with a network that is costly, easy to foresee, and named `own_wide:Wide`; and 1,400 samples of it."""
+    folder = tmp_path_factory.mktemp("clusters")
+    (folder / "own_wide.py").write_text(CLUSTERS)
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.normal(size=(12, 24))
+    np.savez(folder / "p.npz", point=(centres[np.arange(1400) % 12] + 0.1 * rng.normal(size=(1400, 24))).astype("f"))
+    return folder
+
+
+def export_in_a_process(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command as a user does: everything that is written on stdout and stderr counts."""
+    program = [sys.executable, "-c", "from gati.cli import main; main()", "export", "own_wide:Wide"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    return subprocess.run(
+        [*program, "--samples", "p.npz", "--cut-points", "1", *options],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def twice(clusters) -> list[tuple[Path, subprocess.CompletedProcess[str], dict]]:
+    """The same export in two processes; the second one measures which mode is faster, and adds the plain model."""
+    made = []
+    for number, options in {"1": ["--mode", "inline"], "2": ["--plain"]}.items():
+        named = ["--name", "wide", "--seed", "5", "--repository", number, "--json", f"{number}.json"]
+        ended = export_in_a_process(clusters, *named, *options)
+        assert ended.returncode == 0, ended.stderr
+        made.append((clusters / number, ended, json.loads((clusters / f"{number}.json").read_text())))
+    return made
+
+
+def test_nothing_but_the_result_reaches_the_user(twice):
+    for _, ended, _ in twice:
+        assert ended.stderr == ""
+        assert "in use" in ended.stdout
+        assert "Release 1: expected speed-up" in ended.stdout
+        assert len(ended.stdout.splitlines()) <= 16
+
+
+def test_the_json_has_all_that_a_program_could_ask_for(twice):
+    _, _, result = twice[0]
+    assert result["model"] == "wide"
+    assert result["mode"] == "inline"
+    assert result["mode_seconds"] == {}
+    (cut,) = result["heads"]["cuts"]
+    assert cut["used"]
+    assert cut["agreement"] > 0.9
+    assert 0 < cut["hits"] <= 1
+    assert result["heads"]["speedup"] > 1
+    assert len(result["heads"]["segment_seconds"]) == len(result["segments"]) == 2
+    certificate = result["release"]["certificate"]
+    assert certificate["bound"] <= certificate["epsilon"] == 0.01
+    assert certificate["n"] >= 299
+    assert (result["release"]["number"], result["release"]["window"]["samples"]) == (1, 1400)
+
+
+def test_the_same_seed_gives_the_same_files(twice):
+    first, second = (read_chain(repository, "wide") for repository, _, _ in twice)
+    assert first.digests() == second.digests()
+    heads = [sha256_of(head_path(repository, first, 0, 1)) for repository, _, _ in twice]
+    assert heads[0] == heads[1]
+
+
+def test_a_repository_holds_the_chains_models_and_nothing_else(twice):
+    models = ["wide", "wide-head-0", "wide-segment-0", "wide-segment-1"]
+    repositories = [repository for repository, _, _ in twice]
+    assert [sorted(path.name for path in repository.iterdir()) for repository in repositories] == [
+        models,
+        sorted([*models, "wide-plain"]),
+    ]
+
+
+def test_the_mode_is_the_one_measured_to_be_faster(twice):
+    from conftest import no_triton
+
+    repository, ended, result = twice[1]
+    if reason := no_triton():
+        pytest.skip(reason)
+    assert set(result["mode_seconds"]) == {"inline", "bls"}
+    faster = min(result["mode_seconds"], key=result["mode_seconds"].__getitem__)
+    assert result["mode"] == faster == read_chain(repository, "wide").mode
+    assert f"Mode {faster} (mean of a request here:" in ended.stdout
+
+
+# What it refuses
+
+
+def cut_short(folder: Path) -> str:
+    whole = (folder / "net.onnx").read_bytes()
+    (folder / "bad.onnx").write_bytes(whole[: len(whole) // 2])
+    return "bad.onnx"
+
+
+def text(folder: Path) -> str:
+    (folder / "bad.onnx").write_text("This is a letter, not a network.\n")
+    return "bad.onnx"
+
+
+def two_outputs(folder: Path) -> str:
+    graph = network()
+    graph.node("Softmax", "scores", name="probabilities")
+    return graph.save(folder / "bad.onnx", "scores", "probabilities").name
+
+
+def int_output(folder: Path) -> str:
+    graph = network()
+    graph.node("ArgMax", "scores", name="label", axis=1)
+    return graph.save(folder / "bad.onnx", "label", dtype=TensorProto.INT64).name
+
+
+def batch_of_four(folder: Path) -> str:
+    graph = Graph()
+    h = graph.node("Relu", graph.linear(graph.input("x", [4, 60]), 60, 6))
+    graph.linear(h, 6, CLASSES, name="scores")
+    return graph.save(folder / "bad.onnx", "scores").name
+
+
+def two_towers(folder: Path) -> str:
+    """Two networks side by side, whose scores are added."""
+    graph = Graph()
+    flat = graph.node("Flatten", graph.input("image", ["batch", *SHAPE]))
+    towers = [graph.linear(graph.node("Relu", graph.linear(flat, 60, 6)), 6, CLASSES) for _ in range(2)]
+    graph.node("Add", *towers, name="scores")
+    return graph.save(folder / "bad.onnx", "scores").name
+
+
+def custom_operator(folder: Path) -> str:
+    graph = Graph()
+    h = graph.node("Magic", graph.input("image", ["batch", *SHAPE]), domain="com.example")
+    graph.node("Flatten", h, name="scores")
+    return graph.save(folder / "bad.onnx", "scores").name
+
+
+MODULES = """
+from torch import nn
+
+def raises():
+    raise OSError("no weights here")
+
+def number():
+    return 3
+
+class Wrong(nn.Module):
+    def forward(self, image):
+        return image @ image.flatten()
+"""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "says"),
+    [
+        (cut_short, "bad.onnx is not an ONNX file, or was cut short"),
+        (text, "bad.onnx is not an ONNX file, or was cut short"),
+        ("none.onnx", "There is no file none.onnx"),
+        ("none.pt2", "There is no file none.pt2"),
+        ("samples.npz", "give an .onnx file, a .pt2 file, or package.module:function"),
+        (two_outputs, "several outputs (scores, probabilities)"),
+        (int_output, "floating-point scores"),
+        (batch_of_four, "batch fixed at 4"),
+        (two_towers, "can't be cut"),
+        (custom_operator, "com.example"),
+        ("letter.pt2", "letter.pt2 is not a program"),
+        ("own_bad:nothing", "no function or class 'nothing'"),
+        ("own_absent:build", "'own_absent' could not be imported"),
+        ("own_bad:raises", "own_bad:raises() failed (no weights here)"),
+        ("own_bad:number", "must return a torch.nn.Module"),
+        ("own_bad:Wrong", "own_bad:Wrong fails on the samples"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_backbones_that_are_refused(gati, tmp_path, backbone, says):
+    (tmp_path / "own_bad.py").write_text(MODULES)
+    (tmp_path / "letter.pt2").write_text("Dear reader")
+    error = one_error(gati(backbone(tmp_path) if callable(backbone) else backbone))
+    assert says in error
+    assert str(tmp_path) not in error
+    assert left_in(tmp_path) == []
+
+
+def with_nan() -> np.ndarray:
+    rows = images(FEW)
+    rows[3, 1, 2, 3] = np.nan
+    rows[5] = np.inf
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"left": images(3), "right": images(3)}, "lack the model's input 'image' and hold 'left', 'right'"),
+        ({"image": images(3)[:, :2]}, "has shape [2, 4, 5], and the model takes [3, 4, 5]"),
+        ({"image": images(3).reshape(3, 1, -1)}, "has shape [1, 60], and the model takes [3, 4, 5]"),
+        ({"image": images(3).astype(np.complex64)}, "complex64 in the samples and float32 in the model"),
+        ({"image": images(3).astype(str)}, "float32 in the model"),
+        ({"image": with_nan()}, "2 of 20 rows of input 'image' hold NaN or Inf"),
+        ({"image": images(0)}, "no rows in the samples"),
+        ({"image": np.array([{}, 1], object)}, "holds more than plain arrays"),
+    ],
+    ids=["names", "shape", "rank", "dtype", "text", "not finite", "none", "objects"],
+)
+def test_samples_that_are_refused(gati, tmp_path, arrays, says):
+    np.savez(tmp_path / "samples.npz", **arrays)
+    assert says in one_error(gati())
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("none.npz", "no samples at none.npz"),
+        ("none", "not a kind of samples"),
+        ("net.onnx", "not a kind of samples"),
+        ("damaged.npz", "damaged.npz is damaged"),
+        ("damaged.parquet", "damaged.parquet is not a Parquet file"),
+        ("empty", "Folder 'empty' holds no Parquet files"),
+        ("pictures.parquet", "say with --image"),
+    ],
+)
+def test_files_that_are_no_samples(gati, tmp_path, path, says):
+    (tmp_path / "empty").mkdir()
+    for name in ("damaged.npz", "damaged.parquet"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04" + b"PAR1" * 9)
+    picture = np.zeros((4, 5, 3), np.uint8)
+    pq.write_table(pa.table({"image": encoded(picture[None])}), tmp_path / "pictures.parquet")
+    assert says in one_error(gati(samples=path))
+    assert left_in(tmp_path) == []
+
+
+def test_floats_are_no_words(gati, tmp_path):
+    graph = Graph()
+    h = graph.node("Gather", graph.weight(9, 6), graph.input("ids", ["batch", 5], np.int64))
+    h = graph.node("Relu", graph.linear(graph.node("ReduceMax", h, graph.constant([1]), keepdims=0), 6, 6))
+    graph.linear(h, 6, CLASSES, name="scores")
+    graph.save(tmp_path / "text.onnx", "scores")
+    np.save(tmp_path / "ids.npy", np.ones((3, 5), np.float32))
+    assert "float32 in the samples and int64 in the model" in one_error(gati("text.onnx", samples="ids.npy"))
+    np.save(tmp_path / "ids.npy", np.full((3, 5), 99))
+    assert "text.onnx fails on the samples" in one_error(gati("text.onnx", samples="ids.npy"))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ("huge", "--image does not know the word 'huge'"),
+        ("rgb mean=a", "--image can't read 'mean=a'"),
+        ("own_none:read", "'own_none' could not be imported"),
+        ("8x8", "has shape [3, 8, 8], and the model takes [3, 4, 5]"),
+    ],
+)
+def test_ways_to_read_images_that_are_refused(gati, tmp_path, image, says):
+    path, _ = write_images(tmp_path)
+    assert says in one_error(gati("net.onnx", "--image", image, samples=path))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "with space", "", "-", "ümlaut", "a\nb"], ids=repr)
+def test_names_that_are_refused(gati, tmp_path, name):
+    assert "can't be a model's name" in one_error(gati("net.onnx", f"--name={name}"))
+    assert left_in(tmp_path) == []
+
+
+def test_a_name_that_is_taken_stays_with_its_model(gati, tmp_path):
+    assert gati().code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()}
+    for options in ([], ["--name", "net-segment-0"], ["--name", "net-head-1"]):
+        assert "already; choose another --name" in one_error(gati("net.onnx", *options))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()}
+    (tmp_path / "models" / "other-plain").mkdir()
+    assert "'other-plain' already" in one_error(gati("net.onnx", "--plain", name="other"))
+    assert gati(name="other").code == 0
+
+
+def test_a_repository_that_is_a_file(gati, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    ended = gati(repository="file")
+    assert ended.code == 2  # as every option that is used wrongly
+    assert "Directory 'file' is a file" in ended.err
+    assert "Not a directory" in one_error(gati(repository="file/models"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("rows", "advice"),
+    [(images(1), "give about 1400 in all."), (np.repeat(images(1), 1400, axis=0), "so give more that differ.")],
+    ids=["one sample", "copies of one"],
+)
+def test_samples_that_teach_little_still_give_a_chain(gati, tmp_path, rows, advice):
+    np.savez(tmp_path / "samples.npz", image=rows)
+    result = exported_json(gati)
+    assert result["release"] is None
+    assert result["heads"]["why_not"].endswith(advice)
+    assert read_chain(tmp_path / "models", "net").segments
+
+
+@pytest.mark.parametrize("constant", [[0, 1, 0, 0], [0, 0, 0, 0]], ids=["one class", "undecided"])
+def test_a_backbone_that_always_says_the_same(gati, tmp_path, constant):
+    graph = network()
+    nothing = graph.node("Mul", "scores", graph.constant(0, np.float32))
+    graph.node("Add", nothing, graph.constant(constant, np.float32), name="constant")
+    graph.save(tmp_path / "net.onnx", "constant")
+    np.savez(tmp_path / "samples.npz", image=images(1400))
+    result = exported_json(gati, cut_points="1")
+    assert result["largest_difference"] == 0
+    (cut,) = result["heads"]["cuts"]
+    assert cut["agreement"] == 1 or not any(constant)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Lets no file grow larger, which fails as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(40_000, []), (200, []), (130_000, ["--plain"])],
+    ids=["a segment", "a configuration", "the plain backbone"],
+)
+def test_a_disk_that_is_full(gati, tmp_path, size, options):
+    network(width=100).save(tmp_path / "net.onnx", "scores")  # segments of 24, 40 and 2 KB; 66 KB together
+    if options:
+        size = (tmp_path / "net.onnx").stat().st_size - 1
+    with files_of_at_most(size):
+        ended = gati("net.onnx", *options)
+    assert "File too large" in one_error(ended)
+    assert left_in(tmp_path) == []
