@@ -1,0 +1,302 @@
+"""Publishing on disk: whole or not at all, whoever dies, races, or runs out of space; no server is needed."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import MODEL, Exported
+from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files
+from publishers import publish_changes, publish_limited, publish_until, race, run
+
+from gati import quarantine
+from gati.chain import Chain
+from gati.cli import main
+from gati.errors import PublishError, ReleaseRefused, UnavailableError
+from gati.release import Release, head_path, numbers_on_disk, read_release, valid_releases
+from gati.settings import workspace
+from gati_export.control import publish_to
+from gati_export.publish import KEPT, earlier, publish, withdraw
+
+STEPS = ["clear", "stage", "write 0", "write 2", "check", "rename 0", "rename 2", "prune", "done"]
+FILES = ("model.onnx", "release.json")
+TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
+
+
+@pytest.fixture
+def repository(exported: Exported, tmp_path: Path) -> Path:
+    return exported.copy(tmp_path)
+
+
+@pytest.fixture
+def chain(exported: Exported) -> Chain:
+    return exported.chain
+
+
+def live(repository: Path, chain: Chain) -> Release:
+    return next(valid_releases(repository, chain))
+
+
+def staged(repository: Path) -> list[Path]:
+    return sorted((workspace(repository) / "staging").rglob("*"))
+
+
+def folders(repository: Path) -> set[str]:
+    """Every version folder of every head."""
+    return {str(path.relative_to(repository)) for path in repository.glob(f"{MODEL}-head-*/*") if path.is_dir()}
+
+
+def put(repository: Path, chain: Chain, mark: int, thresholds: dict[int, float] | None = None) -> Release:
+    return publish(repository, chain, marked_draft(chain, mark, thresholds))
+
+
+# A publisher that dies
+
+
+def test_the_steps_of_the_protocol_are_known(repository: Path, chain: Chain) -> None:
+    seen: list[str] = []
+    publish(repository, chain, marked_draft(chain, 2, TWO_HEADS), seen.append)
+    assert seen == STEPS
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_publisher_killed_at_a_step_leaves_the_old_release_or_the_new_one(
+    repository: Path, chain: Chain, step: str
+) -> None:
+    assert run(publish_until, repository, chain, marked_draft(chain, 2, TWO_HEADS), None, step) == -signal.SIGKILL
+    used = numbers_on_disk(repository, chain)
+    assert live(repository, chain).number == (2 if step in ("prune", "done") else 1)
+    release = put(repository, chain, 3, TWO_HEADS)
+    assert release.number > max(used)
+    assert live(repository, chain) == release
+    assert not staged(repository)
+    assert numbers_on_disk(repository, chain) == [r.number for r in valid_releases(repository, chain)]
+
+
+def test_a_publisher_killed_before_any_change_it_makes_to_the_disk_leaves_the_old_release_or_the_new_one(
+    repository: Path, chain: Chain
+) -> None:
+    """One repository for all: each publisher finds what those before it left, and in time has releases to prune."""
+    ever: set[int] = {1}
+    for changes in range(200):
+        before = live(repository, chain)
+        code = run(publish_changes, repository, chain, marked_draft(chain, changes, TWO_HEADS), changes)
+        after = live(repository, chain)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        assert after == before or after.number not in ever
+        ever |= set(numbers_on_disk(repository, chain))
+        release = put(repository, chain, changes, TWO_HEADS)
+        assert release.number > max(ever)
+        ever.add(release.number)
+        assert not staged(repository)
+    assert after.number > before.number
+    assert changes > KEPT, "nothing was left to prune"
+    assert len(list(valid_releases(repository, chain))) == KEPT
+
+
+# Publishers at once
+
+
+def test_two_publishers_at_once_both_land_under_growing_numbers(repository: Path, chain: Chain, tmp_path: Path) -> None:
+    first, second = race(repository, chain, marked_draft(chain, 2, TWO_HEADS), None, 4, tmp_path)
+    assert sorted(first + second) == list(range(2, 10))
+    assert first == sorted(first) and second == sorted(second)
+    assert [r.number for r in valid_releases(repository, chain)] == list(range(9, 0, -1))
+
+
+def test_a_publisher_that_waits_too_long_says_so_in_one_sentence(
+    repository: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "LOCK_SECONDS", 0.2)
+    before = folders(repository)
+    with (
+        quarantine.publisher_lock(repository),
+        pytest.raises(PublishError, match=r"^Another publisher has been at work on .* for 0\.2 s\.$"),
+    ):
+        put(repository, chain, 2)
+    assert folders(repository) == before
+    assert put(repository, chain, 2).number == 2
+
+
+def test_the_lock_of_a_killed_publisher_is_free(repository: Path, chain: Chain) -> None:
+    run(publish_until, repository, chain, marked_draft(chain, 2), None, "check")
+    with quarantine.publisher_lock(repository):
+        pass
+
+
+# A full disk, and drafts that are no releases
+
+
+@pytest.mark.parametrize("full", ["at once", "within a head", "within a manifest"])
+def test_a_full_disk_is_one_sentence_and_nothing_changes(
+    repository: Path, chain: Chain, tmp_path: Path, full: str
+) -> None:
+    draft = marked_draft(chain, 2, TWO_HEADS, reason="a long one " * 50)  # only the manifest has it
+    publish(repository, chain, draft)
+    head, manifest = (head_path(repository, chain, 0, 2).with_name(n).stat().st_size for n in FILES)
+    assert head < manifest, "or it would be the head that does not fit"
+    size = {"at once": 0, "within a head": head // 2, "within a manifest": manifest - 10}[full]
+    before, said = folders(repository), tmp_path / "said"
+    assert run(publish_limited, repository, chain, draft, size, said) == 0
+    assert said.read_text() == "The release could not be written (File too large); nothing changed."
+    assert folders(repository) == before
+    assert not staged(repository)
+    assert put(repository, chain, 3).number == 3
+
+
+def test_a_draft_without_heads_is_refused(repository: Path, chain: Chain) -> None:
+    draft = marked_draft(chain, 2)
+    draft.heads.clear()
+    with pytest.raises(PublishError, match="at least one head"):
+        publish(repository, chain, draft)
+    assert not staged(repository)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])
+def test_a_draft_whose_head_can_not_be_read_is_refused(repository: Path, chain: Chain, content: bytes) -> None:
+    draft = marked_draft(chain, 2)
+    draft.heads[0] = content
+    before = folders(repository)
+    with pytest.raises(ReleaseRefused, match="head 0"):
+        publish(repository, chain, draft)
+    assert folders(repository) == before
+    assert not staged(repository)
+
+
+def test_nothing_is_published_to_a_server_that_is_not_there(repository: Path, chain: Chain) -> None:
+    before = folders(repository)
+    with pytest.raises(UnavailableError, match=r"^No Triton server answers gRPC on 127\.0\.0\.1:1\.$"):
+        publish_to(repository, chain, marked_draft(chain, 2), "127.0.0.1:1")
+    assert folders(repository) == before
+
+
+# What others put into the repository
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
+def test_a_release_with_damage_is_not_live_and_is_moved_out_by_the_next_publisher(
+    repository: Path, chain: Chain, damage: Damage
+) -> None:
+    place(repository, chain, 7, damaged(chain, 7, damage))
+    if not damage.deep:
+        with pytest.raises(ReleaseRefused, match=damage.reason):
+            read_release(repository, chain, 7)
+    with pytest.raises(ReleaseRefused, match=damage.reason):
+        quarantine.check_release(repository, chain, 7)
+    release = put(repository, chain, 8)
+    assert release.number == 8, "a number that was seen is never used again"
+    assert numbers_on_disk(repository, chain) == [8, 1]
+    assert list((workspace(repository) / "refused" / MODEL / "7").iterdir())
+
+
+@pytest.mark.parametrize("name", ["9.tmp", "99999999999999999999", "5-copy"])
+def test_a_folder_that_triton_takes_for_a_version_is_moved_out(repository: Path, chain: Chain, name: str) -> None:
+    (repository / chain.head_model(0) / name).mkdir()
+    assert put(repository, chain, 2).number == 2
+    assert f"{chain.head_model(0)}/{name}" not in folders(repository)
+
+
+@pytest.mark.parametrize("name", ["staging-9", "notes", ".hidden", "007"])
+def test_a_folder_that_triton_passes_over_stays(repository: Path, chain: Chain, name: str) -> None:
+    (repository / chain.head_model(0) / name).mkdir()
+    assert put(repository, chain, 2).number == 2
+    assert f"{chain.head_model(0)}/{name}" in folders(repository)
+
+
+def test_a_folder_of_a_head_that_is_not_part_of_its_release_is_moved_out_alone(repository: Path, chain: Chain) -> None:
+    (repository / chain.head_model(1) / "1").mkdir(parents=True)
+    assert put(repository, chain, 2).number == 2
+    assert [r.number for r in valid_releases(repository, chain)] == [2, 1]
+    assert f"{chain.head_model(1)}/1" not in folders(repository)
+
+
+def test_a_release_placed_by_hand_that_is_good_is_live(repository: Path, chain: Chain) -> None:
+    place(repository, chain, 5, release_files(chain, 5, marked_draft(chain, 5, TWO_HEADS)))
+    assert live(repository, chain).number == 5
+    assert put(repository, chain, 6).number == 6
+
+
+# Numbers, pruning, going back
+
+
+def test_the_newest_releases_are_kept_and_no_number_comes_again(repository: Path, chain: Chain) -> None:
+    for number in range(2, KEPT + 5):
+        assert put(repository, chain, number).number == number
+    there = [r.number for r in valid_releases(repository, chain)]
+    assert there == numbers_on_disk(repository, chain) == list(range(KEPT + 4, 4, -1))
+    assert not staged(repository)
+
+
+def test_a_withdrawn_release_is_not_live_and_its_number_is_spent(repository: Path, chain: Chain) -> None:
+    withdraw(repository, chain, put(repository, chain, 2, TWO_HEADS).number)
+    assert live(repository, chain).number == 1
+    assert put(repository, chain, 3).number == 3
+
+
+def test_going_back_again_and_again_goes_further_back(repository: Path, chain: Chain) -> None:
+    for mark in (2, 3):
+        put(repository, chain, mark)
+    origins = []
+    for _ in range(2):
+        release = publish(repository, chain, earlier(repository, chain))
+        origins.append((release.number, release.reason, release.origin))
+    assert origins == [(4, "rollback to 2", 2), (5, "rollback to 1", 1)]
+    with pytest.raises(PublishError, match=r"no release before 1 to go back to \(there are 5, 4, 3, 2, 1\)"):
+        earlier(repository, chain)
+
+
+def test_going_back_brings_the_old_heads_and_their_certificate(repository: Path, chain: Chain) -> None:
+    original = live(repository, chain)
+    put(repository, chain, 2)
+    release = publish(repository, chain, earlier(repository, chain))
+    assert (release.certificate, release.window) == (original.certificate, original.window)
+    assert [h.index for h in release.heads] == [h.index for h in original.heads]
+
+
+def test_a_refresh_after_going_back_is_what_is_gone_back_from(repository: Path, chain: Chain) -> None:
+    put(repository, chain, 2)
+    publish(repository, chain, earlier(repository, chain))
+    put(repository, chain, 4)
+    assert earlier(repository, chain).reason == "rollback to 2"
+    assert earlier(repository, chain, 3).reason == "rollback to 1"
+
+
+# The commands
+
+
+def gati(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_rollback_to_a_release_is_written_and_said(
+    repository: Path, chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(repository, chain, 2)
+    put(repository, chain, 3)
+    result = tmp_path / "result.json"
+    assert gati("rollback", MODEL, "--repository", repository, "--to", 1, "--json", result) == 0
+    assert "Release 4 of digits is written: rollback to 1." in capsys.readouterr().out
+    assert Release.from_json(result.read_text().replace("{", '{"format": 1,', 1)) == live(repository, chain)
+    assert head_path(repository, chain, 0, 4).exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--to", "9"]], ids=["nothing to go back to", "no such release"])
+def test_rollback_to_nothing_is_one_sentence(
+    repository: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = folders(repository)
+    assert gati("rollback", MODEL, "--repository", repository, *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: 'digits' has no release") and error.count("\n") == 1
+    assert folders(repository) == before
+
+
+def test_refresh_without_samples_is_one_sentence(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gati("refresh", MODEL, "--repository", repository) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: No samples of 'digits' are recorded") and error.count("\n") == 1

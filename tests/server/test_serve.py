@@ -1,0 +1,287 @@
+"""`gati serve` as a user runs it: a process with a server under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MODEL, PLAIN, Exported, no_triton
+from tritonclient import grpc, http
+from tritonclient.utils import InferenceServerException
+
+from gati.chain import Mode
+from gati.server import HEADER, HOST, running_ports
+from gati.settings import workspace
+from gati_export.store import default_store, read_recent
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(no_triton() is not None, reason=str(no_triton())),
+]
+
+GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
+FREE = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Running:
+    """`gati serve` at work, and what its --json says."""
+
+    process: subprocess.Popen[str]
+    repository: Path
+    said: dict[str, Any]
+
+    def images(self, images: np.ndarray, protocol: str = "http", **where: Any) -> np.ndarray:
+        api: Any = {"http": http, "grpc": grpc}[protocol]
+        tensor = api.InferInput("image", list(images.shape), "FP32")
+        tensor.set_data_from_numpy(images)
+        with api.InferenceServerClient(self.said[protocol]) as client:
+            return client.infer(MODEL, [tensor], **where).as_numpy("exit")
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `gati serve`, and ends what a test has left running."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(repository: Path, *options: str) -> Running:
+        said = tmp_path / f"serve-{len(started)}.json"
+        command = [*GATI, "serve", str(repository), *FREE, "--json", str(said), *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        _until(lambda: process.poll() is not None or (said.exists() and said.read_text().endswith("}\n")))
+        assert process.poll() is None, process.communicate()
+        return Running(process, repository, json.loads(said.read_text()))
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=SECONDS)
+
+
+def refused(*arguments: str) -> str:
+    """Runs a command that must fail in one sentence; returns it."""
+    done = subprocess.run([*GATI, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("Starting tritonserver")]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    return errors[0]
+
+
+def _until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _below(pid: int) -> list[int]:
+    """A process's descendants."""
+    try:
+        children = [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+    except OSError:
+        return []
+    return children + [found for child in children for found in _below(child)]
+
+
+def _shared_memory(pids: list[int]) -> set[str]:
+    """The shared memory that processes have mapped."""
+    found = set()
+    for pid in pids:
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        found |= {line.split()[5] for line in maps if "/dev/shm/triton" in line}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"), [("inline", signal.SIGINT), ("bls", signal.SIGTERM)], ids=["inline, SIGINT", "bls, SIGTERM"]
+)
+def test_a_signal_ends_it_with_everything_written_and_nothing_left(
+    exported: Exported, start: Start, tmp_path: Path, mode: Mode, number: int
+) -> None:
+    running = start(exported.copy(tmp_path, mode), "--audit", "0")
+    idle = http.InferenceServerClient(running.said["http"])  # holds its connection open
+    tensor = http.InferInput("image", [16, 1, 16, 16], "FP32")
+    tensor.set_data_from_numpy(exported.images[:16])
+    idle.infer(MODEL, [tensor])
+    below = _below(running.process.pid)
+    memory = _shared_memory([running.said["pid"]])
+    assert running.said["pid"] in below
+    assert memory
+    assert running_ports(running.repository) is not None
+    running.process.send_signal(number)
+    out, err = running.process.communicate(timeout=SECONDS)
+    assert running.process.returncode == 0
+    assert err.splitlines()[-1] == "Stopping ..."
+    _until(lambda: not any(_alive(pid) for pid in below))
+    assert not [name for name in memory if Path(name).exists()]
+    assert running_ports(running.repository) is None
+    assert read_recent(default_store(running.repository), exported.chain, 100).window.samples == 16
+    for protocol in ("grpc", "http", "metrics"):
+        assert running.said[protocol] in out
+    assert MODEL in out
+    idle.close()
+
+
+def test_a_killed_command_takes_its_server_along(exported: Exported, start: Start, tmp_path: Path) -> None:
+    running = start(exported.copy(tmp_path))
+    below = _below(running.process.pid)
+    running.process.kill()
+    _until(lambda: not any(_alive(pid) for pid in below))
+    again = start(running.repository)
+    assert again.images(exported.images[:1]).shape == (1, 1)
+
+
+def test_the_answer_under_way_is_given_before_the_end(exported: Exported, start: Start, tmp_path: Path) -> None:
+    running = start(exported.copy(tmp_path), "--workers", "1")
+    api = grpc.InferenceServerClient(running.said["grpc"])
+    told: list[Any] = []
+    tensor = grpc.InferInput("image", [32, 1, 16, 16], "FP32")
+    tensor.set_data_from_numpy(exported.images[:32])
+    for _ in range(40):
+        api.async_infer(MODEL, [tensor], lambda result, error: told.append(error), parameters={"gati_mode": "exact"})
+    _until(lambda: len(told) > 0)
+    running.process.terminate()
+    running.process.communicate(timeout=SECONDS)
+    _until(lambda: len(told) == 40)
+    allowed = (
+        "is not ready",
+        "not found",
+        "unavailable",
+        "is not found",
+        "Socket closed",
+        "connect",
+        "has no available",
+    )
+    for error in told:
+        assert error is None or any(text.lower() in str(error).lower() for text in allowed), str(error)
+    assert told.count(None) > 0
+    api.close()
+
+
+def test_no_record_keeps_nothing(exported: Exported, start: Start, tmp_path: Path) -> None:
+    running = start(exported.copy(tmp_path), "--no-record")
+    running.images(exported.images[:8])
+    running.process.terminate()
+    running.process.communicate(timeout=SECONDS)
+    assert not Path(default_store(running.repository)).exists()
+
+
+def test_its_server_s_end_is_the_end(exported: Exported, start: Start, tmp_path: Path) -> None:
+    running = start(exported.copy(tmp_path))
+    os.kill(running.said["pid"], signal.SIGKILL)
+    _, err = running.process.communicate(timeout=SECONDS)
+    assert running.process.returncode == 1
+    assert "tritonserver ended by itself" in err.splitlines()[-1]
+
+
+def test_models_are_controlled_only_with_the_token(exported: Exported, start: Start, tmp_path: Path) -> None:
+    running = start(exported.copy(tmp_path))
+    path = workspace(running.repository) / "token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    token = path.read_text().strip()
+    with grpc.InferenceServerClient(running.said["grpc"]) as client:
+        for headers in (None, {f"triton-grpc-protocol-{HEADER}": "guessed"}):
+            for call in (client.load_model, client.unload_model):
+                with pytest.raises(InferenceServerException):
+                    call(PLAIN, headers=headers)
+        client.load_model(PLAIN, headers={f"triton-grpc-protocol-{HEADER}": token})
+    url = f"http://{running.said['http']}/v2/repository/models/{PLAIN}/load"
+    for headers in ({}, {HEADER: "guessed"}):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, b"{}", headers), timeout=5)
+        assert caught.value.code == 403
+    with urllib.request.urlopen(urllib.request.Request(url, b"{}", {HEADER: token}), timeout=5) as answer:
+        assert answer.status == 200
+    assert running.images(exported.images[:1]).shape == (1, 1)
+
+
+def _halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _segment(repository: Path, index: int) -> Path:
+    return repository / f"{MODEL}-segment-{index}" / "1" / "model.onnx"
+
+
+def _other(repository: Path) -> None:
+    _segment(repository, 1).write_bytes(_segment(repository, 2).read_bytes())
+
+
+def _without_backend(repository: Path) -> None:
+    path = repository / MODEL / "config.pbtxt"
+    path.write_text(path.read_text().replace('"gati"', '"nonesuch"'))
+
+
+def _damaged_config(repository: Path) -> None:
+    (repository / PLAIN / "config.pbtxt").write_text("name: {")
+
+
+HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+    "chain.json cut": (lambda r: _halve(r / MODEL / "1" / "chain.json"), r"chain.json is damaged"),
+    "segment cut": (lambda r: _halve(_segment(r, 1)), f"{MODEL}-segment-1"),
+    "another segment": (_other, "is not the segment that chain.json names"),
+    "unknown backend": (_without_backend, "nonesuch"),
+    "config.pbtxt damaged": (_damaged_config, f"'{PLAIN}'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "harm"), [("inline", harm) for harm in HARM if harm != "another segment"] + [("bls", "another segment")]
+)
+def test_a_damaged_repository_is_told_in_one_sentence(
+    exported: Exported, tmp_path: Path, mode: Mode, harm: str
+) -> None:
+    repository = exported.copy(tmp_path, mode)
+    damage, names = HARM[harm]
+    damage(repository)
+    assert names in refused("serve", str(repository), *FREE)
+
+
+def test_a_folder_that_is_no_repository_is_told(tmp_path: Path) -> None:
+    assert "is no model repository" in refused("serve", str(tmp_path), *FREE)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http", "metrics"])
+def test_a_port_that_is_taken_is_told_with_its_option(exported: Exported, tmp_path: Path, protocol: str) -> None:
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        options = [*FREE, f"--{protocol}-port", str(port)]
+        said = refused("serve", str(exported.copy(tmp_path)), *options)
+    assert f"The {protocol} port {port} is not free" in said
+    assert f"--{protocol}-port" in said
+
+
+def test_a_log_that_can_not_be_written_is_told(exported: Exported, tmp_path: Path) -> None:
+    said = refused("serve", str(exported.copy(tmp_path)), *FREE, "--log", str(tmp_path / "no" / "folder" / "log"))
+    assert "No such file or directory" in said
