@@ -56,7 +56,8 @@ class Service:
         self._start_metrics()
         self._can_look = inline
         self._look()
-        self._ticker = Ticker(SECONDS, self._warn, self._look, self._report)
+        self._server = os.getppid()
+        self._ticker = Ticker(SECONDS, self._warn, self._leave_with_server, self._look, self._report)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes requests; each is replied to, sooner or later, from a worker thread."""
@@ -170,6 +171,13 @@ class Service:
         """
         if self._can_look:
             self._releases.look()
+
+    def _leave_with_server(self) -> None:
+        """Ends the process when its server was killed: the next call to that server would wait for ever."""
+        if os.getppid() != self._server:
+            if self._recorder is not None:
+                self._recorder.close()
+            os._exit(1)
 
     def _report(self) -> None:
         live: LiveRelease | None = self._releases.live

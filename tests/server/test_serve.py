@@ -197,10 +197,12 @@ def test_no_record_keeps_nothing(exported: Exported, start: Start, tmp_path: Pat
 
 def test_its_server_s_end_is_the_end(exported: Exported, start: Start, tmp_path: Path) -> None:
     running = start(exported.copy(tmp_path))
+    below = _below(running.process.pid)
     os.kill(running.said["pid"], signal.SIGKILL)
     _, err = running.process.communicate(timeout=SECONDS)
     assert running.process.returncode == 1
     assert "tritonserver ended by itself" in err.splitlines()[-1]
+    _until(lambda: not any(_alive(pid) for pid in below))
 
 
 def test_models_are_controlled_only_with_the_token(exported: Exported, start: Start, tmp_path: Path) -> None:
