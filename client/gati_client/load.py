@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -118,16 +119,20 @@ def alternate(
     make_second: MakeClient,
     requests: Iterable[Any],
     *,
+    block: int = 1,
     exact: tuple[bool, bool] = (False, False),
 ) -> tuple[Observations, Observations]:
-    """Sends each request to one target, then to the other: A, B, A, B, one at a time.
+    """Sends each request to one target and to the other, one at a time, in turns: a block to A, the same to B.
 
-    A machine that grows faster or slower does so for both, so that their latencies can be compared pair by pair.
+    A machine that grows faster or slower does so for both, so that their latencies can be compared side by side. Where
+    A and B share cores, choose blocks of some dozens: the threads of an engine wait busily for a while after
+    each request, and would slow the other one down, as they do in no real use.
 
     Args:
         make_first: Makes the client of A.
         make_second: Makes the client of B.
         requests: As of `drive`.
+        block: Requests to one target before it is the other's turn.
         exact: For A and B, whether the backbone must answer.
 
     Returns:
@@ -141,9 +146,10 @@ def alternate(
         _connect(first)
         _connect(second)
         begin = time.perf_counter()
-        for number, request in enumerate(requests):
-            seen[0].append(_observe(first, number, request, exact[0], begin))
-            seen[1].append(_observe(second, number, request, exact[1], begin))
+        numbered = enumerate(requests)
+        while turn := list(islice(numbered, block)):
+            for client, told, mode in zip((first, second), seen, exact, strict=True):
+                told += [_observe(client, number, request, mode, begin) for number, request in turn]
     return _columns(seen[0]), _columns(seen[1])
 
 

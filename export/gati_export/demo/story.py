@@ -25,6 +25,8 @@ MODEL = "digits"
 HOT, SHARE = 2, 0.9
 """Of the ten digits, how many are popular, and the share of requests that show them."""
 SAMPLES = 1600
+BLOCK = 50
+"""Requests to one model before it is the other's turn, when they are compared."""
 PAUSE_SECONDS = 0.02
 """Between two requests of the load that runs while heads are republished."""
 
@@ -146,6 +148,7 @@ def _measure(name: str, traffic: Traffic, address: str, requests: int, timeline:
             lambda: Client(address, f"{MODEL}-plain"),
             lambda: Client(address, MODEL),
             (view[None] for view in traffic.take(requests)),
+            block=BLOCK,
         )
         add(chain)
     return Phase(name, plain, chain)
