@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from gati.errors import GatiError
 from gati.service import Service
 from gati.wire import Wire
 
+SWITCH_SECONDS = 0.0002
+"""How long a thread may keep Python's lock while another waits; the default, 5 ms, is a request's whole time."""
+
 
 class TritonPythonModel:
     """What Triton's Python backend calls; see its own documentation for the methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
         folder = Path(args["model_repository"])
         try:
             self._service = Service(folder.parent, args["model_name"], pb_utils)

@@ -142,16 +142,24 @@ def shard(chain: Chain, samples: list[Sample]) -> pa.Table:
         columns[tensor.name] = _flat_lists(values)
         shape = {SHAPE: json.dumps(values.shape[1:]).encode()}
         fields.append(pa.field(tensor.name, columns[tensor.name].type, metadata=shape))
-    columns[ANSWER] = pa.array(
-        [row for s in samples for row in ([None] * s.rows if s.answer is None else s.answer.astype(np.float32))],
-        pa.list_(pa.float32()),
-    )
+    columns[ANSWER] = _answers(chain, samples)
     columns[EXIT] = pa.array(np.concatenate([sample.exit for sample in samples]))
     columns[RELEASE] = pa.array(np.concatenate([sample.release for sample in samples]))
     times = np.repeat([int(sample.time * 1e6) for sample in samples], [sample.rows for sample in samples])
     columns[TIME] = pa.array(times, pa.timestamp("us", tz="UTC"))
     fields += [pa.field(name, columns[name].type) for name in (ANSWER, EXIT, RELEASE, TIME)]
     return pa.table(columns, schema=pa.schema(fields))
+
+
+def _answers(chain: Chain, samples: list[Sample]) -> pa.Array:
+    """The backbone's answers as lists of FP32, null where they are not known."""
+    import pyarrow as pa
+
+    unknown = np.repeat([sample.answer is None for sample in samples], [sample.rows for sample in samples])
+    known = [np.empty((0, *chain.output.shape)), *(s.answer for s in samples if s.answer is not None)]
+    offsets = np.concatenate([[0], np.cumsum(~unknown)]) * np.prod(chain.output.shape, dtype=np.int64)
+    values = np.concatenate(known).astype(np.float32).reshape(-1)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values), mask=pa.array(unknown))
 
 
 def _flat_lists(values: np.ndarray) -> pa.Array:

@@ -24,7 +24,9 @@ from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspac
 @click.option("--no-record", is_flag=True, help="Keep no samples. `gati refresh` then has nothing to learn from.")
 @click.option("--store-mib", type=click.IntRange(1), help="Budget for a model's samples in MiB.  [default: 1024]")
 @click.option("--audit", type=click.FloatRange(0, 1), help="Share of hits also run to the end.  [default: 0.02]")
-@click.option("--workers", type=click.IntRange(1), help="Requests served at the same time.  [default: 4 or the cores]")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Threads for requests; 0: Triton's own.  [default: 0 inline, 4 bls]"
+)
 @click.option(
     "--log", type=click.Path(dir_okay=False, path_type=Path), help="Triton's log.  [default: DIR.gati/server.log]"
 )

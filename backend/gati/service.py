@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.recorder import Recorder, Sample
 from gati.settings import Settings
 from gati.watch import SECONDS, ReleaseWatch, Ticker
+from gati.workers import Workers
 
 
 class Service:
@@ -50,9 +50,9 @@ class Service:
         self._orchestrator = Orchestrator(
             self.chain, engine, lambda: self._releases.live, self, settings.audit_share, self._queue_audit
         )
-        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="gati-worker")
-        # Requests beyond the workers wait in Triton's own queue, where its policies and metrics see them.
-        self._free = threading.Semaphore(settings.workers)
+        workers = settings.workers_in(self.chain.mode)
+        self._workers = Workers(max(workers, 1), self._failed)  # at least one, for audits
+        self._hand_over = self._workers.submit if workers else self._workers.run
         self._start_metrics()
         self._can_look = inline
         self._look()
@@ -60,11 +60,10 @@ class Service:
         self._ticker = Ticker(SECONDS, self._warn, self._leave_with_server, self._look, self._report)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Takes requests; each is replied to, sooner or later, from a worker thread."""
+        """Takes requests; each is replied to as soon as it is answered, before or after this returns."""
         self._can_look = True
         for _, group in groupby(sorted(requests, key=lambda r: repr(r.signature)), key=lambda r: r.signature):
-            self._free.acquire()
-            self._pool.submit(self._run, self._orchestrator.serve, list(group), self._free.release)
+            self._hand_over(partial(self._orchestrator.serve, list(group)))
 
     def live_release(self) -> int:
         """Number of the live release, 0 while there is none."""
@@ -75,7 +74,7 @@ class Service:
     def close(self) -> None:
         """Answers what was taken, writes what was recorded, and stops."""
         self._ticker.close()
-        self._pool.shutdown(wait=True)
+        self._workers.close()
         if self._recorder is not None:
             self._recorder.close()
         self._report()
@@ -132,16 +131,11 @@ class Service:
 
     def _queue_audit(self, audit: Audit) -> None:
         """Audits wait behind requests; where all workers are busy they are left out, whatever they would say."""
-        if self._free.acquire(blocking=False):
-            self._pool.submit(self._run, self._orchestrator.audit, audit, self._free.release)
+        self._workers.submit_if_free(partial(self._orchestrator.audit, audit))
 
-    def _run(self, function: Callable[[Any], None], argument: Any, done: Callable[[], None]) -> None:
-        try:
-            function(argument)
-        except Exception as error:  # already told to the client; the log gets the rest
-            self._logger.log_error(f"[gati] {self._model}: {type(error).__name__}: {error}")
-        finally:
-            done()
+    def _failed(self, error: Exception) -> None:
+        """Logs what went wrong; the client was told already."""
+        self._logger.log_error(f"[gati] {self._model}: {type(error).__name__}: {error}")
 
     def _open_recorder(self, settings: Settings) -> Recorder | None:
         if settings.store is None:

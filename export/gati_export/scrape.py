@@ -23,7 +23,7 @@ class Reading:
         audits: Hits audited, and those of them that agreed.
         refused: Releases not taken.
         dropped: Samples not kept.
-        buckets: Requests answered within so many seconds, cumulative.
+        quantiles: Seconds within which such shares of the last requests were answered; empty before the first.
     """
 
     release: int
@@ -32,7 +32,7 @@ class Reading:
     audits: tuple[int, int]
     refused: int
     dropped: int
-    buckets: dict[float, int]
+    quantiles: dict[float, float]
 
     @property
     def requests(self) -> int:
@@ -49,25 +49,6 @@ class Reading:
         """Share of audited hits that the backbone agreed with, None before the first audit."""
         audited, agreed = self.audits
         return agreed / audited if audited else None
-
-    def quantile(self, q: float, since: Reading | None = None) -> float | None:
-        """Seconds within which a share q of requests was answered, None if there were none.
-
-        Args:
-            q: 0..1.
-            since: An earlier reading: only what came after it counts.
-        """
-        earlier = since.buckets if since is not None else {}
-        counts = [(bound, count - earlier.get(bound, 0)) for bound, count in sorted(self.buckets.items())]
-        if not counts or not counts[-1][1]:
-            return None
-        rank, below, lower = q * counts[-1][1], 0, 0.0
-        for bound, count in counts:
-            if count >= rank:
-                inside = (rank - below) / max(count - below, 1)
-                return lower if bound == float("inf") else lower + (bound - lower) * inside
-            below, lower = count, bound
-        return lower
 
 
 def read_metrics(address: str, model: str) -> Reading:
@@ -103,5 +84,5 @@ def _reading(samples: list[tuple[str, dict[str, str], float]]) -> Reading:
         audits=(total("gati_audits_total"), total("gati_audits_total", agreed="true")),
         refused=total("gati_releases_refused_total"),
         dropped=total("gati_samples_dropped_total"),
-        buckets={float(lbl["le"]): int(v) for n, lbl, v in samples if n == "gati_request_seconds_bucket"},
+        quantiles={float(labels["quantile"]): v for n, labels, v in samples if n == "gati_request_seconds"},
     )

@@ -14,7 +14,7 @@ def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:
     settings = Settings.from_environment({}, tmp_path / "models")
     assert settings.store == str(tmp_path / "models.gati" / "samples")
     assert (settings.store_bytes, settings.audit_share) == (1 << 30, 0.02)
-    assert settings.workers >= 4
+    assert (settings.workers_in("inline"), settings.workers_in("bls")) == (0, 4)
 
 
 def test_variables_are_taken(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_none_records_nothing(tmp_path: Path) -> None:
         ("GATI_AUDIT", "1.5"),
         ("GATI_AUDIT", "-0.1"),
         ("GATI_AUDIT", "nan"),
-        ("GATI_WORKERS", "0"),
+        ("GATI_WORKERS", "-1"),
         ("GATI_WORKERS", "many"),
         ("GATI_STORE_BYTES", "1 GB"),
     ],

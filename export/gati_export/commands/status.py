@@ -37,8 +37,8 @@ def status(
 ) -> None:
     """Watch MODEL as it is served: exits, hit rate, audit agreement, release, p50 and p99.
 
-    Counts are since the server's start, latencies of the last readings; the request's way through the server is not
-    in them. MODEL may be left out where --repository has only one chain. Ctrl-C ends.
+    Counts are since the server's start, latencies of the last 2,000 requests; the request's way through the server is
+    not in them. MODEL may be left out where --repository has only one chain. Ctrl-C ends.
     """
     if repository is None and model is None:
         raise click.UsageError("Name a MODEL, or a --repository with one chain in it.")
@@ -49,7 +49,7 @@ def status(
     write_json(json_path, _as_json(first))
     console = Console()
     if once or not console.is_terminal:
-        console.print(_table(str(model), address, first, None))
+        console.print(_table(str(model), address, first))
         return
     _watch(str(model), address, first, every, console)
 
@@ -62,20 +62,18 @@ def _address(repository: Path | None) -> str:
 
 
 def _watch(model: str, address: str, first: Reading, every: float, console: Console) -> None:
-    readings = [first]
-    with Live(_table(model, address, first, None), console=console) as live:
+    with Live(_table(model, address, first), console=console) as live:
         try:
             while True:
                 time.sleep(every)
-                readings = [*readings[-10:], read_metrics(address, model)]
-                live.update(_table(model, address, readings[-1], readings[0]))
+                live.update(_table(model, address, read_metrics(address, model)))
         except KeyboardInterrupt:
             return
 
 
-def _table(model: str, address: str, now: Reading, since: Reading | None) -> Table:
+def _table(model: str, address: str, now: Reading) -> Table:
     table = Table(title=f"{model} on {address}", show_header=False)
-    p50, p99 = now.quantile(0.5, since), now.quantile(0.99, since)
+    p50, p99 = now.quantiles.get(0.5), now.quantiles.get(0.99)
     audited, _ = now.audits
     agreement = "no audits yet" if now.agreement is None else f"{now.agreement:.2%} of {audited} audited hits"
     table.add_row("release", str(now.release or "none: the backbone answers"))
@@ -95,7 +93,7 @@ def _table(model: str, address: str, now: Reading, since: Reading | None) -> Tab
 
 def _as_json(reading: Reading) -> dict[str, Any]:
     fields = asdict(reading)
-    del fields["buckets"]
-    p50, p99 = reading.quantile(0.5), reading.quantile(0.99)
+    del fields["quantiles"]
+    p50, p99 = reading.quantiles.get(0.5), reading.quantiles.get(0.99)
     latency = {"p50_ms": p50 and p50 * 1e3, "p99_ms": p99 and p99 * 1e3}
     return fields | {"hit_rate": reading.hit_rate, "agreement": reading.agreement} | latency

@@ -1,0 +1,61 @@
+"""Threads that answer requests, fed through a queue; a future a request would cost more than the first segment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+Job = Callable[[], None]
+
+
+class Workers:
+    """A fixed number of threads, and as many jobs at a time.
+
+    Further jobs wait where they come from: in Triton's own queue, where its policies and metrics see them.
+
+    Args:
+        count: How many.
+        failed: Called with what a job raises.
+    """
+
+    def __init__(self, count: int, failed: Callable[[Exception], None]) -> None:
+        self._failed = failed
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._free = threading.Semaphore(count)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"gati-worker-{i}", daemon=True) for i in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, job: Job) -> None:
+        """Does a job on the caller's own thread."""
+        try:
+            job()
+        except Exception as error:
+            self._failed(error)
+
+    def submit(self, job: Job) -> None:
+        """Hands a job to a thread; waits while none is free."""
+        self._free.acquire()
+        self._jobs.put(job)
+
+    def submit_if_free(self, job: Job) -> bool:
+        """Hands a job to a thread, or returns False where none is free."""
+        free = self._free.acquire(blocking=False)
+        if free:
+            self._jobs.put(job)
+        return free
+
+    def close(self) -> None:
+        """Ends the threads when they have done what they were given."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self.run(job)
+            self._free.release()

@@ -1,0 +1,44 @@
+"""Threads that answer requests."""
+
+from __future__ import annotations
+
+import threading
+
+from gati.workers import Workers
+
+
+def test_jobs_are_done_at_the_same_time_and_further_ones_wait() -> None:
+    workers = Workers(2, lambda error: None)
+    both, go = threading.Barrier(3), threading.Event()
+
+    def job() -> None:
+        both.wait(5)
+        go.wait(5)
+
+    workers.submit(job)
+    workers.submit(job)
+    both.wait(5)  # two at once, or this breaks
+    assert not workers.submit_if_free(job)
+    go.set()
+    workers.close()
+
+
+def test_what_a_job_raises_is_told_and_its_thread_goes_on() -> None:
+    told: list[Exception] = []
+    done: list[int] = []
+    workers = Workers(1, told.append)
+    workers.submit(lambda: done.append(1 // 0))
+    workers.submit(lambda: done.append(1))
+    workers.run(lambda: done.append(1 // 0))
+    workers.close()
+    assert done == [1]
+    assert [type(error) for error in told] == [ZeroDivisionError] * 2
+
+
+def test_closing_waits_for_what_was_taken() -> None:
+    done: list[int] = []
+    workers = Workers(1, lambda error: None)
+    for number in range(100):
+        workers.submit(lambda number=number: done.append(number))
+    workers.close()
+    assert done == list(range(100))
