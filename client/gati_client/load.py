@@ -125,8 +125,8 @@ def alternate(
     """Sends each request to one target and to the other, one at a time, in turns: a block to A, the same to B.
 
     A machine that grows faster or slower does so for both, so that their latencies can be compared side by side. Where
-    A and B share cores, choose blocks of some dozens: the threads of an engine wait busily for a while after
-    each request, and would slow the other one down, as they do in no real use.
+    A and B share cores, choose blocks of some hundreds: each change of turns slows the next requests down, which
+    happens in no real use (two cores, blocks of 1, 50 and 300: a mean of 4.8, 3.4 and 2.7 ms for the same model).
 
     Args:
         make_first: Makes the client of A.

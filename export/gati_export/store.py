@@ -56,7 +56,7 @@ def read_recent(store: str, chain: Chain, limit: int) -> Recorded:
         raise SamplesError(f"No samples of {chain.model!r} are recorded in {url}: send the chain some requests first.")
     joined = {name: np.concatenate([part[name] for part in reversed(parts)])[-limit:] for name in parts[0]}
     times = joined.pop(TIME)
-    window = Window(url, len(times), _iso(times.min()), _iso(times.max()))
+    window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
     return Recorded(joined, window)
 
 
@@ -76,6 +76,11 @@ def _read(fs: Any, name: str, chain: Chain) -> dict[str, np.ndarray] | None:
 
 def _shapes(part: dict[str, np.ndarray], chain: Chain) -> list[tuple[int, ...]]:
     return [part[tensor.name].shape[1:] for tensor in chain.inputs]
+
+
+def _public(url: str) -> str:
+    """A store's URL, or of a local folder its last two names: releases travel, and tell nobody where they were made."""
+    return url if "://" in url else "/".join(Path(url).parts[-2:])
 
 
 def _iso(time: np.datetime64) -> str:

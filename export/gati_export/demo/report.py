@@ -85,26 +85,24 @@ def _phase(phase: Phase) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    drawn = Table(box=box.SIMPLE_HEAD, title="What the demo measured", title_justify="left")
+    drawn = Table(box=box.SIMPLE_HEAD, title="What the demo measured", title_justify="left", caption_justify="left")
     drawn.add_column("")
     for column in ("mean", "p50", "p99", "speed-up", "agreement"):
         drawn.add_column(column, justify="right")
-    drawn.add_column("exits (after segment: requests)")
-    for name, row in (
-        ("plain", None),
-        ("chain, before the refresh", "before_refresh"),
-        ("chain, after it", "after_refresh"),
-    ):
-        values = result[row or "plain"]
-        times = [f"{values[key]:.2f} ms" for key in ("mean_ms", "p50_ms", "p99_ms")]
-        rest = ["1.00", "", ""]
-        if row:
-            exits = "  ".join(f"{exit_}: {count}" for exit_, count in values["exits"].items())
-            rest = [f"{values['speedup']:.2f}", f"{values['agreement']:.2%}", exits]
-        drawn.add_row(name, *times, *rest)
+    drawn.add_row("plain model", *_times(result["plain"]), "1.00", "")
+    lines = []
+    for name, key in (("before refresh", "before_refresh"), ("after refresh", "after_refresh")):
+        values = result[key]
+        drawn.add_row(f"chain {name}", *_times(values), f"{values['speedup']:.2f}", f"{values['agreement']:.2%}")
+        lines.append(f"exits {name}: " + ", ".join(f"{exit_}: {count}" for exit_, count in values["exits"].items()))
     seen = ", ".join(map(str, result["releases"]))
-    drawn.caption = f"{result['requests']} requests, {result['failed']} failed; releases seen: {seen}"
+    lines.append(f"{result['requests']} requests, {result['failed']} failed; releases seen: {seen}")
+    drawn.caption = "\n".join(lines)
     return drawn
+
+
+def _times(values: dict[str, float]) -> list[str]:
+    return [f"{values[key]:.2f} ms" for key in ("mean_ms", "p50_ms", "p99_ms")]
 
 
 def write_page(path: Path, told: Told, result: dict[str, Any]) -> None:

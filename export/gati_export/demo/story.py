@@ -25,7 +25,7 @@ MODEL = "digits"
 HOT, SHARE = 2, 0.9
 """Of the ten digits, how many are popular, and the share of requests that show them."""
 SAMPLES = 1600
-BLOCK = 50
+BLOCK = 300
 """Requests to one model before it is the other's turn, when they are compared."""
 PAUSE_SECONDS = 0.02
 """Between two requests of the load that runs while heads are republished."""
