@@ -150,7 +150,7 @@ def _exits(told: Told) -> Figure:
     axis.stackplot(middle, shares, labels=labels, colors=colors)
     _mark_releases(axis, seen)
     axis.set(xlabel="seconds since the first request", ylabel="share of requests", ylim=(0, 1), xlim=(0, middle.max()))
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(exits), frameon=False, fontsize=9)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,12 +85,11 @@ class Traffic:
 
     def forever(self, stop: threading.Event) -> Iterator[np.ndarray]:
         """One view after another, with a pause between, until told to stop."""
-        for batch in itertools.count():
+        while True:
             for view in self.take(500):
                 if stop.wait(PAUSE_SECONDS):
                     return
                 yield view[None]
-            del batch
 
 
 def tell(output: Path, repository: Path, requests: int, seed: int) -> Told:
