@@ -307,7 +307,7 @@ def test_a_store_that_can_not_be_written_costs_samples_and_nothing_else(
     exported: Exported, serve: Serve, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    served = serve(exported.copy(tmp_path), GATI_STORE=str(tmp_path / "file"))
+    served = serve(exported.copy(tmp_path), GATI_STORE=str(tmp_path / "file"), GATI_AUDIT="0")
     ask(served, exported.images[:8])
     until(lambda: read_metrics(served.metrics, MODEL).dropped == 8)
     ask(served, exported.images[:8])
