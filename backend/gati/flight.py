@@ -64,6 +64,7 @@ class Flight:
         finite: Rows whose inputs hold neither NaN nor Inf.
         exit: Segment after which each row was answered, −1 while it was not; int32 [rows].
         release: Release that answered each row; int64 [rows].
+        audited: Hits drawn for an audit: they are recorded with what the backbone says.
         output: The answers; rows that are not answered yet hold nothing of use.
     """
 
@@ -78,6 +79,7 @@ class Flight:
         self.cacheable = self.finite & ~exact
         self.exit = np.full(self.rows, -1, np.int32)
         self.release = np.full(self.rows, BACKBONE, np.int64)
+        self.audited = np.zeros(self.rows, np.bool_)
         self.output = np.empty((self.rows, *output.shape), output.numpy)
         self._waiting = list(range(len(requests)))
         self._latencies: list[float] = []

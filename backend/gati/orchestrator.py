@@ -182,6 +182,7 @@ class Orchestrator:
         drawn = np.array([i for i in np.flatnonzero(hit) if random.random() < self._audit_share], np.int64)
         if not len(drawn):
             return []
+        flight.audited[rows[drawn]] = True
         inputs = {name: value[rows[drawn]] for name, value in flight.values.items()}
         left = {name: value[drawn] for name, value in values.items()}
         labels = flight.output[rows[drawn]].argmax(-1)

@@ -107,7 +107,7 @@ class Service:
         """Records the rows of one request: misses with the backbone's answer, hits without one."""
         missed = flight.exit[rows] == len(self.chain.segments) - 1
         for part, known in ((missed, True), (~missed, False)):
-            chosen = part & flight.finite[rows]
+            chosen = part & flight.finite[rows] & ~flight.audited[rows]
             if chosen.any():
                 kept = rows[chosen]
                 recorder.record(
@@ -124,14 +124,18 @@ class Service:
         """Counts audits, and records them with the backbone's answer; see Observer."""
         for agrees in agreed:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
-        if self._recorder is not None:
-            rows = len(agreed)
-            exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
-            self._recorder.record(Sample(audit.inputs, outputs, exits, numbers, audit.arrived))
+        self._record_audit(audit, outputs)
 
     def _queue_audit(self, audit: Audit) -> None:
         """Audits wait behind requests; where all workers are busy they are left out, whatever they would say."""
-        self._workers.submit_if_free(partial(self._orchestrator.audit, audit))
+        if not self._workers.submit_if_free(partial(self._orchestrator.audit, audit)):
+            self._record_audit(audit, None)
+
+    def _record_audit(self, audit: Audit, outputs: np.ndarray | None) -> None:
+        if self._recorder is not None:
+            rows = len(audit.labels)
+            exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
+            self._recorder.record(Sample(audit.inputs, outputs, exits, numbers, audit.arrived))
 
     def _failed(self, error: Exception) -> None:
         """Logs what went wrong; the client was told already."""
