@@ -424,9 +424,7 @@ def recorded_audits(store: str) -> int:
     import pyarrow.parquet as pq
 
     rows = [row for path in Path(store, MODEL).glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    assert all(
-        row["gati.answer"] is not None for row in rows if row["gati.release"] == 1
-    )
+    assert all(row["gati.answer"] is not None for row in rows if row["gati.release"] == 1)
     return sum(row["gati.release"] == 1 for row in rows)
 
 
