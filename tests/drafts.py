@@ -21,7 +21,7 @@ from gati.settings import workspace
 from gati_export.heads import stamp
 from gati_export.publish import Draft
 
-CERTIFICATE = Certificate(400, 0, 0.0075, 0.01, 0.05, 0.5, 0.7, "by hand", "0" * 64)
+CERTIFICATE = Certificate(400, 400, 0, 0.0075, 0.01, 0.05, {0: 0.5}, 0.7, "by hand", "0" * 64, "top-1")
 WINDOW = Window("by hand", 400)
 ALWAYS = -np.inf
 """A threshold that every row reaches."""

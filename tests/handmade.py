@@ -17,7 +17,7 @@ from gati.release import Certificate, HeadFile, Release, Window
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
 from gati_export.publish import Draft
 
-CERTIFICATE = Certificate(500, 0, 0.006, 0.01, 0.05, 0.9, 0.7, "by hand", "0" * 64)
+CERTIFICATE = Certificate(500, 500, 0, 0.006, 0.01, 0.05, {0: 0.9, 1: 0.8}, 0.7, "by hand", "0" * 64, "top-1")
 WINDOW = Window("by hand", 500)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gati.agreement import DEFAULT
 from gati.errors import RepositoryError
 
 FORMAT = 1
@@ -84,6 +85,10 @@ class Chain:
         epsilon: Largest share of requests whose answer may differ from the backbone's.
         delta: 1 − confidence of that statement.
         max_batch: Largest batch of a request; 1 where the backbone's batch is fixed at 1.
+        agreement: When a served answer is as good as the backbone's; see `gati.agreement`.
+        families: Which heads the offline jobs try, as given to `gati export`.
+        memory: Bytes that all heads together may take; None for any.
+        p99: Seconds in the engine that 99 % of requests may take; None for any.
     """
 
     model: str
@@ -94,6 +99,10 @@ class Chain:
     epsilon: float
     delta: float
     max_batch: int
+    agreement: str = DEFAULT
+    families: str = "auto"
+    memory: int | None = None
+    p99: float | None = None
 
     @property
     def classes(self) -> int:

@@ -7,6 +7,7 @@
     │   └── ReleaseRefused   a release does not fit its chain; the one before goes on serving
     ├── PublishError       a release could not be made live
     ├── BackboneError      this network can't be cut, or not served as it is
+    ├── AgreementError     what counts as the same answer is not said in a way that can be judged
     └── SamplesError       the samples don't fit the model, or are too few
 
 Every message is one sentence for the person who can act on it. Commands print it and exit with 1; the
@@ -48,6 +49,10 @@ class PublishError(GatiError):
 
 class BackboneError(GatiError):
     """A backbone can't be read, cut, or served as it is."""
+
+
+class AgreementError(GatiError):
+    """An agreement is not one that gati knows, or can't judge the answers that it is given."""
 
 
 class SamplesError(GatiError):

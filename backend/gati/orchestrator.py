@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gati.agreement import parse_agreement
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine
@@ -36,7 +37,7 @@ class Audit:
     index: int
     release: LiveRelease
     values: dict[str, np.ndarray]
-    labels: np.ndarray
+    served: np.ndarray
     inputs: dict[str, np.ndarray]
     arrived: float
 
@@ -88,6 +89,7 @@ class Orchestrator:
         self._observer = observer
         self._audit_share = audit_share
         self._later = later
+        self._agreement = parse_agreement(chain.agreement)
         self._last = len(chain.segments) - 1
         self._read_later = [
             {name for segment in chain.segments[index + 1 :] for name in segment.inputs}
@@ -118,7 +120,7 @@ class Orchestrator:
         for index in range(audit.index + 1, self._last + 1):
             values = self._advance(index, values)
         outputs = values[self._chain.output.name]
-        agreed = outputs.argmax(-1) == audit.labels
+        agreed = self._agreement(audit.served, outputs)
         for agrees in agreed:
             audit.release.breaker.observe(not agrees)
         self._observer.audited(audit, outputs, agreed)
@@ -185,8 +187,7 @@ class Orchestrator:
         flight.audited[rows[drawn]] = True
         inputs = {name: value[rows[drawn]] for name, value in flight.values.items()}
         left = {name: value[drawn] for name, value in values.items()}
-        labels = flight.output[rows[drawn]].argmax(-1)
-        return [Audit(index, release, left, labels, inputs, flight.requests[0].arrived)]
+        return [Audit(index, release, left, flight.output[rows[drawn]], inputs, flight.requests[0].arrived)]
 
     def _learn(
         self, flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gati.agreement import difference
 from gati.chain import Chain, sha256_of
 from gati.errors import ReleaseRefused
 
-FORMAT = 1
+FORMAT = 2
 ROLLBACK = "rollback to "
 """How the reason of a release begins that publishes earlier heads again; the number follows."""
 
@@ -27,30 +28,41 @@ class Certificate:
 
     Attributes:
         n: Calibration samples, none of them used in training.
-        errors: On how many of them the chain's answer differed from the backbone's.
-        bound: Exact binomial upper bound on the share of such answers, at confidence 1 − delta.
+        observations: Independent ones among them: frames of one scene, and copies, count as one.
+        errors: On how many of them the chain's answer did not agree with the backbone's.
+        bound: Upper bound on the share of such answers, at confidence 1 − delta.
         epsilon: The promise.
         delta: 1 − its confidence.
-        threshold: The score from which a head's answer is served, chosen on these samples.
+        thresholds: The score from which a head's answer is served, by cut point, chosen on these samples.
         hits: Share of the calibration samples answered by a head.
-        method: How the threshold was chosen and the bound computed.
+        method: How the thresholds were chosen and the bound computed.
         fingerprint: SHA-256 over the calibration samples.
+        agreement: When answers agree; see `gati.agreement`.
     """
 
     n: int
+    observations: int
     errors: int
     bound: float
     epsilon: float
     delta: float
-    threshold: float
+    thresholds: dict[int, float]
     hits: float
     method: str
     fingerprint: str
+    agreement: str
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Certificate:
+        """From JSON's fields, whose keys are strings."""
+        thresholds = {int(index): float(threshold) for index, threshold in fields["thresholds"].items()}
+        return cls(**{**fields, "thresholds": thresholds, "agreement": str(fields["agreement"])})
 
     def __str__(self) -> str:
+        independent = f", {self.observations} independent ones among them" if self.observations < self.n else ""
         return (
-            f"At most {self.epsilon:.2%} of answers differ from the backbone's, with {1 - self.delta:.0%} confidence: "
-            f"{self.errors} of {self.n} held-out samples did (upper bound {self.bound:.2%})."
+            f"At most {self.epsilon:.2%} of answers {difference(self.agreement)}, with {1 - self.delta:.0%} "
+            f"confidence: {self.errors} of {self.n} held-out samples did{independent} (upper bound {self.bound:.2%})."
         )
 
 
@@ -129,7 +141,7 @@ class Release:
                     "number": int(fields["number"]),
                     "segments": tuple(fields["segments"]),
                     "heads": tuple(HeadFile(int(head["index"]), str(head["sha256"])) for head in fields["heads"]),
-                    "certificate": Certificate(**fields["certificate"]),
+                    "certificate": Certificate.from_json(fields["certificate"]),
                     "window": Window(**fields["window"]),
                 }
             )

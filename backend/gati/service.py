@@ -133,7 +133,7 @@ class Service:
 
     def _record_audit(self, audit: Audit, outputs: np.ndarray | None) -> None:
         if self._recorder is not None:
-            rows = len(audit.labels)
+            rows = len(audit.served)
             exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
             self._recorder.record(Sample(audit.inputs, outputs, exits, numbers, audit.arrived))
 

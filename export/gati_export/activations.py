@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,13 @@ Progress = Callable[[str, float], None]
 """Told what is being done, and which share of it is done, 0..1."""
 Reducer = Callable[[np.ndarray], np.ndarray]
 """From hidden activations [batch, ...] to what is kept of them [batch, ...]."""
+View = tuple[int, str]
+"""A cut point, and a way of looking at it."""
 BATCH = 32
+LARGE = 4096
+"""Features of more numbers than this are kept as float16: they are planes, and are learned from, not served."""
+HALF_LIMIT = 2.0**14
+"""Activations larger than this, a quarter of what float16 holds, are not trusted to it."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,11 @@ class Activations:
     """What a backbone did with n samples.
 
     Attributes:
-        features: Reduced activations by cut point, [n, ...] each.
+        features: Reduced activations by cut point and view, [n, ...] each.
         outputs: The backbone's own outputs, [n, classes].
     """
 
-    features: dict[int, np.ndarray]
+    features: dict[View, np.ndarray]
     outputs: np.ndarray
 
 
@@ -52,7 +58,7 @@ def collect(
     chain: Chain,
     sessions: Sequence[ort.InferenceSession],
     samples: Mapping[str, np.ndarray],
-    reducers: Mapping[int, Reducer],
+    reducers: Mapping[View, Reducer],
     progress: Progress,
     rows: np.ndarray | None = None,
 ) -> Activations:
@@ -64,7 +70,7 @@ def collect(
         chain: The chain.
         sessions: Its segments, in order.
         samples: Model inputs by name, [n, ...].
-        reducers: What to keep, by cut point; others are passed over.
+        reducers: What to keep, by cut point and view.
         progress: Told how far it is.
         rows: Indices of the samples to run; all of them if None.
 
@@ -72,26 +78,49 @@ def collect(
         SamplesError: If there are no samples, or activations or outputs are not finite.
     """
     rows = np.arange(len(next(iter(samples.values())))) if rows is None else rows
+    kept: dict[View, np.ndarray] = {}
+    outputs = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
+    for batch, hidden in run_batches(chain, sessions, samples, rows, progress):
+        for view, reduce in reducers.items():
+            part = reduce(hidden[view[0]])
+            if view not in kept:
+                kept[view] = np.empty((len(rows), *part.shape[1:]), _kept_type(part))
+            kept[view][batch] = part
+        outputs[batch] = hidden[-1]
+    return Activations(kept, outputs)
+
+
+def _kept_type(part: np.ndarray) -> np.dtype:
+    large = part[0].size > LARGE and float(np.abs(part).max()) < HALF_LIMIT
+    return np.dtype(np.float16) if large else part.dtype
+
+
+def run_batches(
+    chain: Chain,
+    sessions: Sequence[ort.InferenceSession],
+    samples: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    progress: Progress,
+) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Runs samples through all segments, batch by batch: where a batch lies among `rows`, and every segment's output.
+
+    Raises:
+        SamplesError: If there are no samples, or activations or outputs are not finite (known at the end).
+    """
     if not len(rows):
         raise SamplesError("There are no samples to run; give at least one.")
     size = 1 if chain.max_batch == 1 else min(BATCH, chain.max_batch or BATCH)
-    kept: dict[int, list[np.ndarray]] = {index: [] for index in reducers}
-    outputs: list[np.ndarray] = []
     broken = np.zeros(len(chain.segments), np.int64)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         values = {tensor.name: samples[tensor.name][batch] for tensor in chain.inputs}
         for segment, session in zip(chain.segments, sessions, strict=True):
             feeds = {name: values[name] for name in segment.inputs}
-            hidden = np.asarray(session.run([segment.output.name], feeds)[0])
-            values[segment.output.name] = hidden
-            broken[segment.index] += count_broken(hidden)
-            if segment.index in reducers:
-                kept[segment.index].append(reducers[segment.index](hidden))
-        outputs.append(values[chain.output.name])
+            values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds)[0])
+            broken[segment.index] += count_broken(values[segment.output.name])
+        yield slice(start, start + len(batch)), [values[segment.output.name] for segment in chain.segments]
         progress("Run the backbone", min(start + size, len(rows)) / len(rows))
     _check(chain, broken, len(rows))
-    return Activations({index: np.concatenate(parts) for index, parts in kept.items()}, np.concatenate(outputs))
 
 
 def count_broken(rows: np.ndarray) -> int:

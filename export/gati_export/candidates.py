@@ -1,57 +1,95 @@
-"""Candidates: a head for every cut point, fitted and measured, and what those heads say about samples."""
+"""Candidates: heads of all families at all cut points, fitted and measured, and what they say about samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
 from gati.chain import Chain
-from gati.errors import BackboneError
-from gati.session import open_session
-from gati_export.activations import Progress, Reducer, collect
-from gati_export.distillation import Scale, distil, one_thread
+from gati.errors import BackboneError, SamplesError
+from gati.session import open_session, threads
+from gati_export.activations import LARGE, Progress, Reducer, View, collect, run_batches
+from gati_export.distillation import Scale, torch_threads
+from gati_export.families import lookups
+from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import Head, head_model, weights_of
 from gati_export.latency import measure
-from gati_export.predictor import PooledPredictor, Predictor
-from gati_export.samples import Split
-from gati_export.selector import Selector, fit_selector
+from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse
+from gati_export.splitting import Split
+
+FEATURES = 6 << 30
+"""Bytes of features that are held at a time; what needs more takes another run of the backbone."""
+REHEARSED = 0.95
+"""The score from which a head with state is taken to hit, before its threshold is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A head that could be used.
+
+    Attributes:
+        cut: Its cut point.
+        name: Its family and variant.
+        model: Its ONNX file, with a threshold that no score reaches.
+        seconds: Time of a lookup at batch 1.
+    """
+
+    cut: int
+    name: str
+    model: bytes
+    seconds: float
 
 
 @dataclass
 class Candidates:
-    """A head for every cut point that could get one, and what they cost.
+    """What there is to choose from, and what it costs.
 
     Attributes:
-        models: Their ONNX files by cut point, with thresholds that no score reaches.
-        notes: Why other cut points have none, in one sentence each.
+        heads: Rising by cut point.
+        notes: Why a family has no head at a cut point, in sentences.
         segment_seconds: Time of each segment at batch 1.
-        head_seconds: Time of a lookup at each cut point; infinite where there is no head.
     """
 
-    models: dict[int, bytes]
-    notes: dict[int, str]
+    heads: list[Candidate]
+    notes: dict[int, list[str]]
     segment_seconds: np.ndarray
-    head_seconds: np.ndarray
 
 
 @dataclass
-class Answers:
-    """What heads said about n samples.
+class _School:
+    """What lookups learn from: samples by number, their groups, the seed, and what a run of the backbone gave."""
 
-    Attributes:
-        scores: Float32 [cut points, n]; -1 where there is no head.
-        agree: Whether the answer was the backbone's, bool [cut points, n].
-    """
+    train: np.ndarray
+    tune: np.ndarray
+    groups: np.ndarray
+    seed: int
+    features: Mapping[View, np.ndarray] = field(default_factory=dict)
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
-    scores: np.ndarray
-    agree: np.ndarray
+    def teach(
+        self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes]
+    ) -> Iterator[tuple[int, list[Lookup]]]:
+        """Has lookups learn side by side, one a core, and gives each with those derived from it, by cut point."""
+        start = {index: weights_of(model) for index, model in init.items()}
+        with torch_threads(1), ThreadPoolExecutor(threads()) as pool:
+            learned = pool.map(lambda task: self._taught(task[0], task[1], start.get(task[0])), tasks)
+            for (index, _), lookups_learned in zip(tasks, learned, strict=True):
+                yield index, lookups_learned
 
-    def __getitem__(self, rows: slice) -> Answers:
-        return Answers(self.scores[:, rows], self.agree[:, rows])
+    def _taught(self, index: int, lookup: Lookup, start: Mapping[str, torch.Tensor] | None) -> list[Lookup]:
+        features, count = self.features[index, lookup.view], len(self.train)
+        train = Lesson(features[:count], self.logits[:count], self.groups[self.train])
+        tune = Lesson(features[count:], self.logits[count:], self.groups[self.tune])
+        lookup.learn(train, tune, self.seed * 1000 + index, start)
+        derived = lookup.derived(train, tune)
+        for each in derived:
+            each.learn(train, tune, self.seed * 1000 + index, start)
+        return [each.eval() for each in (lookup, *derived)]
 
 
 def fit_candidates(
@@ -59,67 +97,123 @@ def fit_candidates(
     sessions: Sequence[ort.InferenceSession],
     samples: Mapping[str, np.ndarray],
     split: Split,
+    families: Sequence[str],
     progress: Progress,
     seed: int,
     init: Mapping[int, bytes],
+    ranked: bool = True,
 ) -> Candidates:
-    """Fits a head at every cut point, predictors on `train` and selectors on every other row of `tune`; measures them.
+    """Fits heads of all families at all cut points and measures them; heads with state only for inline chains.
+
+    Predictors learn from `split.train`, selectors from the first half of `split.tune` (see `halves`).
+
+    Args:
+        chain: The chain.
+        sessions: Its segments.
+        samples: Model inputs by name, [n, ...].
+        split: Their parts.
+        families: Names of families.
+        progress: Told what is being done and how far that is.
+        seed: Of all training.
+        init: Earlier heads by cut point, to go on from where they fit.
+        ranked: Whether the answer is which class has the largest score.
 
     Raises:
-        SamplesError: If activations or outputs are not finite.
+        SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
     """
-    predictors, notes = _predictors(chain)
-    rows = np.concatenate([split.train, split.tune[::2]])
-    models: dict[int, bytes] = {}
-    with one_thread():
-        seen = collect(chain, sessions, samples, {k: _reducer(p) for k, p in predictors.items()}, progress, rows)
-        scale = Scale.of(seen.outputs[: len(split.train)])
-        targets = scale.logits(seen.outputs)
-        for done, (index, predictor) in enumerate(predictors.items()):
-            progress("Train heads", done / len(predictors))
-            features = seen.features.pop(index)  # tens of MB that nobody needs afterwards
-            start = weights_of(init[index]) if index in init else None
-            selector = _fit(predictor, features, targets, len(split.train), seed * 1000 + index, start)
-            head = Head(predictor, selector, scale, chain.output)
-            try:
-                models[index] = head_model(head, chain.segments[index].output, chain.output)
-            except BackboneError as error:
-                notes[index] = str(error)
-        progress("Train heads", 1.0)
-    return Candidates(models, notes, *measure_chain(chain, sessions, models, samples))
+    plan = {index: lookups(families, chain.segments[index].output, chain.classes) for index in chain.heads}
+    notes = {index: list(why) for index, (_, why) in plan.items()}
+    if chain.mode == "bls":
+        plan = {index: ([one for one in found if not one.state], why) for index, (found, why) in plan.items()}
+    school = _School(split.train, halves(split)[0], split.groups, seed)
+    rows = np.concatenate([school.train, school.tune])
+    learned: list[tuple[int, Lookup]] = []
+    scale = Scale("logits")
+    total, done = sum(len(found) for found, _ in plan.values()), 0
+    for cuts in _passes({index: found for index, (found, _) in plan.items()}, chain, len(rows)):
+        reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index][0]}
+        seen = collect(chain, sessions, samples, reducers, progress, rows)
+        _check_outputs(seen.outputs, ranked)
+        scale = Scale.of(seen.outputs[: len(school.train)])
+        school.logits = scale.logits(seen.outputs)
+        school.features = seen.features
+        tasks = [(index, lookup) for index in cuts for lookup in plan[index][0]]
+        for index, lookups_learned in school.teach(tasks, init):
+            learned += [(index, lookup) for lookup in lookups_learned if not (lookup.state and chain.mode == "bls")]
+            done += 1
+            progress("Train heads", done / total)
+    # only now: PyTorch's exporter is not to be run beside training
+    models = _written(chain, learned, scale, notes, progress)
+    segment_seconds, head_seconds = measure_chain(chain, sessions, models, samples)
+    heads = [Candidate(*model, seconds) for model, seconds in zip(models, head_seconds, strict=True)]
+    return Candidates(heads, notes, segment_seconds)
 
 
-def _predictors(chain: Chain) -> tuple[dict[int, Predictor], dict[int, str]]:
-    """A predictor for every cut point that can have one; why not, for the others."""
-    predictors: dict[int, Predictor] = {}
-    notes: dict[int, str] = {}
-    for index in chain.heads:
+def _written(
+    chain: Chain,
+    learned: Sequence[tuple[int, Lookup]],
+    scale: Scale,
+    notes: Mapping[int, list[str]],
+    progress: Progress,
+) -> list[tuple[int, str, bytes]]:
+    """The lookups' ONNX files, with cut points and names; why others have none goes to the notes."""
+    models: list[tuple[int, str, bytes]] = []
+    for done, (index, lookup) in enumerate(learned, start=1):
         try:
-            predictors[index] = PooledPredictor(chain.segments[index].output, chain.classes)
+            model = head_model(Head(lookup, scale, chain.output), chain.segments[index].output, chain.output)
+            models.append((index, lookup.name, model))
         except BackboneError as error:
-            notes[index] = str(error)
-    return predictors, notes
+            notes[index].append(str(error))
+        progress("Write heads", done / len(learned))
+    return models
 
 
-def _fit(
-    predictor: Predictor,
-    features: np.ndarray,
-    targets: torch.Tensor,
-    count: int,
-    seed: int,
-    start: Mapping[str, torch.Tensor] | None,
-) -> Selector:
-    """Trains a predictor on the first `count` rows, and fits its selector on the others."""
-    distil(predictor, features[:count], targets[:count], seed, start)
-    with torch.no_grad():
-        logits = predictor(torch.from_numpy(features[count:]))
-    return fit_selector(logits, (logits.argmax(1) == targets[count:].argmax(1)).numpy())
+def _check_outputs(outputs: np.ndarray, ranked: bool) -> None:
+    """Refuses samples that there is nothing to learn from.
+
+    Raises:
+        SamplesError: If the backbone gives all of them the same output, or the same answer.
+    """
+    if (outputs == outputs[0]).all():
+        raise SamplesError(
+            f"The backbone gives the same output for all {len(outputs)} samples, whatever its input; check its export."
+        )
+    classes = np.unique(outputs.argmax(axis=1))
+    if ranked and len(classes) == 1:
+        raise SamplesError(
+            f"The backbone gives the same answer, class {classes[0]}, to all {len(outputs)} samples; give samples as "
+            "varied as the traffic."
+        )
 
 
-def _reducer(predictor: Predictor) -> Reducer:
+def halves(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The tuning rows in two parts: every other group, so that no near-duplicates are in both."""
+    _, place = np.unique(split.groups[split.tune], return_inverse=True)
+    return split.tune[place % 2 == 0], split.tune[place % 2 == 1]
+
+
+def _passes(plan: Mapping[int, Sequence[Lookup]], chain: Chain, rows: int) -> Iterator[list[int]]:
+    """Cut points whose features fit into memory together."""
+    group: list[int] = []
+    held = 0
+    for index, found in plan.items():
+        cut = chain.segments[index].output
+        sizes = {lookup.view: _reducer(lookup)(cut.zeros(1)).size for lookup in found}
+        need = rows * sum(size * (2 if size > LARGE else 4) for size in sizes.values())
+        if group and held + need > FEATURES:
+            yield group
+            group, held = [], 0
+        if found:
+            group.append(index)
+            held += need
+    if group:
+        yield group
+
+
+def _reducer(lookup: Lookup) -> Reducer:
     def reduce(hidden: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return predictor.reduce(torch.from_numpy(hidden).float()).numpy()
+            return lookup.reduce(torch.from_numpy(hidden).float()).numpy()
 
     return reduce
 
@@ -127,50 +221,83 @@ def _reducer(predictor: Predictor) -> Reducer:
 def measure_chain(
     chain: Chain,
     sessions: Sequence[ort.InferenceSession],
-    models: Mapping[int, bytes],
+    models: Sequence[tuple[int, str, bytes]],
     samples: Mapping[str, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each segment, and of a lookup at each cut point (infinite without a head), at batch 1."""
+) -> tuple[np.ndarray, list[float]]:
+    """Seconds of each segment, and of a lookup in each head (cut point, name, file), at batch 1."""
     values = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
     turns: list[tuple[ort.InferenceSession, dict[str, np.ndarray]]] = []
+    places: list[int | None] = []
     for segment, session in zip(chain.segments, sessions, strict=True):
         turns.append((session, {name: values[name] for name in segment.inputs}))
+        places.append(None)
         hidden = np.asarray(session.run([segment.output.name], turns[-1][1])[0])
         values[segment.output.name] = hidden
-        if segment.index in models:  # right behind its segment, with the caches as it will find them
-            turns.append((open_session(models[segment.index]), {segment.output.name: hidden}))
-    seconds = iter(measure([session for session, _ in turns], [feeds for _, feeds in turns]))
-    segment_seconds = np.empty(len(chain.segments))
-    head_seconds = np.full(len(chain.heads), np.inf)
-    for segment in chain.segments:
-        segment_seconds[segment.index] = next(seconds)
-        if segment.index in models:
-            head_seconds[segment.index] = next(seconds)
-    return segment_seconds, head_seconds
+        for place, (cut, _, model) in enumerate(models):
+            if cut == segment.index:  # right behind its segment, with the caches as it will find them
+                head = open_session(model)
+                state = {node.name: np.zeros(node.shape, np.float32) for node in head.get_inputs()[1:]}
+                turns.append((head, {segment.output.name: hidden, **state}))
+                places.append(place)
+    seconds = measure([session for session, _ in turns], [feeds for _, feeds in turns])
+    head_seconds = {place: taken for place, taken in zip(places, seconds, strict=True) if place is not None}
+    segment_seconds = [taken for place, taken in zip(places, seconds, strict=True) if place is None]
+    return np.array(segment_seconds), [head_seconds[place] for place in range(len(models))]
 
 
 def ask(
     chain: Chain,
     sessions: Sequence[ort.InferenceSession],
-    models: Mapping[int, bytes],
+    heads: Sequence[Candidate],
     samples: Mapping[str, np.ndarray],
     rows: np.ndarray,
     progress: Progress,
-) -> Answers:
-    """Runs the heads' own files on samples: what is certified is what will be served, rounding and all."""
-    reducers = {k: _lookup(open_session(model), chain.segments[k].output.name) for k, model in models.items()}
-    seen = collect(chain, sessions, samples, reducers, lambda _, share: progress("Try heads", share), rows)
-    scores = np.full((len(chain.heads), len(rows)), -1, np.float32)
-    agree = np.zeros(scores.shape, bool)
-    for index, said in seen.features.items():
-        scores[index] = said[:, 0]
-        agree[index] = said[:, 1] == seen.outputs.argmax(axis=1)
-    return Answers(scores, agree)
+) -> tuple[list[Said], np.ndarray]:
+    """Runs the heads' own files on samples: what is certified is what will be served, rounding and all.
+
+    Args:
+        chain: The chain.
+        sessions: Its segments.
+        heads: The heads.
+        samples: Model inputs by name, [n, ...].
+        rows: Indices of the samples, in the order of traffic, which matters to heads with state.
+        progress: Told how far it is.
+
+    Returns:
+        What each head says, and the backbone's outputs, [rows, classes].
+    """
+    asked = [_Asked(head, chain.segments[head.cut].output.name, chain.output.name) for head in heads]
+    outputs = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
+    tell = lambda _, share: progress("Try heads", share)  # noqa: E731
+    for batch, hidden in run_batches(chain, sessions, samples, rows, tell):
+        outputs[batch] = hidden[-1]
+        for one, head in zip(asked, heads, strict=True):
+            one.add(batch, hidden[head.cut], len(rows))
+    return [one.said(outputs) for one in asked], outputs
 
 
-def _lookup(session: ort.InferenceSession, cut: str) -> Reducer:
-    def look_up(hidden: np.ndarray) -> np.ndarray:
-        answer, score, _ = session.run(None, {cut: hidden})
-        return np.stack([np.asarray(score), np.asarray(answer).argmax(axis=1)], axis=1)
+class _Asked:
+    """Collects what one head gives, batch by batch: of a head with state, what its front gives."""
 
-    return look_up
+    def __init__(self, head: Candidate, cut: str, output: str) -> None:
+        self._parts: Parts | None = part(head.model, output) if has_state(head.model) else None
+        self._session = open_session(self._parts.front if self._parts else head.model)
+        self._names = list(self._parts.boundary) if self._parts else [output, "score"]
+        self._cut = cut
+        self._output = output
+        self._kept: dict[str, np.ndarray] = {}
+
+    def add(self, batch: slice, hidden: np.ndarray, total: int) -> None:
+        """Runs a batch of activations."""
+        for name, value in zip(self._names, self._session.run(self._names, {self._cut: hidden}), strict=True):
+            array = np.asarray(value)
+            if name not in self._kept:
+                self._kept[name] = np.empty((total, *array.shape[1:]), array.dtype)
+            self._kept[name][batch] = array
+
+    def said(self, outputs: np.ndarray) -> Said:
+        """What it says to all rows."""
+        if self._parts is None:
+            return Said(self._kept["score"], self._kept[self._output])
+        rows = Rows(self._parts, self._kept, self._output)
+        return Said(*rehearse(rows, outputs, REHEARSED), rows)

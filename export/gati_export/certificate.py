@@ -1,33 +1,72 @@
-"""Certificates: the loosest threshold at which a chain is still shown to agree with its backbone.
+"""Certificates: the loosest setting of a chain at which it is still shown to agree with its backbone.
 
-Learn then Test with fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052). Thresholds are tried from the
-strictest to the loosest, in an order decided before the calibration samples are looked at. Each is tested against
-"more than ε of the answers differ" at level δ, by the exact binomial, until the first one fails. To pass any threshold
-that breaks the promise, the first such in the order must be passed, and that happens with probability δ at most; so
-having tried many costs nothing. Samples must be independent draws of the traffic that is promised for.
+Learn then Test with fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052). Settings are tried along a path
+from the strictest to the loosest, decided before the calibration samples are looked at. Each is tested against "more
+than ε of the answers differ" at level δ, until the first one fails. To pass any setting that breaks the promise, the
+first such on the path must be passed, and that happens with probability δ at most; so having tried many costs nothing.
+
+Samples of one group (frames of one scene, copies) depend on each other; groups must be independent draws of the traffic
+that is promised for. The promise is for traffic whose groups are as large as these: tests hold for the sizes given.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from gati.errors import SamplesError
-from gati.release import Certificate
 
-GRID = 256
+BETS = 16
+"""Bets that are mixed; with more, neither 0 nor 10 errors take fewer observations."""
+BEYOND = 10**9
+"""More observations than anybody will have."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The loosest setting that passed, and what it rests on.
+
+    Attributes:
+        step: Its place on the path.
+        n: Calibration samples.
+        observations: Groups among them, which are independent.
+        errors: Samples on which the chain's answer differs from the backbone's at this step.
+        bound: Upper bound on the share of such answers, at confidence 1 − delta; at most epsilon.
+        method: How the step was chosen and the bound computed.
+    """
+
+    step: int
+    n: int
+    observations: int
+    errors: int
+    bound: float
+    method: str
 
 
 def samples_needed(epsilon: float, delta: float) -> int:
-    """How many calibration samples it takes to show an error of at most epsilon, if none of them is an error."""
+    """How many independent samples it takes to show an error of at most epsilon, if none of them is an error."""
     _check(epsilon, delta)
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
+def observations_needed(groups: np.ndarray, epsilon: float, delta: float) -> int:
+    """How many groups of such sizes it takes to show an error of at most epsilon, if no sample is an error.
+
+    Args:
+        groups: Of each sample, int [n], n ≥ 1.
+        epsilon: Largest share of answers that may differ.
+        delta: 1 − confidence.
+    """
+    _check(epsilon, delta)
+    return int(min(_test(np.unique(groups, return_counts=True)[1], epsilon, delta).needed(), BEYOND))
+
+
 def errors_allowed(n: int, epsilon: float, delta: float) -> int:
-    """How many errors among n samples still show at most epsilon at confidence 1 − delta; -1 if not even none does."""
+    """How many errors among n independent samples still show at most epsilon; -1 if not even none does."""
     _check(epsilon, delta)
     most = int(stats.binom.ppf(delta, n, epsilon))
     return most if stats.binom.cdf(most, n, epsilon) <= delta else most - 1
@@ -38,87 +77,192 @@ def upper_bound(errors: int, n: int, delta: float) -> float:
     return 1.0 if errors >= n else float(stats.beta.ppf(1 - delta, errors + 1, n - errors))
 
 
-def threshold_grid(scores: np.ndarray, size: int = GRID) -> np.ndarray:
-    """Thresholds to try, strictest first: scores [...] that samples *other than the calibration ones* reach.
-
-    Returns:
-        Float32, falling, at most `size` of them and each above 0; empty if no score is.
-    """
-    reached = np.unique(scores[scores > 0].astype(np.float32))[::-1]
-    picks = np.linspace(0, len(reached) - 1, min(size, len(reached))).round().astype(int)
-    return reached[picks]
-
-
-def exits(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Where samples are answered: the first head whose score reaches the threshold, or the backbone.
+def certify(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float) -> Verdict | None:
+    """Finds the loosest step of a path that is safe; None if the first one is not (see `refusal`).
 
     Args:
-        scores: Of each head, in the order of the chain, [heads, n].
-        threshold: Of all heads.
-
-    Returns:
-        Row of the head, or the number of heads for the backbone, [n].
-    """
-    backbone = np.ones((1, scores.shape[1]), bool)
-    return np.concatenate([scores >= np.float32(threshold), backbone]).argmax(axis=0)
-
-
-def count_errors(scores: np.ndarray, agree: np.ndarray, threshold: float) -> int:
-    """On how many samples the chain's answer differs from the backbone's; scores and agree are [heads, n]."""
-    right = np.concatenate([agree, np.ones((1, agree.shape[1]), bool)])
-    where = exits(scores, threshold)
-    return int((~right[where, np.arange(len(where))]).sum())
-
-
-def certify(
-    scores: np.ndarray, agree: np.ndarray, grid: np.ndarray, epsilon: float, delta: float, fingerprint: str
-) -> Certificate | None:
-    """Chooses the threshold for all heads of a chain and certifies it; None if no threshold is safe (see `refusal`).
-
-    Args:
-        scores: Of each head in use, in the order of the chain, on the calibration samples, [heads, n].
-        agree: Whether its answer is the backbone's, bool [heads, n].
-        grid: Thresholds, strictest first; must not depend on the calibration samples.
+        errors: Whether the chain's answer differs from the backbone's, for each step of the path, the strictest first,
+            on each calibration sample, bool [steps, n]. The path must not depend on these samples.
+        groups: Of each sample, int [n]; samples of one group count as one observation.
         epsilon: Largest share of answers that may differ.
         delta: 1 − confidence.
-        fingerprint: SHA-256 over the calibration samples.
+
+    Raises:
+        SamplesError: If epsilon or delta is not between 0 and 1.
     """
-    n = scores.shape[1]
-    allowed = errors_allowed(n, epsilon, delta)
-    threshold, errors = None, 0
-    for candidate in grid.tolist():
-        seen = count_errors(scores, agree, candidate)
-        if seen > allowed:
-            break
-        threshold, errors = candidate, seen
-    if threshold is None:
+    _check(epsilon, delta)
+    members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    if not len(sizes):
         return None
-    return Certificate(
-        n=n,
-        errors=errors,
-        bound=upper_bound(errors, n, delta),
-        epsilon=epsilon,
-        delta=delta,
-        threshold=threshold,
-        hits=float((exits(scores, threshold) < len(scores)).mean()),
-        method=f"Learn then Test, fixed sequence of {len(grid)} thresholds, exact binomial; Clopper-Pearson bound",
-        fingerprint=fingerprint,
+    test, passed = _test(sizes, epsilon, delta), -1
+    for wrong in errors:
+        if not test.passes(_by_group(wrong, members, sizes)):
+            break
+        passed += 1
+    if passed < 0:
+        return None
+    wrong = errors[passed]
+    return Verdict(
+        step=passed,
+        n=len(members),
+        observations=len(sizes),
+        errors=int(wrong.sum()),
+        bound=test.bound(_by_group(wrong, members, sizes)),
+        method=f"Learn then Test, fixed sequence of {len(errors)} settings; {test.method}",
     )
 
 
-def refusal(scores: np.ndarray, agree: np.ndarray, grid: np.ndarray, epsilon: float, delta: float) -> str:
-    """Why `certify` found no safe threshold, and what would help, in one sentence."""
-    n, needed = scores.shape[1], samples_needed(epsilon, delta)
+def refusal(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float) -> str:
+    """Why `certify` found no safe step, and what would help, in one sentence; arguments as there."""
+    _check(epsilon, delta)
     promise = f"at most {epsilon:.2%} differing answers with {1 - delta:.0%} confidence"
-    if n < needed:
+    members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    n, observations = len(members), len(sizes)
+    needed = _test(sizes, epsilon, delta).needed() if n else samples_needed(epsilon, delta)
+    if observations < needed and observations == n:
         return f"There are {n} calibration samples, and {promise} takes at least {needed}; collect more."
-    if not len(grid):
+    if observations < needed:
+        return (
+            f"There are {observations} independent observations among the {n} calibration samples (frames of one "
+            f"scene, and copies, count as one; the largest such group has {sizes.max()}), and {promise} takes at least "
+            f"{needed}; collect more that differ."
+        )
+    if not len(errors):
         return "No head gave a usable score on the tuning samples; check that the samples are like the traffic."
-    seen = count_errors(scores, agree, float(grid[0]))
+    bound = _test(sizes, epsilon, delta).bound(_by_group(errors[0], members, sizes))
+    independent = f", {observations} independent ones among them," if observations < n else ""
     return (
-        f"No threshold is safe: with the strictest one, {seen} of {n} calibration answers differ from the backbone's, "
-        f"and {promise} allows {errors_allowed(n, epsilon, delta)}; give more samples, or a larger epsilon."
+        f"No setting is safe: with the strictest one, {int(errors[0].sum())} of {n} calibration answers{independent} "
+        f"differ from the backbone's, which shows at most {bound:.2%} and not {promise}; give more samples, or a "
+        "larger epsilon."
     )
+
+
+def _by_group(wrong: np.ndarray, members: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Errors in each group, [groups]."""
+    return np.bincount(members[wrong], minlength=len(sizes))
+
+
+def _test(sizes: np.ndarray, epsilon: float, delta: float) -> _Binomial | _Betting:
+    """The test that needs fewer observations if there are no errors; that is decided by the groups' sizes alone."""
+    binomial = _Binomial(sizes, epsilon, delta)
+    if len(sizes) == sizes.sum():
+        return binomial
+    betting = _Betting(sizes, epsilon, delta)
+    return binomial if binomial.needed() <= betting.needed() else betting
+
+
+class _Binomial:
+    """Counts groups in which anything is wrong: exact for samples that are all independent.
+
+    With p the chance that a sample of a group is wrong, and m its size, Σ p ≥ Σ p m − Σ (m − 1): so where more than ε
+    of the samples are wrong, of N groups more than (ε n − (n − N)) / N are. That is sharp as long as there are few
+    copies. That p differs from group to group makes few errors only less likely (Hoeffding 1956).
+    """
+
+    method = "exact binomial; Clopper-Pearson bound"
+
+    def __init__(self, sizes: np.ndarray, epsilon: float, delta: float) -> None:
+        self._delta, self._n, self._groups = delta, int(sizes.sum()), len(sizes)
+        self._copies = self._n - self._groups
+        self._rate = (epsilon * self._n - self._copies) / self._groups
+        self._allowed = errors_allowed(self._groups, self._rate, delta) if self._rate > 0 else -1
+
+    def passes(self, wrong: np.ndarray) -> bool:
+        return np.count_nonzero(wrong) <= self._allowed
+
+    def bound(self, wrong: np.ndarray) -> float:
+        share = upper_bound(np.count_nonzero(wrong), self._groups, self._delta)
+        return min(1.0, (share * self._groups + self._copies) / self._n)
+
+    def needed(self) -> float:
+        return samples_needed(self._rate, self._delta) if self._rate > 0 else math.inf
+
+
+class _Betting:
+    """Bets that a group has fewer errors than it is allowed; what the bets make of 1 is the evidence.
+
+    Group g of size m_g has k_g errors, and the allowances a_g ≥ 0 add up to ε n. Where more than ε of the answers are
+    wrong, Σ E k_g ≥ Σ a_g. As groups are independent, the capital Π (1 − λ (k_g − a_g)) has the expectation
+    Π (1 − λ (E k_g − a_g)) ≤ exp(−λ Σ (E k_g − a_g)) ≤ 1, for each bet λ that can't lose more than all, which is
+    λ (m_g − a_g) ≤ 1; and so has a mixture over bets. By Markov's inequality it reaches 1/δ with probability δ at most
+    (betting as in Waudby-Smith and Ramdas, arXiv 2010.09686, but for sizes given; the order of groups plays no part).
+
+    Allowances are proportional to size, as errors tend to be, but a group larger than a bet can bear is allowed its
+    excess, m_g − 1/λ: one group of 30 frames among 10,000 samples then costs 30 errors, not the factor 30 in samples.
+
+    Bets are shares of the largest possible one, 1 − t² for t at the middle of equal parts of 0..1: dense near the
+    largest, which is the best where few errors are seen.
+    """
+
+    method = f"betting on groups of dependent samples, a mixture of {BETS} bets; bound by inversion"
+
+    def __init__(self, sizes: np.ndarray, epsilon: float, delta: float) -> None:
+        self._sizes = np.sort(sizes)[::-1].astype(float)
+        self._order = np.argsort(-sizes, kind="stable")
+        self._epsilon, self._goal = epsilon, -math.log(delta)
+        self._n = self._sizes.sum()
+        # the least τ with Σ max(0, m − τ) ≤ ε n: each sum over the largest groups has to keep to it
+        count = np.arange(1, len(sizes) + 1)
+        least = ((np.cumsum(self._sizes) - epsilon * self._n) / count).max()
+        self._bets = (1 - ((np.arange(BETS) + 0.5) / BETS) ** 2)[:, None] / least
+        self._allowances = self._allow(epsilon)[0]
+        self._clean = np.log1p(self._bets * self._allowances)
+        self._growth = self._clean.sum(axis=1)
+
+    def passes(self, wrong: np.ndarray) -> bool:
+        wrong = wrong[self._order]
+        hurt = np.flatnonzero(wrong)  # few: the others' factors are known
+        lost = _log_factors(self._bets, wrong[hurt], self._allowances[:, hurt]) - self._clean[:, hurt]
+        return _mixture(self._growth + lost.sum(axis=1)) >= self._goal
+
+    def bound(self, wrong: np.ndarray) -> float:
+        """The least share that the errors seen speak against, by bisection: with a larger one the capital is larger."""
+        low, high = 0.0, self._epsilon if self.passes(wrong) else 1.0
+        wrong = wrong[self._order]
+        if high == 1 and not self._rejects(1.0, wrong):
+            return 1.0
+        while high - low > 1e-4 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._rejects(middle, wrong) else (middle, high)
+        return high
+
+    def needed(self) -> float:
+        def capital(groups: int) -> float:
+            return _mixture(groups / len(self._sizes) * self._growth)
+
+        most = 1
+        while capital(most) < self._goal:
+            most *= 2
+        return bisect_left(range(most), self._goal, key=capital)
+
+    def _rejects(self, epsilon: float, wrong: np.ndarray) -> bool:
+        allowances, possible = self._allow(epsilon)
+        capital = np.where(possible, _log_factors(self._bets, wrong, allowances).sum(axis=1), -np.inf)
+        return _mixture(capital) >= self._goal
+
+    def _allow(self, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+        """Allowances max(s m, m − 1/λ) that add up to ε n, [bets, groups]; and for which bets there are such, [bets].
+
+        Over every number of largest groups, Σ (m − 1/λ) over them + s Σ m over the others is at most the sum wanted,
+        and for one it is equal: hence the least of the scales s that they give.
+        """
+        excess = self._sizes - 1 / self._bets
+        room = epsilon * self._n - np.pad(np.cumsum(excess, axis=1), ((0, 0), (1, 0)))
+        rest = self._n - np.pad(np.cumsum(self._sizes), (1, 0))[:-1]
+        scale = (room[:, :-1] / rest).min(axis=1)
+        possible = (scale >= 0) & (room[:, -1] >= 0)
+        return np.maximum(np.maximum(scale, 0)[:, None] * self._sizes, excess), possible
+
+
+def _log_factors(bets: np.ndarray, wrong: np.ndarray, allowances: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # all is lost: log 0
+        return np.log(np.maximum(1 - bets * (wrong - allowances), 0))
+
+
+def _mixture(logarithms: np.ndarray) -> float:
+    """The logarithm of the mean."""
+    return float(np.logaddexp.reduce(logarithms)) - math.log(len(logarithms))
 
 
 def _check(epsilon: float, delta: float) -> None:

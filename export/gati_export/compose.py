@@ -1,161 +1,213 @@
-"""Composition: which heads to use, so that a request is answered soonest on average.
+"""Composition: which heads to use, and from which score on each is believed, so that requests are answered soonest.
 
-Hits at different cut points are correlated, so sets of heads are judged on samples, not by products of hit rates. All
-sets are tried: up to 12 cut points that is quick, and then nothing is better.
+Hits at different cut points are correlated, so compositions are judged on samples, never by products of hit rates.
+
+A good composition is found by descents: heads are exchanged, and the errors that are allowed are moved from one cut
+point to another, as long as that helps. How much better the best one can be is found by branch and bound, from the
+first cut point to the last: a state says what was chosen at the cut points before, and a bound says how soon its
+remaining samples can be answered at best. Bounds come from prices, by Lagrangian decomposition: every sample chooses
+heads, and whether they hit it, for itself alone, but pays for that; every cut point chooses one head and threshold
+for all, and earns what they pay. Whatever the prices, that takes no longer than the best composition. Prices that
+were learned, by gradient ascent on the bound, make both sides want nearly the same.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gati.errors import BackboneError
-from gati_export.certificate import count_errors, exits, threshold_grid
+from gati.errors import BackboneError, SamplesError
+from gati_export.descent import DESCENT, descend_often
+from gati_export.prices import learn_prices, no_prices
+from gati_export.tree import PROOF, Choice, Limits, Option, Prices, Tree
 
-LIMIT = 12
-"""Most cut points that are composed: 4096 sets."""
-CHUNK = 256
+__all__ = ["Composition", "Evaluation", "Limits", "Option", "compose", "evaluate"]
+
+EFFORT = 40_000
+"""States that are tried before a proof is given up."""
+QUICK = 2_000
+"""Those of them that are tried before anything else, which is all that small problems need."""
+BATCH, OPEN = 64, 50_000
+"""States that are taken on together, and that may wait, at a cut point; if more do, those with the worst bounds go."""
 
 
 @dataclass(frozen=True)
 class Composition:
-    """The best set of heads.
+    """A choice of heads and thresholds.
 
     Attributes:
-        heads: Their cut points, rising; empty if no head pays.
-        threshold: Of all heads; infinite without heads.
+        chosen: Indices of options, by rising cut point, at most one for each; empty if no head pays.
+        thresholds: Of each: the lowest score that hits, a float32.
         expected_seconds: Mean time of a request with them.
         plain_seconds: Time of a request without heads.
-        toggled_seconds: For each cut point, the mean time if it were added to the set, or left out of it, as the
-            case may be; infinite if that set is not safe at any threshold.
+        gap: The best choice takes at most this share less than `expected_seconds`; 0 if this is proved to be it.
     """
 
-    heads: tuple[int, ...]
-    threshold: float
+    chosen: tuple[int, ...]
+    thresholds: tuple[float, ...]
     expected_seconds: float
     plain_seconds: float
-    toggled_seconds: tuple[float, ...]
+    gap: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a set of heads does to n samples.
+    """What a composition does to n samples.
 
     Attributes:
         exits: Where each was answered: cut point of the head, or number of cut points for the backbone, [n].
+        wrong: Whether the answer differs from the backbone's, bool [n].
+        seconds: Time that each took, [n].
         hits: Share of the samples that each head answers, by cut point.
-        errors: Samples whose answer differs from the backbone's.
         mean_seconds: Mean time of a request.
         speedup: Time without heads ÷ mean time with them.
     """
 
     exits: np.ndarray
+    wrong: np.ndarray
+    seconds: np.ndarray
     hits: dict[int, float]
-    errors: int
     mean_seconds: float
     speedup: float
 
 
 def compose(
-    scores: np.ndarray,
-    agree: np.ndarray,
+    options: Sequence[Option],
     segment_seconds: np.ndarray,
-    head_seconds: np.ndarray,
-    epsilon: float,
-    grid: np.ndarray | None = None,
+    limits: Limits,
+    *,
+    levels: int | None = None,
+    effort: int = EFFORT,
 ) -> Composition:
-    """Chooses the set of heads with the least expected time, each set at its loosest threshold with few enough errors.
+    """Chooses heads and thresholds with the least mean time, within limits.
 
     Args:
-        scores: Of a head at each cut point, on tuning samples, [heads, n].
-        agree: Whether its answer is the backbone's, bool [heads, n].
-        segment_seconds: Time of each segment, [heads + 1].
-        head_seconds: Time of a lookup at each cut point, spent on a hit and on a miss alike, [heads].
-        epsilon: Largest share of the samples whose answer may differ.
-        grid: Thresholds, strictest first; taken from the scores if None.
+        options: Heads to choose from; several, or none, for a cut point.
+        segment_seconds: Time of each segment, [cut points + 1].
+        limits: What to keep to.
+        levels: Most thresholds of an option to try, evenly drawn from those that matter; None for all of them.
+        effort: States to try before a proof is given up, at least 1. By default it may take some 20 s; up to 2,000, a
+            few seconds, for a composition that is hardly worse, but a gap that is far from sharp.
+
+    Returns:
+        The composition; without heads if none pays.
 
     Raises:
-        BackboneError: If there are more than `LIMIT` cut points.
+        SamplesError: If options are not about the same samples, or a score or another number is out of range.
+        BackboneError: If the backbone alone, which may have to answer any request, takes longer than `limits.p99`.
     """
-    heads, n = scores.shape
-    if heads > LIMIT:
-        raise BackboneError(f"There are {heads} cut points, and at most {LIMIT} can be composed; cut at fewer places.")
-    plain = float(np.sum(segment_seconds))
-    best = np.full(2**heads, np.inf)
-    thresholds = np.full(2**heads, np.inf)
-    for threshold in (threshold_grid(scores) if grid is None else grid).tolist():
-        seconds, errors = _all_sets(scores >= np.float32(threshold), ~agree, segment_seconds, head_seconds)
-        safe = errors <= epsilon * n
-        best[safe], thresholds[safe] = seconds[safe], threshold
-    best[0], thresholds[0] = plain, np.inf
-    chosen = int(best.argmin())  # the set without heads comes first, so it wins a tie
-    return Composition(
-        heads=tuple(k for k in range(heads) if chosen >> k & 1),
-        threshold=float(thresholds[chosen]),
-        expected_seconds=float(best[chosen]),
-        plain_seconds=plain,
-        toggled_seconds=tuple(float(best[chosen ^ 1 << k]) for k in range(heads)),
-    )
+    _check(options, segment_seconds, limits)
+    tree = Tree(options, segment_seconds, limits, levels)
+    if not tree.heads:
+        return Composition((), (), tree.plain, tree.plain, 0.0)
+    best, lower = search(tree, no_prices(tree), Choice(float(tree.n), (), ()), min(effort, QUICK))
+    if lower < best.seconds:
+        best = min(best, descend_often(tree, effort // DESCENT), key=lambda choice: choice.seconds)
+    if lower < best.seconds and effort > QUICK:
+        best, bound = search(tree, learn_prices(tree), best, effort - QUICK)
+        lower = max(lower, bound)
+    gap = max(0.0, 1 - lower / best.seconds)
+    return Composition(best.chosen, best.thresholds, best.seconds / tree.n * tree.plain, tree.plain, gap)
 
 
-def _all_sets(
-    hit: np.ndarray, wrong: np.ndarray, segment_seconds: np.ndarray, head_seconds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean seconds and number of errors of every set of heads at one threshold, [2^heads]; bit k of a set is head k.
-
-    From the last cut point to the first, every row doubles the sets: those without its head, then those with it. What a
-    set costs from cut point k on is known by then from the sets behind it.
-    """
-    heads, n = hit.shape
-    seconds, errors = np.zeros(2**heads), np.zeros(2**heads, np.int64)
-    for start in range(0, n, CHUNK):  # 4096 sets × 256 samples stay in the processor's cache
-        part = slice(start, start + CHUNK)
-        rest = np.full((1, hit[:, part].shape[1]), segment_seconds[-1], np.float64)
-        differs = np.zeros(rest.shape, bool)
-        for k in reversed(range(heads)):
-            here, bad = hit[k, part], wrong[k, part]
-            # sets are ordered by bit, and bit k is lower than all bits so far: it must alternate fastest
-            rest = segment_seconds[k] + _interleave(rest, head_seconds[k] + np.where(here, 0.0, rest))
-            differs = _interleave(differs, np.where(here, bad, differs))
-        seconds += rest.sum(axis=1)
-        errors += differs.sum(axis=1)
-    return seconds / n, errors
+def _check(options: Sequence[Option], segment_seconds: np.ndarray, limits: Limits) -> None:
+    seconds = np.asarray(segment_seconds, float)
+    plain = float(seconds.sum())
+    if not (seconds.ndim == 1 and (seconds >= 0).all() and 0 < plain < math.inf):
+        raise SamplesError(f"Segments should take a time each, and some time together, not {seconds} s.")
+    if not 0 <= limits.epsilon <= 1:
+        raise SamplesError(f"epsilon must lie between 0 and 1, not at {limits.epsilon}.")
+    for option in options:
+        _check_option(option, len(seconds) - 1, options[0].scores.shape)
+    if limits.p99 is not None and not plain <= limits.p99 * (1 + PROOF):
+        raise BackboneError(
+            f"99 % of requests can't be promised an answer within {limits.p99 * 1e3:.6g} ms, since the backbone alone, "
+            f"which answers what no head does, takes {plain * 1e3:.6g} ms."
+        )
 
 
-def _interleave(without: np.ndarray, with_head: np.ndarray) -> np.ndarray:
-    return np.stack([without, with_head], axis=1).reshape(-1, without.shape[1])
+def _check_option(option: Option, cuts: int, shape: tuple[int, ...]) -> None:
+    what = f"The head {option.name!r} at cut point {option.cut}"
+    if not 0 <= option.cut < cuts:
+        raise SamplesError(f"{what} has no place in a chain with {cuts} cut points.")
+    if not (len(shape) == 1 and shape[0] and option.scores.shape == option.agree.shape == shape):
+        given = f"scores {list(option.scores.shape)} and answers {list(option.agree.shape)}"
+        raise SamplesError(f"{what} has {given}; all heads should have one of each for every tuning sample.")
+    if option.scores.dtype != np.float32 or option.agree.dtype != bool:
+        raise SamplesError(
+            f"{what} has {option.scores.dtype} scores and {option.agree.dtype} answers, not float32, bool."
+        )
+    if not np.isfinite(option.scores).all():
+        raise SamplesError(f"{what} gave scores that are not finite.")
+    if not (0 <= option.seconds < math.inf and option.bytes >= 0):
+        raise SamplesError(f"{what} can't take {option.seconds} s and {option.bytes} bytes.")
 
 
 def evaluate(
-    heads: tuple[int, ...],
-    threshold: float,
-    scores: np.ndarray,
-    agree: np.ndarray,
-    segment_seconds: np.ndarray,
-    head_seconds: np.ndarray,
+    options: Sequence[Option], chosen: Sequence[int], thresholds: Sequence[float], segment_seconds: np.ndarray
 ) -> Evaluation:
-    """Runs a set of heads on samples by their scores.
+    """Runs heads on samples by their scores.
 
     Args:
-        heads: Cut points of the heads in use, rising.
-        threshold: Of all of them.
-        scores: Of a head at each cut point, [all heads, n].
-        agree: Whether its answer is the backbone's, bool [all heads, n].
-        segment_seconds: Time of each segment, [all heads + 1].
-        head_seconds: Time of a lookup at each cut point, [all heads].
+        options: Heads, at least one, which need not be in use.
+        chosen: Indices of those in use, by rising cut point.
+        thresholds: Of each of them; rounded to float32, as they are inside a head's file.
+        segment_seconds: Time of each segment, [cut points + 1].
     """
-    used = list(heads)
-    places = np.array([*used, len(scores)])
-    where = places[exits(scores[used], threshold)]
-    lookups = np.zeros(len(scores) + 1)
-    lookups[used] = np.asarray(head_seconds)[used]
-    until = np.cumsum(np.asarray(segment_seconds) + lookups)
-    mean = float(until[where].mean())
-    return Evaluation(
-        exits=where,
-        hits={k: float((where == k).mean()) for k in used},
-        errors=count_errors(scores[used], agree[used], threshold),
-        mean_seconds=mean,
-        speedup=float(np.sum(segment_seconds)) / mean,
-    )
+    n, cuts = len(options[0].scores), len(segment_seconds) - 1
+    exits, wrong, lookups = np.full(n, cuts), np.zeros(n, bool), np.zeros(cuts + 1)
+    for index, threshold in zip(chosen, thresholds, strict=True):
+        option = options[index]
+        hit = (option.scores >= np.float32(threshold)) & (exits == cuts)
+        exits[hit], wrong[hit] = option.cut, ~option.agree[hit]
+        lookups[option.cut] = option.seconds
+    seconds = np.cumsum(np.asarray(segment_seconds, float) + lookups)[exits]
+    mean = float(seconds.mean())
+    hits = {options[index].cut: float((exits == options[index].cut).mean()) for index in chosen}
+    return Evaluation(exits, wrong, seconds, hits, mean, float(np.sum(segment_seconds)) / mean)
+
+
+def search(tree: Tree, prices: Prices, best: Choice, effort: int) -> tuple[Choice, float]:
+    """Searches for a better choice than the best so far.
+
+    At every cut point in turn, the states with the lowest bounds are taken on: each round is a beam search, and all
+    rounds together are a proof.
+
+    Args:
+        tree: What there is to choose from.
+        prices: For bounds.
+        best: What to be better than.
+        effort: States to try.
+
+    Returns:
+        The best choice known, and a time that none takes less than.
+    """
+    width, lost, goal = min(BATCH, effort), math.inf, best.seconds * (1 - PROOF)
+    waiting = [tree.root(), *(tree.root()[:0] for _ in range(tree.cuts))]
+    while effort > 0 and any(map(len, waiting)):
+        for cut in range(tree.cuts):
+            front, waiting[cut] = _lowest(waiting[cut], width)
+            effort -= len(front)
+            children = tree.expand(cut, front, prices)
+            children = np.concatenate([waiting[cut + 1], children[children["bound"] < goal]])
+            waiting[cut + 1], dropped = _lowest(children, OPEN)
+            lost = dropped["bound"].min(initial=lost)
+        leaves = waiting.pop()
+        leaves = leaves[tree.in_time(tree.cuts, leaves)]
+        if len(leaves):
+            leaf = leaves[leaves["bound"].argmin()]
+            best = tree.read(leaf["bound"], leaf["choice"])
+            goal = best.seconds * (1 - PROOF)
+        waiting = [*(states[states["bound"] < goal] for states in waiting), leaves[:0]]
+    return best, min([lost, best.seconds, *(states["bound"].min(initial=math.inf) for states in waiting)])
+
+
+def _lowest(states: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The states with the lowest bounds, and the others."""
+    if len(states) <= count:
+        return states, states[:0]
+    order = np.argpartition(states["bound"], count)
+    return states[order[:count]], states[order[count:]]

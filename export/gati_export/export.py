@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,24 @@ from gati.release import Release, Window
 from gati.settings import workspace
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.evidence import backbone_bytes, report_of
+from gati_export.extra import SHARES, with_extra
 from gati_export.images import Decode
 from gati_export.measure import faster_mode
 from gati_export.publish import Draft, publish
+from gati_export.replay import has_state
+from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
-from gati_export.samples import check_samples, load_samples, split
+from gati_export.samples import check_samples, load_samples
 from gati_export.segments import check_segments, cut, with_shares, write_segments
-from gati_export.training import Trained, train_heads
+from gati_export.splitting import Split, find_runs, split
+from gati_export.training import Terms, Trained, train_heads
+from gati_export.views import with_views
 
 CHECKED = 256
 """Samples, at most, on which segments are compared with the backbone."""
 
-Report = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,13 @@ class Plan:
         repository: Where the model repository is, or is to be.
         name: The chain's name on the server.
         decode: How encoded images among the samples become arrays.
-        epsilon: Share of answers that may differ from the backbone's, at most.
-        delta: 1 − confidence in that.
+        terms: What heads have to keep to.
+        memory_share: What share of the backbone's size all heads together may take; None for any.
+        extra: More samples, to train on and never to calibrate with, such as those that the backbone was trained on.
         mode: How to run the chain; None measures both ways on this machine's server and takes the faster.
         cut_points: How many, at most.
         max_batch: Largest batch of a request.
         plain: Whether to put the unmodified backbone beside the chain, as `<name>-plain`.
-        seed: Of the training.
     """
 
     backbone: str
@@ -53,13 +59,13 @@ class Plan:
     repository: Path
     name: str
     decode: Decode | None = None
-    epsilon: float = 0.01
-    delta: float = 0.05
+    terms: Terms = field(default_factory=Terms)
+    memory_share: float | None = None
+    extra: Path | None = None
     mode: Mode | None = None
     cut_points: int = 6
     max_batch: int = 32
     plain: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Exported:
         found: How many cut points the backbone has.
         difference: Largest difference between the segments' and the backbone's scores, relative to the largest score.
         compared: On how many samples.
-        trained: The heads.
+        report: What was learned, chosen and promised.
         release: Release 1, or None where no head could be certified, or none pays.
         mode_seconds: Mean seconds a request in each mode, where both were measured.
     """
@@ -80,7 +86,7 @@ class Exported:
     found: int
     difference: float
     compared: int
-    trained: Trained
+    report: Report
     release: Release | None
     mode_seconds: dict[str, float]
 
@@ -94,12 +100,12 @@ class Exported:
             "segments": [asdict(segment) for segment in self.chain.segments],
             "largest_difference": self.difference,
             "compared_samples": self.compared,
-            "heads": self.trained.as_json(),
+            "report": self.report.as_json(),
             "release": asdict(self.release) if self.release else None,
         }
 
 
-def export_chain(plan: Plan, report: Report) -> Exported:
+def export_chain(plan: Plan, report: Progress) -> Exported:
     """Cuts a backbone, trains and certifies heads, and installs the chain in a repository, whole or not at all.
 
     Args:
@@ -120,10 +126,11 @@ def export_chain(plan: Plan, report: Report) -> Exported:
         staged.mkdir()
         exported = _export(plan, staged, Path(work), report)
         install(staged, plan.repository, plan.name)
+    write(plan.repository, exported.report)
     return exported
 
 
-def _export(plan: Plan, staged: Path, work: Path, report: Report) -> Exported:
+def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     report("Read backbone and samples", 0)
     backbone, samples = _load(plan, work)
     report("Read backbone and samples", 1)
@@ -132,18 +139,23 @@ def _export(plan: Plan, staged: Path, work: Path, report: Report) -> Exported:
     chain = _write_chain(plan, backbone, chosen, staged)
     paths = [chain.segment_path(staged, segment.index) for segment in chain.segments]
     report("Compare segments with backbone", 0)
+    count = len(next(iter(samples.values())))
     head = {name: rows[:CHECKED] for name, rows in samples.items()}
     difference = check_segments(backbone, paths, head)
     report("Compare segments with backbone", 1)
-    trained = train_heads(chain, paths, samples, split(samples), plan.epsilon, plan.delta, report, plan.seed)
+    whole = backbone_bytes(paths)
+    if plan.memory_share is not None:
+        chain = replace(chain, memory=int(plan.memory_share * whole))
+    terms = Terms.of(chain, plan.terms.seed)
+    trained = train_heads(chain, paths, *_parts(plan, backbone, samples), terms, report)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
     write_repository(staged, chain)
-    release = _publish_first(plan, staged, chain, trained, len(next(iter(samples.values()))))
-    chain, seconds = _settle_mode(plan, staged, chain, samples, report)
+    release = _publish_first(plan, staged, chain, trained, count)
+    found_out = report_of(chain, trained, terms, release, whole)
+    chain, seconds = _settle_mode(plan, staged, chain, trained, samples, report)
     if plan.plain:
         write_plain(staged, chain, backbone.path)
-    compared = min(CHECKED, len(next(iter(samples.values()))))
-    return Exported(chain, len(found), difference, compared, trained, release, seconds)
+    return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds)
 
 
 def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
@@ -165,12 +177,26 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
         inputs=backbone.inputs,
         output=backbone.output,
         segments=(),
-        epsilon=plan.epsilon,
-        delta=plan.delta,
+        epsilon=plan.terms.epsilon,
+        delta=plan.terms.delta,
+        agreement=plan.terms.agreement,
+        families=plan.terms.families,
+        memory=plan.terms.memory,
+        p99=plan.terms.p99,
         max_batch=backbone.max_batch or plan.max_batch,
     )
     segments = write_segments(cut(backbone, chosen), lambda index: chain.segment_path(staged, index).parent)
     return replace(chain, segments=segments)
+
+
+def _parts(plan: Plan, backbone: Backbone, samples: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], Split]:
+    """All samples, those to train on only among them, and what each is for."""
+    runs = find_runs(samples)
+    if plan.extra is None:
+        return with_views(backbone.inputs, samples, split(samples, runs), plan.terms.seed)
+    more = check_samples(load_samples(plan.extra, names=[*samples], decode=plan.decode), backbone.inputs)
+    joined, parts = with_extra(samples, split(samples, runs, SHARES), more)
+    return with_views(backbone.inputs, joined, parts, plan.terms.seed)
 
 
 def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:
@@ -181,9 +207,10 @@ def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, sam
 
 
 def _settle_mode(
-    plan: Plan, staged: Path, chain: Chain, samples: dict[str, Any], report: Report
+    plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: Mapping[str, np.ndarray], report: Progress
 ) -> tuple[Chain, dict[str, float]]:
-    if plan.mode is not None:
+    """Takes the mode asked for, or inline where heads keep state, or else the faster one."""
+    if plan.mode is not None or any(map(has_state, trained.heads.values())):
         return chain, {}
     mode, seconds = faster_mode(staged, chain, samples, report)
     chain = replace(chain, mode=mode)

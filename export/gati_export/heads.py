@@ -19,10 +19,10 @@ from torch import nn
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati.head import HIT, SCORE
+from gati.head import HIT, KEY, SCORE
+from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
-from gati_export.predictor import Predictor
-from gati_export.selector import Selector
+from gati_export.families.family import Lookup
 
 OPSET = 18
 THRESHOLD = "threshold"
@@ -42,22 +42,33 @@ class Head(nn.Module):
 
     threshold: Torch
 
-    def __init__(self, predictor: Predictor, selector: Selector, scale: Scale, output: Tensor) -> None:
+    def __init__(self, lookup: Lookup, scale: Scale, output: Tensor) -> None:
         super().__init__()
-        self.predictor = predictor
-        self.selector = selector
+        self.lookup = lookup
         self.scale = scale
         self.dtype = torch.from_numpy(output.zeros(1)).dtype
         self.register_buffer(THRESHOLD, torch.tensor(CLOSED))
 
-    def forward(self, hidden: Torch) -> tuple[Torch, Torch, Torch]:
-        """Answer [batch, classes], score float32 [batch], and hit bool [batch], of activations [batch, ...]."""
+    def forward(self, hidden: Torch, *state: Torch) -> tuple[Torch, ...]:
+        """What activations [batch, ...] give.
+
+        Args:
+            hidden: The activations.
+            state: What the lookup asks for, in the order of its `state`.
+
+        Returns:
+            Answer [batch, classes], score float32 [batch], hit bool [batch], and key float32 [batch, dim] if any.
+        """
         hidden = hidden.float()
-        logits = self.predictor(self.predictor.reduce(hidden))
+        known = dict(zip(self.lookup.state, state, strict=True))
+        if MEMORY_ANSWERS in known:
+            known[MEMORY_ANSWERS] = self.scale.logits_of(known[MEMORY_ANSWERS])
+        found = self.lookup(self.lookup.reduce(hidden), known)
         poison = (hidden * 0).flatten(1).sum(1)  # NaN where any value is NaN or infinite, else 0
-        score = self.selector(logits) + poison
+        score = found.score + poison
         score = torch.where(score >= 0, score, -1.0)
-        return self.scale.answer(logits).to(self.dtype), score, score >= self.threshold
+        answer = self.scale.answer(found.logits).to(self.dtype)
+        return (answer, score, score >= self.threshold) + (() if found.key is None else (found.key,))
 
 
 def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSED) -> bytes:
@@ -70,25 +81,27 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
         threshold: The score from which on it hits.
 
     Raises:
-        BackboneError: If the backbone's names collide with those of a head's outputs.
+        BackboneError: If the backbone's names collide with those of a head's inputs or outputs.
     """
-    taken = {cut.name, output.name} & {SCORE, HIT, THRESHOLD}
+    taken = {cut.name, output.name} & {SCORE, HIT, KEY, THRESHOLD, *STATE_INPUTS}
     if taken or cut.name == output.name:
         raise BackboneError(f"A head can't read {cut.name!r} and give {output.name!r}; rename those tensors.")
     head.eval()
     hidden = torch.from_numpy(cut.zeros(2))
+    state = [torch.zeros(shape) for shape in head.lookup.state.values()]
     names = {0: "batch"} | {axis: f"d{axis}" for axis, size in enumerate(cut.shape, 1) if size < 0}
     free = {axis: torch.export.Dim(name) for axis, name in names.items()}
     with _quiet():
         program = torch.onnx.export(
             head,
-            (hidden,),
-            input_names=[cut.name],
-            output_names=[output.name, SCORE, HIT],
-            dynamic_shapes=(free,),
+            (hidden, *state),
+            input_names=[cut.name, *head.lookup.state],
+            output_names=[output.name, SCORE, HIT] + [KEY] * (MEMORY_KEYS in head.lookup.state),
+            dynamic_shapes=(free, *([tuple({} for _ in state)] if state else [])),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            optimize=False,  # ONNX Runtime folds what can be folded; here, weights keep their names for a warm start
         )
     if program is None:
         raise BackboneError(f"PyTorch could not write the head on {cut.name!r} as ONNX.")
@@ -163,7 +176,7 @@ def stamp(model: bytes, fields: Mapping[str, str]) -> bytes:
 
 
 def weights_of(model: bytes) -> dict[str, Torch]:
-    """The predictor's weights inside a head's file, for a warm start."""
+    """The lookup's weights inside a head's file, for a warm start."""
     tensors = onnx.ModelProto.FromString(model).graph.initializer
-    named = ((tensor.name.partition(f"{PREFIX}predictor.")[2], tensor) for tensor in tensors)
+    named = ((tensor.name.partition(f"{PREFIX}lookup.")[2], tensor) for tensor in tensors)
     return {name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for name, tensor in named if name}

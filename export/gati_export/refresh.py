@@ -9,24 +9,27 @@ from typing import Any
 
 from gati.chain import Chain
 from gati.errors import PublishError
-from gati.release import Release
+from gati.release import Release, head_path, valid_releases
 from gati_export.control import Control, publish_to
+from gati_export.evidence import backbone_bytes, report_of
 from gati_export.publish import Draft
-from gati_export.samples import split
+from gati_export.report.data import Report, write
+from gati_export.splitting import find_runs, split
 from gati_export.store import read_recent
-from gati_export.training import Trained, train_heads
+from gati_export.training import Terms, train_heads
+from gati_export.views import with_views
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: the training's outcome, and the release that it became."""
+    """What a refresh did: what it learned, and the release that it became."""
 
-    trained: Trained
+    report: Report
     release: Release
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"release": asdict(self.release), "heads": self.trained.as_json()}
+        return {"release": asdict(self.release), "report": self.report.as_json()}
 
 
 def refreshed(
@@ -59,10 +62,22 @@ def refreshed(
             control.live_release(chain)
     recorded = read_recent(store, chain, window)
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
-    trained = train_heads(
-        chain, paths, recorded.inputs, split(recorded.inputs), chain.epsilon, chain.delta, report, seed
-    )
+    terms = Terms.of(chain, seed)
+    parts = split(recorded.inputs, find_runs(recorded.inputs))
+    samples, parts = with_views(chain.inputs, recorded.inputs, parts, seed)
+    trained = train_heads(chain, paths, samples, parts, terms, report, _live_heads(repository, chain))
     if trained.certificate is None:
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
     draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")
-    return Refreshed(trained, publish_to(repository, chain, draft, server, lambda step: report(f"Publish: {step}", 1)))
+    release = publish_to(repository, chain, draft, server, lambda step: report(f"Publish: {step}", 1))
+    learned = report_of(chain, trained, terms, release, backbone_bytes(paths))
+    write(repository, learned)
+    return Refreshed(learned, release)
+
+
+def _live_heads(repository: Path, chain: Chain) -> dict[int, bytes]:
+    """The heads of the newest valid release, by cut point: training goes on from them where they fit."""
+    live = next(valid_releases(repository, chain), None)
+    if live is None:
+        return {}
+    return {head.index: head_path(repository, chain, head.index, live.number).read_bytes() for head in live.heads}

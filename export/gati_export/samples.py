@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +11,9 @@ from gati.chain import Tensor
 from gati.errors import SamplesError
 from gati_export.images import Decode
 from gati_export.parquet import read_parquet
+from gati_export.splitting import TRAIN, TUNE, Split, fingerprint, split
 
-TRAIN, TUNE = 0.60, 0.15
-"""Shares of the samples; the rest, 25 %, calibrates."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Indices of the samples that train heads, tune them, and calibrate the certificate; no input is in two parts."""
-
-    train: np.ndarray
-    tune: np.ndarray
-    calibrate: np.ndarray
+__all__ = ["TRAIN", "TUNE", "Split", "check_samples", "fingerprint", "load_samples", "pick", "split"]
 
 
 def load_samples(
@@ -156,29 +145,3 @@ def _cast(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
         f"Input {tensor.name!r} is {rows.dtype} in the samples and {target} in the model, which can't hold all of its "
         "values; convert the samples."
     )
-
-
-def split(samples: Mapping[str, np.ndarray]) -> Split:
-    """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
-
-    An input goes to the same part whenever it is seen, so no copy of a calibration sample was trained on.
-    """
-    draws = [int.from_bytes(digest[:8]) / 2**64 for digest in _digests(samples, range(_count(samples)))]
-    part = np.digitize(draws, [TRAIN, TRAIN + TUNE])
-    train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
-    return Split(train, tune, calibrate)
-
-
-def fingerprint(samples: Mapping[str, np.ndarray], index: np.ndarray) -> str:
-    """SHA-256, in hex, of the rows at `index`, whatever their order."""
-    return hashlib.sha256(b"".join(sorted(_digests(samples, index)))).hexdigest()
-
-
-def _digests(samples: Mapping[str, np.ndarray], index: Sequence[int] | np.ndarray) -> Iterator[bytes]:
-    """SHA-256 of each row's bytes over all inputs, which are taken in the order of their names."""
-    arrays = [np.ascontiguousarray(samples[name]) for name in sorted(samples)]
-    for row in index:
-        digest = hashlib.sha256()
-        for array in arrays:
-            digest.update(array[row].tobytes())
-        yield digest.digest()

@@ -27,6 +27,9 @@ ALONE = 32
 TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2
 """Largest difference of an answer, relative to its largest score or 1: of float32 networks, and of float16 ones."""
 
+BATCH_TOLERANCE = 3e-2
+"""The same, between a row alone and in a batch; products of other sizes are rounded in another order."""
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentGraph:
@@ -211,13 +214,14 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
 
     Raises:
         BackboneError: If they differ by more than float32 (or float16) rounding explains, or if the backbone
-            differs as much from itself, run twice.
+            differs as much from itself, run twice, or much from itself in batches of other sizes.
     """
     sessions = [open_session(path) for path in paths]
     tolerance = HALF_TOLERANCE if _is_half(backbone) else TOLERANCE
     count = len(samples[backbone.inputs[0].name])
     sizes = {1: count} if backbone.max_batch == 1 else {1: min(count, ALONE), BATCH: count}
     largest = 0.0
+    _check_batches(backbone, samples)
     for size, rows in sizes.items():
         for start in range(0, rows, size):
             feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
@@ -234,6 +238,21 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
             f"explains {tolerance:.0e}; cut at fewer places (--cut-points)."
         )
     return largest
+
+
+def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> None:
+    """Refuses a backbone whose answer to a row depends on the other rows of its batch: nothing could be promised."""
+    if backbone.max_batch == 1:
+        return
+    feeds = {tensor.name: samples[tensor.name][:BATCH] for tensor in backbone.inputs}
+    together = backbone.run(feeds)
+    alone = [backbone.run({name: rows[i : i + 1] for name, rows in feeds.items()}) for i in range(len(together))]
+    apart = _difference(np.concatenate(alone), together)
+    if not apart <= BATCH_TOLERANCE:
+        raise BackboneError(
+            f"The backbone answers the same input differently alone and in a batch (by {apart:.1e} of its largest "
+            "score); leave out what mixes rows, such as normalisation in training mode, or export it with a batch of 1."
+        )
 
 
 def _is_half(backbone: Backbone) -> bool:

@@ -1,7 +1,6 @@
 """Selectors: how sure one can be that a predictor answers as the backbone would.
 
-As in GATI (arXiv 2101.07344), a selector is learned, on the predictor's scores and on samples that the
-predictor was not fitted to.
+A selector is fitted on samples that the predictor was not fitted to, and judges by the predictor's logits alone.
 """
 
 from __future__ import annotations
@@ -24,7 +23,70 @@ CLASS_FIRMNESS = 30.0
 
 
 class Selector(nn.Module):
-    """A logistic model of "the backbone agrees", which never falls when a signal of certainty rises."""
+    """From logits [batch, classes] to scores 0..1, [batch], larger for surer."""
+
+    def fit(self, logits: Torch, agree: np.ndarray) -> None:
+        """Learns from logits of samples that the predictor has not seen, and where it was right, bool [n]."""
+
+    def forward(self, logits: Torch) -> Torch:
+        """Scores logits."""
+        raise NotImplementedError
+
+
+class Confidence(Selector):
+    """The largest softmax score, as in SelfXit (arXiv 2209.08625)."""
+
+    def forward(self, logits: Torch) -> Torch:
+        """Scores logits."""
+        return torch.softmax(logits, 1).amax(1)
+
+
+class Entropy(Selector):
+    """One minus the softmax's entropy, relative to the largest there is; BranchyNet's criterion (arXiv 1709.01686)."""
+
+    def forward(self, logits: Torch) -> Torch:
+        """Scores logits."""
+        log_p = torch.log_softmax(logits, 1)
+        return 1 + (log_p.exp() * log_p).sum(1) / float(np.log(max(2, logits.shape[1])))
+
+
+class Scores(Selector):
+    """GATI's selector (arXiv 2101.07344): a linear two-class classifier of the predictor's softmax scores."""
+
+    weight: Torch
+    bias: Torch
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(classes, 1))
+        self.register_buffer("bias", torch.zeros(()))
+
+    def fit(self, logits: Torch, agree: np.ndarray) -> None:
+        """Logistic regression, with a little weight decay."""
+        if not len(agree):
+            return
+        found = torch.softmax(logits.double(), 1).numpy()
+        targets = agree.astype(np.float64)
+
+        def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+            odds = found @ x[:-1] + x[-1]
+            residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
+            value = np.sum(np.logaddexp(0, odds) - targets * odds) + 0.05 * x[:-1] @ x[:-1]
+            return float(value) / len(targets), np.append(found.T @ residuals + 0.1 * x[:-1], residuals.sum()) / len(
+                targets
+            )
+
+        x = minimize(loss, np.zeros(found.shape[1] + 1), jac=True, method="L-BFGS-B").x
+        self.weight.copy_(torch.from_numpy(x[:-1, None]))
+        self.bias.copy_(torch.tensor(x[-1]))
+
+    def forward(self, logits: Torch) -> Torch:
+        """Scores logits."""
+        return torch.sigmoid((torch.softmax(logits, 1) @ self.weight).squeeze(1) + self.bias)
+
+
+class Learned(Selector):
+    """Ours: a logistic model of "the backbone agrees", which never falls when a signal of certainty rises."""
 
     weight: Torch
     bias: Torch
@@ -34,8 +96,23 @@ class Selector(nn.Module):
         self.register_buffer("weight", torch.zeros(SIGNALS, 1))
         self.register_buffer("bias", torch.zeros(classes, 1))
 
+    def fit(self, logits: Torch, agree: np.ndarray) -> None:
+        """Logistic regression, weights ≥ 0, with Platt's targets.
+
+        Those are the answers smoothed by one sample of either kind, so that samples that all agree, or none, give a
+        probability short of 1, or above 0, and no infinite weights. No samples give a selector that says 0.5.
+        """
+        if not len(agree):
+            return
+        found, answer = (part.numpy() for part in signals(logits.double()))
+        center, scale = found.mean(0), found.std(0) + 1e-6
+        weights, biases = _regress((found - center) / scale, answer, agree, logits.shape[1])
+        weights = weights / scale
+        self.weight.copy_(torch.from_numpy(weights[:, None]))
+        self.bias.copy_(torch.from_numpy((biases - center @ weights)[:, None]))
+
     def forward(self, logits: Torch) -> Torch:
-        """Estimates P(agree), [batch], of logits [batch, classes]."""
+        """Estimates P(agree)."""
         found, answer = signals(logits)
         return torch.sigmoid(found @ self.weight + functional.embedding(answer, self.bias)).squeeze(1)
 
@@ -53,28 +130,6 @@ def signals(logits: Torch) -> tuple[Torch, Torch]:
     certainty = (log_p.exp() * log_p).sum(1, keepdim=True)
     energy = torch.logsumexp(logits, 1, keepdim=True)
     return torch.cat([margin, certainty, energy], 1), best.indices[:, 0]
-
-
-def fit_selector(logits: Torch, agree: np.ndarray) -> Selector:
-    """Fits a selector: logistic regression, weights ≥ 0, with Platt's targets.
-
-    Those are the answers smoothed by one sample of either kind, so that samples that all agree, or none, give a
-    probability short of 1, or above 0, and no infinite weights.
-
-    Args:
-        logits: The predictor's, [n, classes], of samples that it was not trained on.
-        agree: Whether the backbone gave the same answer, bool [n]; n = 0 gives a selector that says 0.5.
-    """
-    selector = Selector(logits.shape[1])
-    if not len(agree):
-        return selector
-    found, answer = (part.numpy() for part in signals(logits.double()))
-    center, scale = found.mean(0), found.std(0) + 1e-6
-    weights, biases = _regress((found - center) / scale, answer, agree, logits.shape[1])
-    weights = weights / scale
-    selector.weight.copy_(torch.from_numpy(weights[:, None]))
-    selector.bias.copy_(torch.from_numpy((biases - center @ weights)[:, None]))
-    return selector
 
 
 def _regress(found: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:

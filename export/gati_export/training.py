@@ -7,71 +7,85 @@ chooses heads and thresholds to try (the other), `calibrate` certifies.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from gati.agreement import DEFAULT, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, open_segments
-from gati_export.candidates import Answers, Candidates, ask, fit_candidates, measure_chain
-from gati_export.certificate import certify, errors_allowed, refusal, samples_needed, threshold_grid
-from gati_export.compose import Composition, Evaluation, compose, evaluate
+from gati_export.candidates import Candidates, ask, fit_candidates, halves, measure_chain
+from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
+from gati_export.choice import Choice, choose, walk
+from gati_export.compose import Limits
+from gati_export.families import AUTO, chosen_families
 from gati_export.heads import with_threshold
-from gati_export.samples import TRAIN, TUNE, Split, fingerprint
+from gati_export.replay import Said
+from gati_export.splitting import TRAIN, TUNE, Split, fingerprint
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
 
+Heard = tuple[list[Said], np.ndarray]
+"""What each candidate says to n samples, and the backbone's outputs there, [n, classes]."""
+
 
 @dataclass(frozen=True)
-class CutReport:
-    """What became of a cut point.
+class Terms:
+    """What heads are to keep to.
 
     Attributes:
-        index: The cut point.
-        tensor: Its name.
-        agreement: Share of the calibration samples on which its head's answer is the backbone's; None without a head.
-        hits: Share of them that its head answers.
-        seconds: Time of a lookup at batch 1; None without a head.
-        used: Whether its head takes part.
-        note: Why not, in one sentence; else None.
+        epsilon: Largest share of requests whose answer may differ from the backbone's.
+        delta: 1 − confidence of that.
+        agreement: When answers don't differ; see `gati.agreement`.
+        families: Names of the families of heads to try, or `auto`.
+        memory: Bytes that all heads together may take; None for any.
+        p99: Seconds that 99 % of requests may take at most; None for any.
+        seed: The same seed, samples and machine speed give the same heads.
     """
 
-    index: int
-    tensor: str
-    agreement: float | None
-    hits: float
-    seconds: float | None
-    used: bool
-    note: str | None
+    epsilon: float = 0.01
+    delta: float = 0.05
+    agreement: str = DEFAULT
+    families: str = AUTO
+    memory: int | None = None
+    p99: float | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, chain: Chain, seed: int) -> Terms:
+        """What a chain's heads are to keep to, as its export had it."""
+        return cls(chain.epsilon, chain.delta, chain.agreement, chain.families, chain.memory, chain.p99, seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
     """Heads ready to be published, or why there are none.
 
     Attributes:
-        cuts: What became of each cut point.
         heads: ONNX files of the heads in use, by cut point, thresholds inside.
+        families: Their names, by cut point.
         certificate: What covers them together; None exactly when there are no heads.
         why_not: Why there are no heads, in one sentence; else None.
         segment_seconds: Time of each segment at batch 1.
-        speedup: Time of the backbone ÷ mean time of the chain, expected from the calibration samples; 1 without heads.
+        speedup: Time of the backbone ÷ mean time of the chain, on the calibration samples; 1 without heads.
+        exits: Share of the calibration samples answered at each cut point, and last by the backbone.
+        candidates: All that was tried.
+        choice: What was chosen of it, and why; None where that was not reached.
+        calibration: What each candidate said to the calibration samples, and where it agreed.
     """
 
-    cuts: tuple[CutReport, ...]
     heads: dict[int, bytes]
+    families: dict[int, str]
     certificate: Certificate | None
     why_not: str | None
     segment_seconds: tuple[float, ...]
     speedup: float
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`: all but the heads' files, whose sizes stand for them."""
-        fields = asdict(self) | {"heads": {str(index): len(model) for index, model in self.heads.items()}}
-        return fields | {"cuts": [asdict(cut) for cut in self.cuts], "segment_seconds": list(self.segment_seconds)}
+    exits: tuple[float, ...]
+    candidates: Candidates
+    choice: Choice | None = None
+    calibration: tuple[tuple[Said, np.ndarray], ...] = ()
 
 
 def train_heads(
@@ -79,10 +93,8 @@ def train_heads(
     segment_paths: Sequence[Path],
     samples: Mapping[str, np.ndarray],
     split: Split,
-    epsilon: float,
-    delta: float,
+    terms: Terms,
     progress: Progress,
-    seed: int = 0,
     init: Mapping[int, bytes] | None = None,
 ) -> Trained:
     """Trains, chooses and certifies heads.
@@ -92,126 +104,163 @@ def train_heads(
         segment_paths: Its segments' files, in order.
         samples: Model inputs by name, [n, ...], n ≥ 1; no labels.
         split: Their parts.
-        epsilon: Largest share of requests whose answer may differ from the backbone's.
-        delta: 1 − confidence of that.
+        terms: What to keep to.
         progress: Told what is being done and how far that is.
-        seed: The same seed, samples and machine speed give the same heads.
         init: Earlier heads by cut point, whose weights training goes on from where they fit.
 
     Returns:
         The heads. A chain without any, because samples are too few or nothing pays, is a result too.
 
     Raises:
-        SamplesError: If activations or outputs are not finite, or epsilon or delta not between 0 and 1.
+        SamplesError: If activations or outputs are not finite, the backbone gives all samples the same answer, or
+            epsilon or delta is not between 0 and 1.
         BackboneError: If a segment can't be read.
+        AgreementError: If agreement can't be judged as asked.
     """
+    parse_agreement(terms.agreement)  # before the work, not after it
+    families = chosen_families(terms.families, _has_runs(split))
     sessions = open_segments(segment_paths)
-    missing = _too_few(chain, split, epsilon, delta)
+    missing = _too_few(chain, split, terms)
     if missing:
-        seconds = measure_chain(chain, sessions, {}, samples)
-        return _without_heads(chain, missing, Candidates({}, {}, *seconds), None)
-    candidates = fit_candidates(chain, sessions, samples, split, progress, seed, init or {})
-    chosen = np.concatenate([split.tune[1::2], split.calibrate])
-    answers = ask(chain, sessions, candidates.models, samples, chosen, progress)
-    tuned = len(chosen) - len(split.calibrate)
-    tune, calibrate = answers[:tuned], answers[tuned:]
-    return _decide(chain, candidates, tune, calibrate, epsilon, delta, fingerprint(samples, split.calibrate))
+        seconds, _ = measure_chain(chain, sessions, (), samples)
+        return without_heads(chain, Candidates([], {}, seconds), missing)
+    ranked = not terms.agreement.startswith("within")
+    candidates = fit_candidates(chain, sessions, samples, split, families, progress, terms.seed, init or {}, ranked)
+    if not candidates.heads:
+        return without_heads(chain, candidates, "No family of heads fits any cut point.")
+    tuned = ask(chain, sessions, candidates.heads, samples, halves(split)[1], progress)
+    held_out = ask(chain, sessions, candidates.heads, samples, split.calibrate, progress)
+    digest = fingerprint(samples, split.calibrate)
+    return decide(chain, candidates, tuned, held_out, split.groups[split.calibrate], terms, digest)
 
 
-def _too_few(chain: Chain, split: Split, epsilon: float, delta: float) -> str | None:
+def _has_runs(split: Split) -> bool:
+    """Whether samples come in runs of near-duplicates: views and extra samples, which only train, don't tell."""
+    groups = split.groups[np.concatenate([split.tune, split.calibrate])]
+    return len(np.unique(groups)) < 0.8 * len(groups)
+
+
+def _affordable(groups: np.ndarray, terms: Terms) -> float:
+    """The share of errors that as many calibration samples can certify: less than epsilon."""
+    n = len(np.unique(groups))
+    return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / n
+
+
+def _too_few(chain: Chain, split: Split, terms: Terms) -> str | None:
     """Why no head can come of these samples, before any is trained."""
-    needed = samples_needed(epsilon, delta)
     if not chain.heads:
         return "The backbone could not be cut, so there is no place for a head."
-    if len(split.calibrate) < needed:
-        there = len(split.train) + len(split.tune) + len(split.calibrate)
+    there = len(np.unique(split.groups))
+    calibrating = len(np.unique(split.groups[split.calibrate]))
+    needed = samples_needed(terms.epsilon, terms.delta)
+    if calibrating:
+        needed = observations_needed(split.groups[split.calibrate], terms.epsilon, terms.delta)
+    if calibrating < needed:
         total = int(np.ceil(1.1 * needed / (1 - TRAIN - TUNE) / 100) * 100)
-        # the same input is always in the same part, so that copies of it don't fill the others
-        more = f"give about {total} in all" if there < total else "many are the same, so give more that differ"
+        more = f"give about {total} in all that differ" if there < total else "give more that differ"
         return (
-            f"Too few samples: {len(split.calibrate)} of {there} are for calibration, and to promise {epsilon:.2%} at "
-            f"{1 - delta:.0%} confidence takes {needed}; {more}."
+            f"Too few samples: {calibrating} of {there} that differ are for calibration, and to promise "
+            f"{terms.epsilon:.2%} at {1 - terms.delta:.0%} confidence takes {needed}; {more}."
         )
     if len(split.train) < FEWEST_TRAIN or len(split.tune) < FEWEST_TUNE:
         return f"Too few samples to learn from: {len(split.train)} to train, {len(split.tune)} to tune; give more."
     return None
 
 
-def _decide(
+def decide(
     chain: Chain,
     candidates: Candidates,
-    tune: Answers,
-    calibrate: Answers,
-    epsilon: float,
-    delta: float,
+    tuned: Heard,
+    held_out: Heard,
+    groups: np.ndarray,
+    terms: Terms,
     digest: str,
 ) -> Trained:
-    """Chooses heads on the tuning samples, then certifies them, and judges them, on the calibration samples."""
-    seconds = (candidates.segment_seconds, candidates.head_seconds)
-    n = calibrate.scores.shape[1]
-    # what n samples can certify is less than epsilon: heads are chosen for the errors that will be left to them
-    chosen = compose(tune.scores, tune.agree, *seconds, errors_allowed(n, epsilon, delta) / n)
-    used = list(chosen.heads)
-    agreement = {index: float(calibrate.agree[index].mean()) for index in candidates.models}
+    """Chooses heads by the tuning samples, then certifies them, and judges them, by the calibration samples.
+
+    Args:
+        chain: The chain.
+        candidates: What there is to choose from.
+        tuned: What they say to the tuning samples that no selector was fitted to, and the backbone's outputs there.
+        held_out: The same of the calibration samples.
+        groups: Which of these are one observation, int [n].
+        terms: What to keep to.
+        digest: SHA-256 over the calibration samples.
+
+    Raises:
+        BackboneError: If not even the backbone keeps to the terms.
+        AgreementError: If agreement can't be judged as asked.
+    """
+    agreement = parse_agreement(terms.agreement)
+    limits = Limits(_affordable(groups, terms), terms.memory, terms.p99)
+    choice = choose(candidates, *tuned, agreement, limits)
+    said, outputs = held_out
+    agrees = tuple((one, agreement(one.answers, outputs)) for one in said)
+    used = [candidates.heads[place] for place in choice.composition.chosen]
     if not used:
         why = "No head saves more than its lookups cost, with so few errors as can be promised; more samples may help."
-        return _without_heads(chain, why, candidates, agreement)
-    grid = threshold_grid(tune.scores[used])
-    promised = (grid, epsilon, delta)
-    certificate = certify(calibrate.scores[used], calibrate.agree[used], *promised, digest)
-    if certificate is None:
-        why = refusal(calibrate.scores[used], calibrate.agree[used], *promised)
-        return _without_heads(chain, why, candidates, agreement)
-    seen = evaluate(chosen.heads, certificate.threshold, calibrate.scores, calibrate.agree, *seconds)
-    if seen.speedup <= 1:
-        why = (
-            f"At the threshold that is safe, {certificate.hits:.1%} of requests would hit, too few to pay for lookups."
-        )
-        return _without_heads(chain, why, candidates, agreement)
+        return without_heads(chain, candidates, why, choice, agrees)
+    chosen = [said[place] for place in choice.composition.chosen]
+    most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
+    exits, errors = walk(chosen, choice.path, outputs, agreement, most)
+    verdict = certify(errors, groups, terms.epsilon, terms.delta)
+    if verdict is None:
+        return without_heads(chain, candidates, refusal(errors, groups, terms.epsilon, terms.delta), choice, agrees)
+    thresholds = {head.cut: float(t) for head, t in zip(used, choice.path[verdict.step], strict=True)}
+    where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
+    seconds = _seconds(candidates, used)
+    mean = float(seconds[where].mean())
+    plain = float(candidates.segment_seconds.sum())
+    if mean >= plain:
+        hits = float((where < len(chain.heads)).mean())
+        why = f"At the thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups."
+        return without_heads(chain, candidates, why, choice, agrees)
     return Trained(
-        cuts=_reports(chain, candidates, agreement, chosen, seen),
-        heads={index: with_threshold(candidates.models[index], certificate.threshold) for index in used},
-        certificate=certificate,
+        heads={head.cut: with_threshold(head.model, thresholds[head.cut]) for head in used},
+        families={head.cut: head.name for head in used},
+        certificate=_certificate(verdict, thresholds, float((where < len(chain.heads)).mean()), terms, digest),
         why_not=None,
         segment_seconds=tuple(candidates.segment_seconds.tolist()),
-        speedup=seen.speedup,
+        speedup=plain / mean,
+        exits=tuple((np.bincount(where, minlength=len(chain.segments)) / len(where)).tolist()),
+        candidates=candidates,
+        choice=choice,
+        calibration=agrees,
     )
 
 
-def _reports(
-    chain: Chain, candidates: Candidates, agreement: Mapping[int, float], chosen: Composition, seen: Evaluation
-) -> tuple[CutReport, ...]:
-    reports = []
-    for index in chain.heads:
-        used, note = index in chosen.heads, candidates.notes.get(index)
-        if not used and note is None:
-            slower = chosen.toggled_seconds[index] / chosen.expected_seconds - 1
-            note = (
-                f"It would save nothing beside the heads in use (requests would take {slower:.1%} longer)."
-                if np.isfinite(slower)
-                else "Beside the heads in use it would cause more errors than can be promised."
-            )
-        reports.append(_report(chain, candidates, agreement, index, seen.hits.get(index, 0.0), note))
-    return tuple(reports)
+def _seconds(candidates: Candidates, used: Sequence) -> np.ndarray:
+    """Time until a request is answered at each exit, lookups on the way included, [cut points + 1]."""
+    lookups = np.zeros(len(candidates.segment_seconds))
+    for head in used:
+        lookups[head.cut] = head.seconds
+    return np.cumsum(candidates.segment_seconds + lookups)
 
 
-def _report(
+def _certificate(verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str) -> Certificate:
+    return Certificate(
+        n=verdict.n,
+        observations=verdict.observations,
+        errors=verdict.errors,
+        bound=verdict.bound,
+        epsilon=terms.epsilon,
+        delta=terms.delta,
+        thresholds=thresholds,
+        hits=hits,
+        method=verdict.method,
+        fingerprint=digest,
+        agreement=terms.agreement,
+    )
+
+
+def without_heads(
     chain: Chain,
     candidates: Candidates,
-    agreement: Mapping[int, float],
-    index: int,
-    hits: float,
-    note: str | None,
-) -> CutReport:
-    seconds = float(candidates.head_seconds[index]) if index in candidates.models else None
-    name = chain.segments[index].output.name
-    return CutReport(index, name, agreement.get(index), hits, seconds, note is None, note)
-
-
-def _without_heads(chain: Chain, why: str, candidates: Candidates, agreement: Mapping[int, float] | None) -> Trained:
+    why: str,
+    choice: Choice | None = None,
+    calibration: tuple[tuple[Said, np.ndarray], ...] = (),
+) -> Trained:
     """A chain that answers from the backbone, until a refresh has more to learn from."""
-    cuts = [
-        _report(chain, candidates, agreement or {}, index, 0.0, candidates.notes.get(index, why))
-        for index in chain.heads
-    ]
-    return Trained(tuple(cuts), {}, None, why, tuple(candidates.segment_seconds.tolist()), 1.0)
+    seconds = tuple(candidates.segment_seconds.tolist())
+    exits = (*(0.0 for _ in chain.heads), 1.0)
+    return Trained({}, {}, None, why, seconds, 1.0, exits, candidates, choice, calibration)

@@ -225,7 +225,7 @@ def test_inputs_that_later_segments_read_are_carried_past_the_exits() -> None:
 def test_every_hit_is_audited_at_a_share_of_one_and_judged_by_the_backbone() -> None:
     house = House(audit=1)
     house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [9, 1, 2, 0], [0, 1, 2, 0], [1, 3, 3, 0])])
-    assert [(audit.index, len(audit.labels)) for audit in house.audits] == [(0, 2), (1, 1)]
+    assert [(audit.index, len(audit.served)) for audit in house.audits] == [(0, 2), (1, 1)]
     for audit in house.audits:
         house.orchestrator.audit(audit)
     assert house.agreed == [True, False, True]

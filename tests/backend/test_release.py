@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gati.release import (
 from gati_export.publish import publish
 
 TEXT = toy_release(toy_chain()).to_json()
+CERTIFICATE = json.loads(TEXT)["certificate"]
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -60,17 +62,45 @@ def test_a_field_that_holds_anything_is_read_or_refused(field: str, value: Any) 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"format": 2}, id="format of the future"),
+        pytest.param({"format": 1}, id="format of the past"),
+        pytest.param({"format": 3}, id="format of the future"),
         pytest.param({"reason": "rollback to the roots"}, id="rollback to no number"),
         pytest.param({"reason": "rollback to 7"}, id="rollback to the future"),
         pytest.param({"heads": [{"index": [0], "sha256": ""}]}, id="index that is none"),
         pytest.param({"heads": 7}, id="no heads"),
         pytest.param({"certificate": {}}, id="empty certificate"),
+        pytest.param({"certificate": CERTIFICATE | {"thresholds": [0.5]}}, id="thresholds of no cut points"),
+        pytest.param({"certificate": CERTIFICATE | {"thresholds": {"x": 0.5}}}, id="threshold of no cut point"),
+        pytest.param({"certificate": CERTIFICATE | {"thresholds": {"0": "high"}}}, id="threshold that is none"),
+        pytest.param({"certificate": CERTIFICATE | {"threshold": 0.5}}, id="certificate with more"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any]) -> None:
     with pytest.raises(ReleaseRefused, match=r"release\.json is damaged"):
         Release.from_json(json.dumps(json.loads(TEXT) | change))
+
+
+def test_thresholds_are_by_cut_point() -> None:
+    release = toy_release(toy_chain())
+    assert CERTIFICATE["thresholds"] == {"0": 0.9, "1": 0.8}
+    assert Release.from_json(TEXT).certificate.thresholds == release.certificate.thresholds == {0: 0.9, 1: 0.8}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {},
+            "At most 1.00% of answers differ from the backbone's, with 95% confidence: 0 of 500 held-out samples did (",
+        ),
+        ({"observations": 40}, "0 of 500 held-out samples did, 40 independent ones among them (upper bound 0.60%)."),
+        ({"agreement": "top-3"}, "of answers name a class that is not among the backbone's 3 best, with 95%"),
+        ({"agreement": "within 0.2"}, "of answers differ from the backbone's by more than 0.2, with 95%"),
+    ],
+)
+def test_a_certificate_is_said_in_one_sentence(change: dict[str, Any], says: str) -> None:
+    said = str(replace(toy_release(toy_chain()).certificate, **change))
+    assert says in said and said.endswith(".") and "\n" not in said
 
 
 @pytest.fixture

@@ -6,22 +6,31 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from gati.errors import SamplesError
 from gati_export.certificate import (
     certify,
-    count_errors,
     errors_allowed,
-    exits,
+    observations_needed,
     refusal,
     samples_needed,
-    threshold_grid,
     upper_bound,
 )
 
 EPSILON, DELTA = 0.01, 0.05
-GRID = np.linspace(1, 0, 101)[1:].astype(np.float32)
+
+
+def noise(runs: int) -> float:
+    """Three standard deviations of the share of runs that break a promise, where δ of them do."""
+    return 3 * math.sqrt(DELTA * (1 - DELTA) / runs)
+
+
+def flagged(n: int, wrong: int) -> np.ndarray:
+    """One step, on which the first samples are wrong, [1, n]."""
+    return (np.arange(n) < wrong)[None]
 
 
 def test_samples_needed():
@@ -31,6 +40,8 @@ def test_samples_needed():
     assert errors_allowed(0, EPSILON, DELTA) == -1
     with pytest.raises(SamplesError, match="between 0 and 1"):
         samples_needed(0, DELTA)
+    with pytest.raises(SamplesError, match="between 0 and 1"):
+        certify(flagged(9, 0), np.arange(9), EPSILON, 1)
 
 
 @pytest.mark.parametrize("n", [1, 50, 299, 473, 1000, 12345])
@@ -42,71 +53,177 @@ def test_budget_and_bound_say_the_same(n):
     assert upper_bound(n, n, DELTA) == 1
 
 
-def test_first_head_that_is_sure_answers():
-    scores = np.array([[0.9, 0.2, 0.9, -1], [0.9, 0.8, 0.1, 0.1]], np.float32)
-    agree = np.array([[True, True, False, False], [False, False, True, False]])
-    assert exits(scores, 0.5).tolist() == [0, 1, 0, 2]
-    assert count_errors(scores, agree, 0.5) == 2
-    assert count_errors(scores, agree, 0.95) == 0
+@pytest.mark.parametrize(("errors", "n"), [(0, 299), (3, 773), (4, 1000)])
+def test_independent_samples_are_judged_by_the_exact_binomial(errors, n):
+    verdict = certify(flagged(n, errors), np.arange(n), EPSILON, DELTA)
+    assert verdict is not None
+    assert (verdict.n, verdict.observations, verdict.errors, verdict.step) == (n, n, errors, 0)
+    assert verdict.bound == pytest.approx(upper_bound(errors, n, DELTA)) and "exact binomial" in verdict.method
+    assert certify(flagged(n, errors + 1), np.arange(n), EPSILON, DELTA) is None
 
 
-def test_grid_falls_strictly_and_skips_refused_rows():
-    scores = np.random.default_rng(0).random((3, 500)).astype(np.float32)
-    scores[0, :400] = -1
-    grid = threshold_grid(scores, 100)
-    assert grid.dtype == np.float32 and len(grid) == 100 and (np.diff(grid) < 0).all()
-    assert grid[0] == scores.max() and grid[-1] == scores[scores > 0].min()
-    assert not len(threshold_grid(np.full((2, 5), -1.0)))
+def test_walk_ends_at_the_first_step_that_fails():
+    path = np.concatenate([flagged(1000, wrong) for wrong in (0, 3, 2, 40, 0)])
+    verdict = certify(path, np.arange(1000), EPSILON, DELTA)
+    assert verdict is not None and (verdict.step, verdict.errors) == (2, 2)
+    assert "sequence of 5" in verdict.method
+    assert certify(path[3:], np.arange(1000), EPSILON, DELTA) is None
+    assert certify(path[:0], np.arange(1000), EPSILON, DELTA) is None
+    assert certify(path[:, :0], np.arange(0), EPSILON, DELTA) is None
+
+
+@pytest.mark.parametrize("size", [2, 30])
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.01, 0.05), (0.05, 0.1), (0.002, 0.01)])
+def test_groups_of_one_size_take_little_more_than_as_many_independent_samples(size, epsilon, delta):
+    needed = observations_needed(np.repeat(np.arange(50), size), epsilon, delta)
+    assert samples_needed(epsilon, delta) < needed <= 1.35 * math.log(1 / delta) / epsilon
+    for count, safe in ((needed, True), (needed - 1, False)):
+        groups = np.random.default_rng(0).permutation(np.repeat(np.arange(count), size))
+        verdict = certify(flagged(len(groups), 0), groups, epsilon, delta)
+        assert (verdict is not None) == safe
+        if verdict is not None:
+            assert verdict.observations == count and verdict.bound <= epsilon and "betting" in verdict.method
+
+
+def test_a_few_copies_or_one_large_group_cost_little():
+    assert observations_needed(np.arange(9999) % 9990, EPSILON, DELTA) <= 330
+    assert observations_needed(np.maximum(np.arange(10_000), 30), EPSILON, DELTA) <= 450
+    # but where one scene is 3 % of the traffic, nothing that is seen of the others shows what it will do
+    assert observations_needed(np.maximum(np.arange(1000), 30), EPSILON, DELTA) > 5000
+
+
+shapes = st.tuples(st.lists(st.integers(1, 40), min_size=5, max_size=60), st.integers(0, 2**32 - 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes)
+def test_more_errors_never_help_and_the_order_of_groups_plays_no_part(shape):
+    sizes, seed = shape
+    random = np.random.default_rng(seed)
+    groups, epsilon, delta = np.repeat(np.arange(len(sizes)), sizes), 0.3, 0.4
+    few = random.random((1, len(groups))) < 0.1
+    more = few | (random.random((1, len(groups))) < 0.1)
+    verdict, worse = (certify(each, groups, epsilon, delta) for each in (few, more))
+    if worse is not None:
+        assert verdict is not None and verdict.bound <= worse.bound + 1e-3 * epsilon
+    order = random.permutation(len(groups))
+    renamed = random.permutation(len(sizes))[groups] - 7
+    again = certify(few[:, order], renamed[order], epsilon, delta)
+    assert (again is None) == (verdict is None)
+    if verdict is not None and again is not None:
+        assert 0 < verdict.bound <= epsilon
+        assert verdict.bound == pytest.approx(again.bound, rel=1e-3)
 
 
 def draw(random: np.random.Generator, n: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two independent heads with uniform scores, wrong with probability rate × (1 − score)."""
-    scores = random.random((2, n)).astype(np.float32)
-    return scores, random.random((2, n)) >= rate * (1 - scores)
+    """Errors along a path of thresholds from 1 to 0.01, [steps, n], of two independent heads with uniform scores.
 
-
-def true_error(threshold: float, rate: float) -> float:
-    """Of the chain of `draw`: by the first head, or past it by the second."""
-    return rate * (1 - threshold) ** 2 / 2 * (1 + threshold)
+    A head is wrong with probability rate × (1 − score). Also the true error at each step.
+    """
+    thresholds = np.linspace(1, 0, 101)[1:-1, None]
+    scores = random.random((2, n))
+    wrong = random.random((2, n)) < rate * (1 - scores)
+    answered = [score >= thresholds for score in scores]
+    truth = rate * (1 - thresholds[:, 0]) ** 2 / 2 * (1 + thresholds[:, 0])
+    return np.where(answered[0], wrong[0], answered[1] & wrong[1]), truth
 
 
 def test_promise_is_broken_no_more_often_than_it_says():
     random, runs, broken, used = np.random.default_rng(7), 500, 0, []
     for _ in range(runs):
-        certificate = certify(*draw(random, 1000, 0.2), GRID, EPSILON, DELTA, "f")
-        assert certificate is not None and certificate.bound <= EPSILON
-        truth = true_error(certificate.threshold, 0.2)
-        broken += truth > EPSILON
-        used.append(truth)
-    assert broken <= DELTA * runs + 3 * math.sqrt(runs * DELTA * (1 - DELTA))
+        errors, truth = draw(random, 1000, 0.2)
+        verdict = certify(errors, np.arange(1000), EPSILON, DELTA)
+        assert verdict is not None and verdict.bound <= EPSILON
+        broken += truth[verdict.step] > EPSILON
+        used.append(truth[verdict.step])
+    assert broken / runs <= DELTA + noise(runs)
     assert np.mean(used) > 0.3 * EPSILON  # and it is not merely timid
 
 
-def test_nothing_is_certified_where_every_threshold_breaks_the_promise():
-    random, runs, passed = np.random.default_rng(8), 500, 0
+SIZES = {
+    "singles": np.ones(1000, int),
+    "a few copies": np.repeat([2, 1], [5, 990]),
+    "scenes": np.full(500, 20),
+    "scenes and singles": np.repeat([30, 1], [60, 4000]),
+    "all lengths": np.random.default_rng(0).geometric(0.1, 2000),
+}
+
+
+def filled(sizes: np.ndarray, epsilon: float) -> np.ndarray:
+    """Shares of wrong samples that make it likeliest to see none: all of a group beyond a length that groups share."""
+    low, high = 0.0, float(sizes.max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if np.maximum(sizes - middle, 0).sum() < epsilon * sizes.sum() else (middle, high)
+    return np.maximum(sizes - low, 0) / sizes
+
+
+def smaller_half(sizes: np.ndarray, epsilon: float) -> np.ndarray:
+    small = sizes <= np.median(sizes)
+    return small * epsilon * sizes.sum() / sizes[small].sum()
+
+
+SHARED = {
+    "alike": lambda sizes, epsilon: np.full(len(sizes), epsilon),
+    "by the large": filled,
+    "by the small": smaller_half,
+}
+"""Shares of wrong samples in groups of such sizes, which come to ε of all."""
+
+
+@pytest.mark.parametrize("within", [1.0, 0.2])
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_what_breaks_the_promise_passes_no_more_often_than_it_may(sizes, shared, within):
+    """Errors that come in groups: in a group that is bad, all samples are wrong, or one in five."""
+    random, runs, epsilon, passed = np.random.default_rng(1), 300, 0.02, 0
+    counts = SIZES[sizes]
+    groups = np.repeat(np.arange(len(counts)), counts)
+    share = SHARED[shared](counts, 1.001 * epsilon)
+    assert (share * counts).sum() > epsilon * len(groups) and share.max() <= 1
+    inside = np.maximum(within, share)
     for _ in range(runs):
-        agree = random.random((1, 1000)) >= 1.05 * EPSILON
-        passed += certify(np.ones((1, 1000), np.float32), agree, GRID, EPSILON, DELTA, "f") is not None
-    assert passed <= DELTA * runs + 3 * math.sqrt(runs * DELTA * (1 - DELTA))
+        wrong = (random.random(len(counts)) < share / inside)[groups] & (random.random(len(groups)) < inside[groups])
+        passed += certify(wrong[None], groups, epsilon, DELTA) is not None
+    assert passed / runs <= DELTA + noise(runs)
+    assert observations_needed(groups, epsilon, DELTA) < len(counts)  # it would pass without errors
 
 
-def test_certificate_states_its_counts():
-    scores, agree = draw(np.random.default_rng(0), 2000, 0.1)
-    certificate = certify(scores, agree, GRID, EPSILON, DELTA, "abc")
-    assert certificate is not None
-    assert certificate.n == 2000 and certificate.fingerprint == "abc"
-    assert certificate.errors == count_errors(scores, agree, certificate.threshold)
-    assert certificate.hits == pytest.approx((scores >= np.float32(certificate.threshold)).any(axis=0).mean())
-    assert certificate.bound == upper_bound(certificate.errors, 2000, DELTA)
+def test_bound_is_below_the_truth_no_more_often_than_it_may():
+    random, runs, below = np.random.default_rng(3), 300, 0
+    groups, truth = np.repeat(np.arange(600), SIZES["all lengths"][:600]), 0.03
+    for _ in range(runs):
+        wrong = (random.random(600) < truth / 0.3)[groups] & (random.random(len(groups)) < 0.3)
+        verdict = certify(wrong[None], groups, 0.2, DELTA)
+        assert verdict is not None and wrong.mean() < verdict.bound < 0.1
+        below += verdict.bound < truth
+    assert below / runs <= DELTA + noise(runs)
+
+
+def test_taking_frames_for_independent_would_break_the_promise():
+    random, runs, passed = np.random.default_rng(2), 300, 0
+    groups = np.repeat(np.arange(300), 20)
+    for _ in range(runs):
+        wrong = (random.random(300) < 1.01 * EPSILON)[groups]
+        passed += certify(wrong[None], np.arange(6000), EPSILON, DELTA) is not None
+    assert passed / runs > 0.3
 
 
 def test_refusals_say_what_would_help():
-    few = (np.ones((1, 40)), np.ones((1, 40), bool), GRID, EPSILON, DELTA)
-    assert certify(*few, "") is None
-    assert "at least 299" in refusal(*few)
-    wrong = (np.ones((1, 400)), np.zeros((1, 400), bool), GRID, EPSILON, DELTA)
-    assert certify(*wrong, "") is None
-    assert "400 of 400" in refusal(*wrong)
-    silent = (np.full((1, 400), -1.0), np.zeros((1, 400), bool), GRID[:0], EPSILON, DELTA)
-    assert certify(*silent, "") is None
+    few = (flagged(40, 0), np.arange(40), EPSILON, DELTA)
+    assert certify(*few) is None
+    assert "at least 299; collect more" in refusal(*few)
+    frames = (flagged(6000, 0), np.arange(6000) // 30, EPSILON, DELTA)
+    assert certify(*frames) is None
+    assert "200 independent observations among the 6000" in refusal(*frames)
+    assert "largest such group has 30" in refusal(*frames) and "at least 377" in refusal(*frames)
+    wrong = (flagged(400, 400), np.arange(400), EPSILON, DELTA)
+    assert certify(*wrong) is None
+    assert "400 of 400 calibration answers differ" in refusal(*wrong) and "100.00%" in refusal(*wrong)
+    scenes = (flagged(12_000, 600), np.arange(12_000) // 30, EPSILON, DELTA)
+    assert certify(*scenes) is None
+    assert "600 of 12000 calibration answers, 400 independent ones among them, differ" in refusal(*scenes)
+    silent = (np.zeros((0, 400), bool), np.arange(400), EPSILON, DELTA)
+    assert certify(*silent) is None
     assert "No head gave a usable score" in refusal(*silent)
+    assert "There are 0 calibration samples" in refusal(np.zeros((3, 0), bool), np.arange(0), EPSILON, DELTA)

@@ -207,10 +207,12 @@ def test_a_folder_that_triton_passes_over_stays(repository: Path, chain: Chain, 
 
 
 def test_a_folder_of_a_head_that_is_not_part_of_its_release_is_moved_out_alone(repository: Path, chain: Chain) -> None:
-    (repository / chain.head_model(1) / "1").mkdir(parents=True)
-    assert put(repository, chain, 2).number == 2
-    assert [r.number for r in valid_releases(repository, chain)] == [2, 1]
-    assert f"{chain.head_model(1)}/1" not in folders(repository)
+    place(repository, chain, 5, release_files(chain, 5, marked_draft(chain, 5, TWO_HEADS)))
+    spare = next(index for index in chain.heads if index not in TWO_HEADS)
+    (repository / chain.head_model(spare) / "5").mkdir(parents=True)
+    assert put(repository, chain, 6).number == 6
+    assert [r.number for r in valid_releases(repository, chain)] == [6, 5, 1]
+    assert f"{chain.head_model(spare)}/5" not in folders(repository)
 
 
 def test_a_release_placed_by_hand_that_is_good_is_live(repository: Path, chain: Chain) -> None:

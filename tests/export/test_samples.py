@@ -11,14 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from gati.chain import Tensor
 from gati.errors import SamplesError
 from gati_export.images import parse_decode
-from gati_export.samples import check_samples, fingerprint, load_samples, split
+from gati_export.samples import check_samples, load_samples
 
 X = Tensor("x", "FP32", (3, 4, 5))
 IDS, MASK = Tensor("ids", "INT64", (-1,)), Tensor("mask", "FP32", (-1,))
@@ -245,28 +243,3 @@ def test_casts(given_dtype, wanted, fits):
     else:
         with pytest.raises(SamplesError, match="convert"):
             check_samples(samples, inputs)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.randoms())
-def test_equal_inputs_share_a_part_in_any_order(values, random):
-    samples = {"a": np.array(values)[:, None], "b": np.array(values)[:, None] * 2.0}
-    order = list(range(len(values)))
-    random.shuffle(order)
-    shuffled = {name: array[order] for name, array in samples.items()}
-    parts, again = split(samples), split(shuffled)
-    assert sorted(np.concatenate([parts.train, parts.tune, parts.calibrate])) == list(range(len(values)))
-    for first, second in zip(vars(parts).values(), vars(again).values(), strict=True):
-        assert sorted(samples["a"][first, 0]) == sorted(shuffled["a"][second, 0])
-        assert fingerprint(samples, first) == fingerprint(shuffled, second)
-    assert not set(samples["a"][parts.train, 0]) & set(samples["a"][parts.calibrate, 0])
-
-
-def test_split_shares_and_fingerprint():
-    samples = {"x": np.arange(4000)[:, None]}
-    parts = split(samples)
-    shares = [len(part) / 4000 for part in (parts.train, parts.tune, parts.calibrate)]
-    np.testing.assert_allclose(shares, [0.60, 0.15, 0.25], atol=0.03)
-    assert len(fingerprint(samples, parts.train)) == 64
-    assert fingerprint(samples, np.array([1, 2])) != fingerprint(samples, np.array([1, 3]))
-    assert fingerprint(samples, np.array([1])) != fingerprint(samples, np.array([1, 1]))

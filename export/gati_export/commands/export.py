@@ -7,13 +7,18 @@ from pathlib import Path
 
 import click
 
+from gati.agreement import DEFAULT
 from gati.chain import Mode
 from gati.errors import RepositoryError
 from gati.options import json_option, write_json
+from gati_export.commands.budget import Budget, parse_size
 from gati_export.commands.common import progress, results
 from gati_export.export import Exported, Plan, export_chain
+from gati_export.families import AUTO, FAMILIES
 from gati_export.images import parse_decode
-from gati_export.table import heads_table
+from gati_export.report.data import Report
+from gati_export.report.table import cuts_table
+from gati_export.training import Terms
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -44,6 +49,41 @@ SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 )
 @click.option("--delta", type=SHARE, default=0.05, show_default=True, help="1 - confidence that no more differ.")
 @click.option(
+    "--agreement",
+    metavar="RULE",
+    default=DEFAULT,
+    show_default=True,
+    help="When an answer does not differ: 'top-1', 'top-K' (the best class is among BACKBONE's K best), 'within X' "
+    "(every number is, for regression), or package.module:function, which the server must be able to import too.",
+)
+@click.option(
+    "--families",
+    metavar="NAMES",
+    default=AUTO,
+    show_default=True,
+    help=f"Heads to try, commas between: {', '.join(FAMILIES)}. 'auto' takes those that have paid most.",
+)
+@click.option(
+    "--budget-memory",
+    metavar="SIZE",
+    callback=lambda _ctx, _param, value: None if value is None else parse_size(value),
+    help="What all heads together may take: '5%' of BACKBONE, or '2MB'.  [default: any]",
+)
+@click.option(
+    "--budget-p99",
+    metavar="MS",
+    type=click.FloatRange(0, min_open=True),
+    help="Time in the engine, at batch 1, that 99 % of requests may take at most.  [default: any]",
+)
+@click.option(
+    "--train-samples",
+    "extra",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="More samples to train on and never to certify with, such as those that BACKBONE itself was trained on.",
+)
+@click.option("--explain", is_flag=True, help="Say of every head that was tried why it is used or not.")
+@click.option(
     "--mode",
     type=click.Choice(["auto", "inline", "bls"]),
     default="auto",
@@ -63,6 +103,12 @@ def export(
     image: str | None,
     epsilon: float,
     delta: float,
+    agreement: str,
+    families: str,
+    budget_memory: Budget | None,
+    budget_p99: float | None,
+    extra: Path | None,
+    explain: bool,
     mode: str,
     cut_points: int,
     max_batch: int,
@@ -90,17 +136,25 @@ def export(
         repository=repository,
         name=_checked_name(_default_name(backbone) if name is None else name),
         decode=parse_decode(image) if image else None,
-        epsilon=epsilon,
-        delta=delta,
+        terms=Terms(
+            epsilon=epsilon,
+            delta=delta,
+            agreement=agreement,
+            families=families,
+            memory=budget_memory.size if budget_memory else None,
+            p99=budget_p99 / 1e3 if budget_p99 else None,
+            seed=seed,
+        ),
+        memory_share=budget_memory.share if budget_memory else None,
+        extra=extra,
         mode=modes.get(mode),
         cut_points=cut_points,
         max_batch=max_batch,
         plain=plain,
-        seed=seed,
     )
     with progress() as report:
         exported = export_chain(plan, report)
-    _tell(exported, plan)
+    _tell(exported, plan, explain)
     write_json(json_path, exported.as_json())
 
 
@@ -117,9 +171,11 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _tell(exported: Exported, plan: Plan) -> None:
-    chain, trained = exported.chain, exported.trained
-    results.print(heads_table(chain, trained))
+def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
+    chain, report = exported.chain, exported.report
+    results.print(cuts_table(report))
+    if explain:
+        _explain(report)
     click.echo(
         f"Cut at {len(chain.segments) - 1} of {exported.found} cut points; on {exported.compared} samples the segments "
         f"answer as the backbone does (largest difference {exported.difference:.1e})."
@@ -128,7 +184,19 @@ def _tell(exported: Exported, plan: Plan) -> None:
         times = ", ".join(f"{mode} {seconds * 1e3:.2f} ms" for mode, seconds in exported.mode_seconds.items())
         click.echo(f"Mode {chain.mode} (mean of a request here: {times}).")
     if exported.release is None:
-        click.echo(f"No head serves yet, the backbone answers every request: {trained.why_not}")
+        click.echo(f"No head serves yet, the backbone answers every request: {report.why_not}")
     else:
-        click.echo(f"Release 1: expected speed-up {trained.speedup:.2f}. {exported.release.certificate}")
+        click.echo(f"Release 1: expected speed-up {report.speedup:.2f}. {exported.release.certificate}")
+    click.echo(f"More: gati report {chain.model} --repository {plan.repository}")
     click.echo(f"Next: gati serve {plan.repository}")
+
+
+def _explain(report: Report) -> None:
+    """Why each head that was tried is used or not, and how speed moves with the promise."""
+    for cut in report.cuts:
+        for option in cut.options:
+            click.echo(f"exit {cut.index}, {option.family}: {option.why}")
+    for point in report.pareto:
+        heads = ", ".join(f"{family} at {cut}" for cut, family in point.heads) or "no heads"
+        click.echo(f"epsilon {point.epsilon:.2%}: expected speed-up {point.speedup:.2f} with {heads}")
+    click.echo(f"Limit: {report.oracle_speedup:.2f}, if requests knew the first exit where any head is right.")

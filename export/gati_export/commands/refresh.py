@@ -10,8 +10,8 @@ from gati.chain import read_chain
 from gati.options import json_option, write_json
 from gati_export.commands.common import model_argument, progress, repository_option, results, server_option
 from gati_export.refresh import refreshed
+from gati_export.report.table import cuts_table
 from gati_export.store import default_store
-from gati_export.table import heads_table
 
 
 @click.command()
@@ -42,7 +42,7 @@ def refresh(
     chain = read_chain(repository, model)
     with progress() as report:
         result = refreshed(repository, chain, store or default_store(repository), window, server, report, seed)
-    results.print(heads_table(chain, result.trained))
+    results.print(cuts_table(result.report))
     release = result.release
     click.echo(f"Release {release.number} of {model} is {'live' if server else 'written'}.")
     click.echo(str(release.certificate))

@@ -1,8 +1,4 @@
-"""Predictors: what a head believes that the backbone would answer, judged by a hidden activation.
-
-A family of heads is a subclass of `Predictor`. It says how activations are reduced, once and before training, and what
-is learned on top of that; training, selector, ONNX and certificate are the same for all.
-"""
+"""Ours, for every kind of network: a small multilayer perceptron on pooled activations, and a learned selector."""
 
 from __future__ import annotations
 
@@ -13,34 +9,23 @@ from torch import Tensor as Torch
 from torch import nn
 from torch.nn import functional
 
-from gati import chain
-from gati.errors import BackboneError
+from gati.chain import Tensor
+from gati_export.distillation import Dropout, Predictor
+from gati_export.families.adaptive import Adaptable
+from gati_export.families.family import Lookup
+from gati_export.families.layout import channel_axis
 
+NAME = VIEW = "pooled"
 GRIDS = (4, 2, 1)
 POOLED = 1024
 """Most values that a pooling keeps of an activation; average and maximum together keep twice as many."""
-LONG = 8192
-"""A last dimension longer than this is taken for time or space, not for channels."""
 WEIGHTS = 1 << 17
 """Weights of a hidden layer that a head may have before its layer is made narrower: 512 KB."""
 
 
-class Predictor(nn.Module):
-    """From hidden activations to logits over the backbone's classes.
-
-    Both steps must map every row by itself, take any batch, and be exportable to ONNX.
-    """
-
-    def reduce(self, hidden: Torch) -> Torch:
-        """Reduces activations, float32 [batch, ...], to features [batch, ...]. Nothing in it is trained."""
-        raise NotImplementedError
-
-    def adapt(self, features: Torch) -> None:
-        """Sees the training features [n, ...] once before training: to standardise them, say."""
-
-    def forward(self, features: Torch) -> Torch:
-        """Logits [batch, classes] from features."""
-        raise NotImplementedError
+def lookups(cut: Tensor, classes: int) -> list[Lookup]:
+    """One lookup for any cut tensor with a dimension of fixed size; see `families.family.Family`."""
+    return [Adaptable(NAME, VIEW, PooledPredictor(cut, classes), classes)]
 
 
 class PooledPredictor(Predictor):
@@ -57,9 +42,9 @@ class PooledPredictor(Predictor):
     mean: Torch
     scale: Torch
 
-    def __init__(self, cut: chain.Tensor, classes: int, width: int = 128, dropout: float = 0.3) -> None:
+    def __init__(self, cut: Tensor, classes: int, width: int = 128, dropout: float = 0.3) -> None:
         super().__init__()
-        self.axis = _channel_axis(cut)
+        self.axis = channel_axis(cut)
         self.sizes = tuple(size for axis, size in enumerate(cut.shape) if axis != self.axis)
         channels = cut.shape[self.axis]
         self.grid = _grid(channels, self.sizes)
@@ -68,10 +53,10 @@ class PooledPredictor(Predictor):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.layers = nn.Sequential(
-            nn.Dropout(dropout / 2),
+            Dropout(dropout / 2),
             nn.Linear(features, width),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(width, classes),
         )
 
@@ -101,23 +86,6 @@ class PooledPredictor(Predictor):
         """Logits [batch, classes] from features [batch, features]."""
         # beyond 8 deviations a feature says nothing that training has seen, and must not shout
         return self.layers(((features - self.mean) * self.scale).clamp(-8, 8))
-
-
-def _channel_axis(cut: chain.Tensor) -> int:
-    """Which axis of an activation, its batch dimension left out, holds the channels: the first or the last.
-
-    Raises:
-        BackboneError: If neither has a fixed size.
-    """
-    first, last = cut.shape[0], cut.shape[-1]
-    if max(first, last) < 1:
-        raise BackboneError(f"The cut tensor {cut.name!r} has no dimension of a fixed size, so no head fits it.")
-    end = len(cut.shape) - 1
-    if min(first, last) < 1:
-        return 0 if last < 1 else end
-    if len(cut.shape) == 2:  # tokens come first, unless it is a long signal with few channels
-        return 0 if last > LONG and first < last else end
-    return end if len(cut.shape) == 3 and first == cut.shape[1] != last else 0
 
 
 def _grid(channels: int, sizes: Sequence[int]) -> int:

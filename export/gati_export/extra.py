@@ -1,0 +1,39 @@
+"""Samples to train on only, such as those that the backbone was trained on: it is surer of them than of new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from gati_export.splitting import Split, digests
+
+SHARES = 0.0, 0.3
+"""Of the samples themselves, those that train and those that tune, where there are others to train on."""
+
+
+def with_extra(
+    samples: Mapping[str, np.ndarray], split: Split, more: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], Split]:
+    """Adds samples to the training part; those that tune or calibrate already are left out.
+
+    Args:
+        samples: Model inputs by name, [n, ...].
+        split: Their parts.
+        more: Model inputs by the same names, [m, ...].
+
+    Returns:
+        All samples, the new ones last, and their parts.
+    """
+    count = len(split.groups)
+    held_out = set(digests(samples, np.concatenate([split.tune, split.calibrate])))
+    fresh = [row for row, digest in enumerate(digests(more, range(_count(more)))) if digest not in held_out]
+    joined = {name: np.concatenate([rows, more[name][fresh]]) for name, rows in samples.items()}
+    added = np.arange(count, count + len(fresh))
+    groups = np.concatenate([split.groups, split.groups.max(initial=-1) + 1 + np.arange(len(fresh))])
+    return joined, replace(split, train=np.concatenate([split.train, added]), groups=groups)
+
+
+def _count(samples: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(samples.values())))

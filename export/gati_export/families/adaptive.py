@@ -1,0 +1,93 @@
+"""Label-shift correction: a distilled lookup that follows the recent mix of answers, between refreshes and for free.
+
+If classes become rarer or more frequent but look as they did, the posterior is the old one times the ratio of new to
+old frequencies (Saerens et al. 2002). The new ones are the orchestrator's `class_mix`. It lags behind traffic and is
+made of answers, so it is only believed in part: `floor` is added to every class before the ratio is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor as Torch
+
+from gati.state import CLASS_MIX, HeadState
+from gati_export.distillation import Predictor
+from gati_export.families.family import Distilled, Found, Lesson, Lookup
+from gati_export.selector import Learned
+
+FLOOR = 0.01
+TELLING = 0.05
+"""Nats by which the recent mix must foretell answers better than the training samples do; less is chance."""
+
+
+class Adaptable(Distilled):
+    """A distilled lookup with a learned selector, of which there is an adaptive one too."""
+
+    def __init__(self, name: str, view: str, predictor: Predictor, classes: int) -> None:
+        super().__init__(name, view, predictor, Learned(classes))
+        self.classes = classes
+
+    def derived(self, train: Lesson, tune: Lesson) -> list[Lookup]:
+        """The adaptive one, if the mix of answers says what comes next, as it does where popular classes drift."""
+        return [Adaptive(self)] if foretold(train, tune, self.classes) > TELLING else []
+
+
+class Adaptive(Lookup):
+    """A trained lookup whose logits are shifted by the log of how much more frequent each class is than in training."""
+
+    prior: Torch
+
+    def __init__(self, base: Adaptable) -> None:
+        super().__init__()
+        classes = base.classes
+        self.name = f"{base.name}+mix"
+        self.view = base.view
+        self.state = {CLASS_MIX: (classes,)}
+        self.base = base
+        self.selector = Learned(classes)
+        self.register_buffer("prior", torch.full((classes,), 1 / classes))
+
+    def reduce(self, hidden: Torch) -> Torch:
+        """As the base does."""
+        return self.base.reduce(hidden)
+
+    def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
+        """Takes the prior from the training samples; fits its selector to the tuning samples in their order."""
+        classes = len(self.prior)
+        self.prior.copy_(torch.from_numpy(np.bincount(train.labels, minlength=classes) / len(train.labels)))
+        with torch.no_grad():
+            logits = self.base.predictor(torch.from_numpy(tune.features.astype(np.float32)))
+            mixes = torch.from_numpy(mixes_before(tune.logits.numpy()))
+            shifted = logits + self.shift(mixes)
+        self.selector.fit(shifted, (shifted.argmax(1) == tune.logits.argmax(1)).numpy())
+
+    def shift(self, mix: Torch) -> Torch:
+        """What is added to the logits, [..., classes], at a mix [..., classes]."""
+        return torch.log((mix + FLOOR) / (self.prior + FLOOR))
+
+    def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
+        """The base's logits, shifted, and the selector's opinion of them."""
+        logits = self.base.predictor(features) + self.shift(state[CLASS_MIX])
+        return Found(logits, self.selector(logits))
+
+
+def foretold(train: Lesson, tune: Lesson, classes: int) -> float:
+    """By how many nats, on average, the recent mix foretells the tuning samples' answers better than the prior does."""
+    prior = np.bincount(train.labels, minlength=classes) / len(train.labels)
+    rows = np.arange(len(tune.labels)), tune.labels
+    recent = mixes_before(tune.logits.numpy()) + FLOOR
+    recent /= recent.sum(axis=1, keepdims=True)
+    return float(np.mean(np.log(recent[rows]) - np.log(((prior + FLOOR) / (1 + FLOOR * classes))[tune.labels])))
+
+
+def mixes_before(answers: np.ndarray) -> np.ndarray:
+    """The class mix that each of a sequence of answers, [n, classes], finds: float32 [n, classes]."""
+    state = HeadState({CLASS_MIX: (answers.shape[1],)})
+    mixes = np.empty(answers.shape, np.float32)
+    for row in range(len(answers)):
+        mixes[row] = state.feeds()[CLASS_MIX]
+        state.count(answers[row : row + 1])
+    return mixes

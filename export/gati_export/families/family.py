@@ -1,0 +1,134 @@
+"""What a family of heads is: how hidden activations become an answer, and how sure that answer is.
+
+A family is a module beside this one with a function `lookups(cut, classes)` that gives untrained `Lookup`s, and a line
+in `gati_export.families`. Training, ONNX, replay, certificate and composition are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor as Torch
+from torch import nn
+
+from gati.chain import Tensor
+from gati_export.distillation import Predictor, distil
+from gati_export.selector import Selector
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Samples to learn from, in the order of traffic.
+
+    Attributes:
+        features: Of their activations, [n, ...].
+        logits: The backbone's, [n, classes].
+        groups: Which of them belong together, as frames of one scene do; int64 [n].
+    """
+
+    features: np.ndarray
+    logits: Torch
+    groups: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The backbone's answers, int64 [n]."""
+        return self.logits.argmax(1).numpy()
+
+
+class Found(NamedTuple):
+    """What a lookup finds for a batch.
+
+    Attributes:
+        logits: What the backbone would say, [batch, classes].
+        score: How sure that is, 0..1, [batch].
+        key: What the row is to be remembered by, [batch, dim], or None.
+    """
+
+    logits: Torch
+    score: Torch
+    key: Torch | None = None
+
+
+class Lookup(nn.Module):
+    """The predictor and the selector of one head.
+
+    Every step must map every row by itself, take any batch, and be exportable to ONNX.
+
+    Attributes:
+        name: Of the family, and of the variant where it has several: `gati-pool`.
+        view: What `reduce` gives. Lookups at the same cut point with the same view share features.
+        state: Shapes of what the orchestrator is asked to keep between requests, by name (`gati.state`).
+    """
+
+    name: str
+    view: str
+    state: Mapping[str, tuple[int, ...]] = {}
+
+    def reduce(self, hidden: Torch) -> Torch:
+        """Reduces activations, float32 [batch, ...], to features [batch, ...]. Nothing in it is trained."""
+        return hidden
+
+    def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
+        """Learns.
+
+        Args:
+            train: What the predictor learns from.
+            tune: What the selector learns from: none of it is in `train`.
+            seed: The same seed gives the same weights.
+            start: Weights of an earlier head to go on from, where they fit.
+        """
+        raise NotImplementedError
+
+    def derived(self, train: Lesson, tune: Lesson) -> list[Lookup]:
+        """Lookups that come of this one when it has learned, for these samples, and learn after it."""
+        return []
+
+    def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
+        """Looks features [batch, ...] up."""
+        raise NotImplementedError
+
+
+class Family(Protocol):
+    """A way to make heads."""
+
+    def __call__(self, cut: Tensor, classes: int) -> list[Lookup]:
+        """Untrained lookups for a cut tensor, each a candidate of its own.
+
+        Raises:
+            BackboneError: If the cut tensor is none that this family can read.
+        """
+        ...
+
+
+class Distilled(Lookup):
+    """A predictor that is distilled from the backbone, and a selector that judges its logits."""
+
+    def __init__(self, name: str, view: str, predictor: Predictor, selector: Selector) -> None:
+        super().__init__()
+        self.name = name
+        self.view = view
+        self.predictor = predictor
+        self.selector = selector
+
+    def reduce(self, hidden: Torch) -> Torch:
+        """As the predictor does."""
+        return self.predictor.reduce(hidden)
+
+    def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
+        """Distils the predictor, then fits the selector on samples that the predictor has not seen."""
+        named = ((name.partition("predictor.")[2], tensor) for name, tensor in (start or {}).items())
+        known = {name: tensor for name, tensor in named if name}  # a selector is fitted anew
+        distil(self.predictor, train.features, train.logits, seed, known or None)
+        with torch.no_grad():
+            logits = self.predictor(torch.from_numpy(tune.features.astype(np.float32)))
+        self.selector.fit(logits, (logits.argmax(1) == tune.logits.argmax(1)).numpy())
+
+    def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
+        """The predictor's logits, and the selector's opinion of them."""
+        logits = self.predictor(features)
+        return Found(logits, self.selector(logits))

@@ -1,0 +1,135 @@
+"""Ours, for near-duplicates: a memory of recent activations and what the backbone said to them; nothing to refresh.
+
+A camera's frames resemble the one before. Each request that reaches the backbone leaves its key, a projection of an
+early activation, and the backbone's output in a ring of the orchestrator's (`gati.state`); one whose key is near
+enough to a remembered one is answered alike. The projection is learned from the runs of near-duplicates among the
+samples: it keeps what tells scenes apart, and little of what varies within one (Fisher's discriminant). The selector
+judges by the distance, by the distance of the nearest entry with another answer, and by how sure the backbone was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor as Torch
+
+from gati.chain import Tensor
+from gati.state import EMPTY, MEMORY_ANSWERS, MEMORY_KEYS
+from gati_export.families.family import Found, Lesson, Lookup
+from gati_export.families.pooled import VIEW, PooledPredictor
+from gati_export.families.whitening import Whitening
+
+NAME = "recent"
+ENTRIES, DIMENSIONS = 64, 48
+SIGNALS = 4
+FAR = 60.0
+"""Distances are cut off here: beyond it, nothing is remembered."""
+FIRMNESS = 1.0
+
+
+def lookups(cut: Tensor, classes: int) -> list[Lookup]:
+    """One lookup for any cut tensor with a dimension of fixed size; see `families.family.Family`."""
+    return [Recent(cut, classes)]
+
+
+class Recent(Lookup):
+    """Answers as the nearest remembered activation was answered."""
+
+    weight: Torch
+    bias: Torch
+
+    def __init__(self, cut: Tensor, classes: int) -> None:
+        super().__init__()
+        self.name = NAME
+        self.view = VIEW
+        self.pooling = PooledPredictor(cut, classes)
+        self.pooling.layers = torch.nn.Sequential()  # only its way to pool is used
+        self.whitening = Whitening(len(self.pooling.mean), DIMENSIONS)
+        self.state = {MEMORY_KEYS: (ENTRIES, self.whitening.dimensions), MEMORY_ANSWERS: (ENTRIES, classes)}
+        self.register_buffer("weight", torch.zeros(SIGNALS))
+        self.register_buffer("bias", torch.zeros(()))
+
+    def reduce(self, hidden: Torch) -> Torch:
+        """Pools activations [batch, ...] to [batch, features]."""
+        return self.pooling.reduce(hidden)
+
+    def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
+        """Learns the projection from the training samples' runs, and the selector from the tuning samples'."""
+        features = torch.from_numpy(train.features.astype(np.float32))
+        pairs = _neighbours(train.groups)
+        repeats = len(tune.groups) - len(np.unique(tune.groups))  # views and extra samples are among `train` alone
+        noise = features[pairs[:, 0]] - features[pairs[:, 1]] if repeats > len(tune.groups) // 20 < len(pairs) else None
+        self.whitening.fit(features, noise)
+        keys = self.whitening(torch.from_numpy(tune.features.astype(np.float32)))
+        found, agree = _rehearse(self, keys, tune)
+        if len(agree) and agree.any():
+            self._fit(found, agree)
+
+    def _fit(self, found: np.ndarray, agree: np.ndarray) -> None:
+        """Logistic regression; a signal of certainty never counts against."""
+        scale = found.std(0) + 1e-6
+        rows, targets = found / scale, agree.astype(np.float64)
+
+        def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+            odds = rows @ x[:-1] + x[-1]
+            residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
+            value = np.sum(np.logaddexp(0, odds) - targets * odds) + FIRMNESS / 2 * x[:-1] @ x[:-1]
+            slope = np.append(rows.T @ residuals + FIRMNESS * x[:-1], residuals.sum())
+            return float(value) / len(targets), slope / len(targets)
+
+        bounds = [(0, None)] * SIGNALS + [(None, None)]
+        x = minimize(loss, np.zeros(SIGNALS + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
+        self.weight.copy_(torch.from_numpy(x[:-1] / scale))
+        self.bias.copy_(torch.tensor(x[-1]))
+
+    def signals(self, keys: Torch, state: Mapping[str, Torch]) -> tuple[Torch, Torch]:
+        """What speaks for the nearest entry, [batch, SIGNALS], larger for surer; and its answer, [batch, classes]."""
+        ring, said = state[MEMORY_KEYS], state[MEMORY_ANSWERS]
+        distance = (keys[:, None] - ring[None]).pow(2).mean(2).clamp_min(1e-12).sqrt().clamp_max(FAR)
+        nearest = distance.argmin(1)
+        near = distance.amin(1)
+        answers = said[nearest]
+        others = said.argmax(1)[None] != answers.argmax(1, keepdim=True)
+        rival = torch.where(others, distance, FAR).amin(1)
+        best = torch.softmax(answers, 1).topk(2, 1).values
+        margin = best[:, 0] - best[:, 1]
+        return torch.stack(
+            [-near, torch.log(rival / near).clamp(0, 5), margin, -torch.log(1.0001 - margin)], 1
+        ), answers
+
+    def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
+        """Answers as the nearest entry does; 0 is the score of anything while the ring is empty."""
+        keys = self.whitening(features)
+        found, answers = self.signals(keys, state)
+        score = torch.sigmoid(found @ self.weight + self.bias)
+        # one NaN in the ring would make a miss of everything until it is overwritten
+        sound = (keys * 0).sum(1, keepdim=True) == 0
+        return Found(answers, torch.where(-found[:, 0] < FAR, score, 0.0), torch.where(sound, keys, float(EMPTY)))
+
+
+def _neighbours(groups: np.ndarray) -> np.ndarray:
+    """Pairs of samples that follow one another in the same run, int64 [pairs, 2]."""
+    order = np.argsort(groups, kind="stable")
+    same = groups[order[1:]] == groups[order[:-1]]
+    return np.stack([order[1:][same], order[:-1][same]], 1)
+
+
+def _rehearse(recent: Recent, keys: Torch, tune: Lesson) -> tuple[np.ndarray, np.ndarray]:
+    """Replays samples in order, the first of each run and one in eight others being remembered."""
+    ring = torch.full((ENTRIES, keys.shape[1]), float(EMPTY))
+    said = torch.zeros(ENTRIES, tune.logits.shape[1])
+    state = {MEMORY_KEYS: ring, MEMORY_ANSWERS: said}
+    found, agree, place, seen = [], [], 0, set()
+    for row, group in enumerate(tune.groups.tolist()):
+        if place:
+            signals, answer = recent.signals(keys[row : row + 1], state)
+            found.append(signals[0].numpy())
+            agree.append(int(answer.argmax()) == tune.labels[row])
+        if group not in seen or row % 8 == 0:
+            ring[place % ENTRIES], said[place % ENTRIES] = keys[row], tune.logits[row]
+            place += 1
+            seen.add(group)
+    return np.array(found, np.float64).reshape(-1, SIGNALS), np.array(agree, bool)

@@ -1,0 +1,69 @@
+"""Ours, for images: a small convolutional tower, which sees where things are; for the first cut points above all.
+
+Early activations hold edges and textures: averaging them away leaves little to tell classes apart by. Measured on
+ResNet-18/CIFAR-10 after the first block: BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor as Torch
+from torch import nn
+from torch.nn import functional
+
+from gati.chain import Tensor
+from gati.errors import BackboneError
+from gati_export.distillation import Dropout, Predictor, Schedule
+from gati_export.families.adaptive import Adaptable
+from gati_export.families.family import Lookup
+from gati_export.families.layout import planes
+
+NAME = "spatial"
+SIDE = 16
+"""Height and width that a plane is averaged down to before anything is learned."""
+SMALLEST = 4
+"""A smaller plane has no more to say than its pooled values."""
+WIDTHS = (64, 96, 128)
+"""Channels of the tower, from planes of 16 pixels down to those of 4."""
+
+
+def lookups(cut: Tensor, classes: int) -> list[Lookup]:
+    """One lookup for a cut tensor [channels, height, width] of at least 4×4; see `families.family.Family`."""
+    return [Adaptable(NAME, f"plane{SIDE}", Tower(cut, classes), classes)]
+
+
+class Tower(Predictor):
+    """Convolutions and poolings down to 4×4, then the mean and maximum of each channel, and a linear layer."""
+
+    schedule = Schedule(epochs=8, least=600, most=2400, batch=128, peak=6e-3)
+
+    def __init__(self, cut: Tensor, classes: int, dropout: float = 0.2) -> None:
+        super().__init__()
+        channels, height, width = planes(cut)
+        if min(height, width) < SMALLEST:
+            raise BackboneError(f"The planes of {cut.name!r} are smaller than {SMALLEST}×{SMALLEST}.")
+        self.shrink = max(1, math.ceil(min(height, width) / SIDE))
+        side = min(height, width) // self.shrink
+        first = 0 if side > 8 else 1 if side > 4 else 2
+        layers: list[nn.Module] = []
+        if channels > WIDTHS[-1]:  # a 3×3 filter on all of them would outweigh the rest of the tower
+            layers += [nn.Conv2d(channels, WIDTHS[-1], 1, bias=False), nn.BatchNorm2d(WIDTHS[-1]), nn.ReLU()]
+            channels = WIDTHS[-1]
+        for stage in range(first, len(WIDTHS)):
+            layers += [nn.MaxPool2d(2)] if stage > first else []
+            layers += [nn.Conv2d(channels, WIDTHS[stage], 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(WIDTHS[stage]), nn.ReLU()]
+            channels = WIDTHS[stage]
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Sequential(Dropout(dropout), nn.Linear(2 * channels, classes))
+
+    def reduce(self, hidden: Torch) -> Torch:
+        """Averages activations [batch, channels, height, width] down to about 16×16."""
+        return functional.avg_pool2d(hidden, self.shrink) if self.shrink > 1 else hidden
+
+    def forward(self, features: Torch) -> Torch:
+        """Logits [batch, classes] from features [batch, channels, height, width]."""
+        seen = self.layers(features)
+        return self.last(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))

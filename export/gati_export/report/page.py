@@ -1,0 +1,67 @@
+"""The report as a page: one file that needs no network and runs no script."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+
+from gati_export.report.data import Report
+from gati_export.report.plots import color, curves, front
+from gati_export.report.units import duration, percent, promise, size, times
+
+FEW = 12
+"""Options, all in all, that are shown unfolded."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Where requests are answered: its name, the share of them, and how far along the chain it is, 0..1."""
+
+    name: str
+    share: float
+    depth: float
+    backbone: bool
+
+
+def page(report: Report) -> str:
+    """The page's HTML. All that the report names is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gati_export", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in (duration, percent, promise, size, times)}
+    return environment.get_template("page.html").render(
+        report=report,
+        created=_date(report.created),
+        exits=_exits(report),
+        color=lambda family: color(report, family),
+        panels=[(cut, curves(report, cut)) for cut in report.cuts],
+        front=front(report),
+        unfolded=sum(len(cut.options) for cut in report.cuts) <= FEW,
+    )
+
+
+def write_page(path: Path, report: Report) -> None:
+    """Writes the page, whole or not at all, making its folder where there is none."""
+    from gati_export.repository import replace_text  # brings onnx and tritonclient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, page(report))
+
+
+def _date(created: str) -> str:
+    return datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def _exits(report: Report) -> list[Exit]:
+    """Exits that answer anything."""
+    names = [f"exit {cut.index}" for cut in report.cuts] + ["backbone"]
+    last = max(len(names) - 1, 1)
+    shares = enumerate(zip(names, report.exits, strict=True))
+    return [Exit(name, share, i / last, i == len(names) - 1) for i, (name, share) in shares if share > 0]

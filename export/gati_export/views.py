@@ -1,0 +1,74 @@
+"""Views: shifted and mirrored copies of images to train on, where samples are few.
+
+Heads learn the backbone's own answers, so a view needs no label: the backbone is asked about it. A view that is unlike
+any traffic (a mirrored word, say) is answered honestly and costs a head little; tuning and calibration never see one.
+Measured on ResNet-18/CIFAR-10 with 4,000 samples: BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from gati.chain import Tensor
+from gati_export.splitting import Split
+
+ENOUGH, MOST = 6_000, 9
+"""Samples to train on, and views of each, that are aimed at and not exceeded."""
+REACH = 8
+"""A view is shifted by up to one part in so many of its height and width."""
+COLOURS = (3, 4)
+
+
+def with_views(
+    inputs: Sequence[Tensor], samples: Mapping[str, np.ndarray], split: Split, seed: int, most: int = ENOUGH
+) -> tuple[Mapping[str, np.ndarray], Split]:
+    """Adds views of the training samples to the training part, where the model's one input is an image.
+
+    Args:
+        inputs: The model's.
+        samples: By name, [n, ...].
+        split: Their parts.
+        seed: Of how they are shifted and mirrored.
+        most: How many views to add, at most.
+
+    Returns:
+        All samples, the views last, and their parts; what was given, where the input is no image.
+    """
+    axes = image_axes(inputs)
+    count = min(most, MOST * len(split.train), ENOUGH - len(split.train))
+    if axes is None or count <= 0 or not len(split.train):
+        return samples, split
+    (name, images), random = next(iter(samples.items())), np.random.default_rng(seed)
+    rows = np.resize(split.train, count)
+    mirrored = images.shape[6 - sum(axes)] in COLOURS  # grey pictures are often writing
+    views = np.stack([_view(images[row], (axes[0] - 1, axes[1] - 1), mirrored, random) for row in rows])
+    total = len(images)
+    groups = np.concatenate([split.groups, split.groups.max() + 1 + np.arange(count)])
+    train = np.concatenate([split.train, np.arange(total, total + count)])
+    return {name: np.concatenate([images, views])}, replace(split, train=train, groups=groups)
+
+
+def image_axes(inputs: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Where the height and width of the model's one input are, the batch being axis 0; None if it is no image."""
+    if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].numpy.kind not in "fu":
+        return None
+    first, second, last = inputs[0].shape
+    if first in (1, *COLOURS) and min(second, last) >= REACH:
+        return 2, 3
+    return (1, 2) if last in (1, *COLOURS) and min(first, second) >= REACH else None
+
+
+def _view(image: np.ndarray, axes: tuple[int, int], mirrored: bool, random: np.random.Generator) -> np.ndarray:
+    """Mirrors an image half of the time, where that is sensible, and shifts it; what moves in is a reflection."""
+    if mirrored and random.random() < 0.5:
+        image = np.flip(image, axes[1])
+    for axis in axes:
+        size = image.shape[axis]
+        reach = max(1, size // REACH)
+        offset = int(random.integers(0, 2 * reach + 1))
+        widths = [(reach, reach) if each == axis else (0, 0) for each in range(image.ndim)]
+        image = np.pad(image, widths, mode="reflect").take(range(offset, offset + size), axis)
+    return image

@@ -1,0 +1,412 @@
+"""Families of heads: each learns, knows how sure it is, and as a file answers as it did when it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+import torch
+from lessons import CLASSES, CUTS, OUTPUT, Course, auc, course, fitted_to, hidden_rows, one_cut_chain
+
+from gati.chain import Tensor
+from gati.errors import BackboneError, SamplesError
+from gati.head import KEY, open_head
+from gati.state import CLASS_MIX, FORGET, MEMORY_KEYS, HeadState
+from gati_export.distillation import Scale, Schedule
+from gati_export.families import FAMILIES, chosen_families, gati, layout, lookups, pooled, recent, selfxit, spatial
+from gati_export.families.adaptive import FLOOR, Adaptable, Adaptive, mixes_before
+from gati_export.families.family import Distilled, Found, Lookup
+from gati_export.heads import Head, head_model, weights_of
+
+CHANCE = 1 / CLASSES
+LOGITS = Scale("logits")
+SCHEDULED = (spatial.Tower, gati.Flat, selfxit.Exit)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def schedule(monkeypatch: pytest.MonkeyPatch, steps: Mapping[type, int], peaks: Mapping[type, float]) -> None:
+    """Real schedules take seconds; the task here is easy."""
+    for predictor in SCHEDULED:
+        count = steps.get(predictor, 10)
+        planned = Schedule(epochs=1, least=count, most=count, batch=64, peak=peaks.get(predictor, 1e-2))
+        monkeypatch.setattr(predictor, "schedule", planned)
+
+
+def taught(lookup: Lookup, train: Course, tune: Course, seed: int = 0) -> list[Lookup]:
+    """The lookup and its adaptive one, if there can be one, trained."""
+    students = [lookup, Adaptive(lookup)] if isinstance(lookup, Adaptable) else [lookup]
+    for student in students:
+        student.learn(train.lesson(lookup), tune.lesson(lookup), seed, None)
+        student.eval()
+    return students
+
+
+def look(lookup: Lookup, hidden: np.ndarray, state: Mapping[str, np.ndarray]) -> Found:
+    with torch.no_grad():
+        features = lookup.reduce(torch.from_numpy(hidden).float())
+        return lookup(features, {name: torch.from_numpy(value) for name, value in state.items()})
+
+
+def answers(lookup: Lookup, seen: Course, state: Mapping[str, np.ndarray]) -> np.ndarray:
+    return look(lookup, seen.hidden, state).logits.argmax(1).numpy()
+
+
+def warm_state(lookup: Lookup, seen: Course) -> dict[str, np.ndarray]:
+    """What the orchestrator would keep for a lookup if the first row of each run of these had been a miss."""
+    state = HeadState(dict(lookup.state))
+    if MEMORY_KEYS in lookup.state:
+        key = look(lookup, seen.hidden, state.feeds()).key
+        assert key is not None
+        first = np.unique(seen.groups, return_index=True)[1]
+        state.remember(key.numpy()[first], seen.logits.numpy()[first])
+    return state.feeds()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_each_family_learns_at_each_cut_or_refuses(family: str, cut: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule(
+        monkeypatch, {spatial.Tower: 60, gati.Flat: 150, selfxit.Exit: 150}, {spatial.Tower: 6e-3, selfxit.Exit: 3e-2}
+    )
+    run = 8 if family == "recent" else 1
+    train, tune, fresh = (course(cut, count, seed, run) for seed, count in enumerate((400, 240, 480)))
+    found, notes = lookups([family], cut, CLASSES)
+    if not found:
+        assert len(notes) == 1 and repr(cut.name) in notes[0] and notes[0].endswith(".")
+        assert family in ("spatial", "gati")
+    asked = (np.arange(480) % run > 0) | (run == 1)  # of a run, the first is what is remembered
+    for student in [each for lookup in found for each in taught(lookup, train, tune)]:
+        said = look(student, fresh.hidden, warm_state(student, fresh))
+        score, right = said.score.numpy(), said.logits.argmax(1).numpy() == fresh.labels
+        assert right[asked].mean() > 2 * CHANCE, student.name
+        assert ((score >= 0) & (score <= 1 + 1e-6)).all()
+        assert auc(score[asked], right[asked]) > 0.6, student.name
+        assert (said.key is None) == (MEMORY_KEYS not in student.state)
+
+
+FILES = [
+    ("pooled", "tokens"),
+    ("spatial", "overlapping_windows"),
+    ("recent", "image"),
+    ("recent", "signal"),
+    ("gati", "vector"),
+    ("selfxit", "half"),
+    ("selfxit", "any_size"),
+    ("nearest", "channels_last"),
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), FILES)
+def test_files_answer_as_the_modules_do_and_keep_the_contract(
+    family: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule(monkeypatch, {}, {})
+    cut = CUTS[kind]
+    train, tune, fresh = (course(cut, 120, seed, run=4) for seed in range(3))
+    chain = one_cut_chain(cut)
+    for student in [each for lookup in FAMILIES[family](cut, CLASSES) for each in taught(lookup, train, tune)]:
+        head = Head(student, LOGITS, OUTPUT).eval()
+        session, spec = open_head(fitted_to(chain, head_model(head, cut, OUTPUT, threshold=0.6)), chain, 0)
+        assert spec.state == student.state
+        assert spec.outputs == (OUTPUT.name, "score", "hit") + (KEY,) * (MEMORY_KEYS in student.state)
+        state = warm_state(student, fresh)
+        for rows in (1, 5):
+            said = session.run(None, {cut.name: fresh.hidden[-rows:], **state})
+            with torch.no_grad():
+                asked = [torch.from_numpy(value) for value in (fresh.hidden[-rows:], *state.values())]
+                expected = [value.numpy() for value in head(*asked)]
+            expected[2] = said[1] >= np.float32(0.6)  # the module's threshold is out of reach
+            for value, known in zip(said, expected, strict=True):
+                np.testing.assert_allclose(value, known, rtol=1e-3, atol=1e-4, err_msg=student.name)
+        for value in (np.nan, np.inf, -np.inf):
+            broken = fresh.hidden[-5:].copy()
+            broken.reshape(5, -1)[3, -1] = value
+            again = session.run(None, {cut.name: broken, **state})
+            assert again[1][3] == -1 and not again[2][3]
+            np.testing.assert_allclose(np.delete(again[1], 3), np.delete(said[1], 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_seed_gives_the_same_weights(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule(monkeypatch, {}, {})
+    cut = CUTS["half"]
+    train, tune = (course(cut, 150, seed, run=3) for seed in range(2))
+    for place in range(len(FAMILIES[family](cut, CLASSES))):
+        weights = []
+        for seed in (5, 5, 6):
+            lookup = FAMILIES[family](cut, CLASSES)[place]
+            torch.rand(3)  # whatever ran before must not matter
+            weights.append([each.state_dict() for each in taught(lookup, train, tune, seed)])
+        first, second, other = weights
+        for one, same, third in zip(first, second, other, strict=True):
+            assert all(torch.equal(one[name], same[name]) for name in one)
+            if isinstance(lookup, Distilled):
+                assert any(not torch.equal(one[name], third[name]) for name in one)
+
+
+@pytest.mark.parametrize(("family", "derived"), [("pooled", 0), ("pooled", 1), ("spatial", 0)])
+def test_a_warm_start_keeps_what_was_learned(family: str, derived: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule(monkeypatch, {spatial.Tower: 60}, {})
+    cut = CUTS["half"]
+    train, tune, fresh = (course(cut, count, seed) for seed, count in enumerate((500, 200, 500)))
+    few = train.part(0, 60)
+    first = taught(FAMILIES[family](cut, CLASSES)[0], train, tune)
+    weights = weights_of(head_model(Head(first[derived], LOGITS, OUTPUT), cut, OUTPUT))
+    schedule(monkeypatch, {spatial.Tower: 6}, {spatial.Tower: 2e-3})
+    shares = {}
+    for start in ("warm", "cold", "misfit"):
+        lookup = FAMILIES[family](cut, CLASSES)[0]
+        given = {"warm": weights, "cold": None, "misfit": {name: tensor[:1] for name, tensor in weights.items()}}[start]
+        lookup.learn(few.lesson(lookup), tune.lesson(lookup), 1, given)
+        shares[start] = (answers(lookup.eval(), fresh, {}) == fresh.labels).mean()
+    before = (answers(first[0], fresh, {}) == fresh.labels).mean()
+    assert shares["warm"] > before - 0.05
+    assert shares["warm"] > shares["cold"] + 0.05
+    assert shares["misfit"] == shares["cold"]
+
+
+class Shift:
+    """A pooled lookup on noisy activations, and traffic in which two classes of ten are 95 % of the requests."""
+
+    def __init__(self) -> None:
+        self.cut, self.classes = Tensor("noisy", "FP32", (12,)), 10
+        self.patterns = np.random.default_rng(1).normal(size=(10, 12))
+        even = np.full(10, 0.1)
+        train, tune = self.traffic(1500, even, 0), self.traffic(600, even, 1)
+        base, adaptive = taught(pooled.lookups(self.cut, 10)[0], train, tune)
+        assert isinstance(adaptive, Adaptive)
+        self.base, self.adaptive, self.even = base, adaptive, even
+
+    def traffic(self, count: int, mix: np.ndarray, seed: int) -> Course:
+        random = np.random.default_rng(seed)
+        labels = random.choice(10, count, p=mix)
+        hidden = self.patterns[labels] + 1.2 * random.normal(size=(count, 12))
+        logits = torch.from_numpy(6 * np.eye(10, dtype=np.float32)[labels])
+        return Course(hidden.astype(np.float32), logits, np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def shift() -> Shift:
+    return Shift()
+
+
+def test_an_adaptive_head_follows_the_mix(shift: Shift) -> None:
+    mix = np.where(np.arange(10) < 2, 0.475, 0.05 / 8)
+    shifted = shift.traffic(1500, mix, 2)
+    rows = torch.from_numpy(shifted.hidden)
+    with torch.no_grad():
+        plain = shift.base(rows, {}).logits.argmax(1).numpy() == shifted.labels
+        state = HeadState({CLASS_MIX: (10,)})
+        right = np.empty(len(rows), bool)
+        for row in range(len(rows)):  # it is fed with its own answers, wrong ones too
+            said = look(shift.adaptive, shifted.hidden[row : row + 1], state.feeds()).logits.numpy()
+            state.count(said)
+            right[row] = said.argmax() == shifted.labels[row]
+    assert right[300:].mean() > plain[300:].mean() + 0.1
+
+
+def test_an_adaptive_head_is_its_base_where_nothing_has_shifted(shift: Shift) -> None:
+    same = shift.traffic(400, shift.even, 3)
+    base = look(shift.base, same.hidden, {}).logits
+    uniform = look(shift.adaptive, same.hidden, {CLASS_MIX: np.full(10, 0.1, np.float32)}).logits
+    moved = torch.log((0.1 + FLOOR) / (shift.adaptive.prior + FLOOR))
+    torch.testing.assert_close(uniform, base + moved)
+    prior = look(shift.adaptive, same.hidden, {CLASS_MIX: shift.adaptive.prior.numpy()}).logits
+    torch.testing.assert_close(prior, base)
+    assert abs(float(shift.adaptive.prior.sum()) - 1) < 1e-5
+
+
+def test_there_is_an_adaptive_head_only_where_the_mix_foretells_answers(shift: Shift) -> None:
+    few = np.where(np.arange(10) < 2, 0.475, 0.05 / 8)
+    train = shift.traffic(1000, shift.even, 4).lesson(shift.base)
+    shifted, same = (shift.traffic(600, mix, 5).lesson(shift.base) for mix in (few, shift.even))
+    (found,) = shift.base.derived(train, shifted)
+    assert found.name == "pooled+mix"
+    assert shift.base.derived(train, same) == []
+
+
+def test_the_mix_before_an_answer_does_not_know_it() -> None:
+    said = np.eye(4)[[2, 2, 0, 1]]
+    mixes = mixes_before(said)
+    np.testing.assert_allclose(mixes[0], 0.25)
+    np.testing.assert_allclose(mixes[1], [0.25 * FORGET] * 2 + [0.25 * FORGET + 1 - FORGET, 0.25 * FORGET], rtol=1e-5)
+    np.testing.assert_allclose(mixes.sum(1), 1, rtol=1e-5)
+    assert mixes[2, 2] > mixes[1, 2] and mixes[3, 0] > mixes[2, 0]
+
+
+def serve(memory: Lookup, seen: Course, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Asks a memory about rows in order, and lets it remember what it misses: where it hits, and where it is right."""
+    state = HeadState(dict(memory.state))
+    hits, right = np.zeros(len(seen.hidden), bool), np.zeros(len(seen.hidden), bool)
+    for row in range(len(seen.hidden)):
+        said = look(memory, seen.hidden[row : row + 1], state.feeds())
+        hits[row] = float(said.score) >= threshold
+        right[row] = int(said.logits.argmax()) == seen.labels[row]
+        if not hits[row]:
+            assert said.key is not None
+            state.remember(said.key.numpy(), seen.logits[row : row + 1].numpy())
+    return hits, right
+
+
+@pytest.fixture(scope="module")
+def memory() -> recent.Recent:
+    """A memory that has learned from frames of scenes."""
+    cut = CUTS["vector"]
+    (lookup,) = taught(recent.lookups(cut, CLASSES)[0], course(cut, 800, 0, run=8), course(cut, 400, 1, run=8))
+    assert isinstance(lookup, recent.Recent)
+    return lookup
+
+
+def test_a_memory_hits_within_runs_and_errs_little(memory: recent.Recent) -> None:
+    film = course(CUTS["vector"], 640, 2, run=8)
+    hits, right = serve(memory, film, 0.95)
+    first = np.arange(640) % 8 == 0
+    assert hits[~first].mean() > 0.6  # not of scenes that the backbone itself is in doubt of
+    assert hits[first].mean() < 0.3
+    assert (hits & ~right).mean() < 0.01
+
+
+def test_a_memory_learns_from_runs_also_among_many_other_samples() -> None:
+    cut = CUTS["vector"]
+    film, views = course(cut, 400, 0, run=8), course(cut, 9000, 1)
+    hidden, logits = np.concatenate([film.hidden, views.hidden]), torch.cat([film.logits, views.logits])
+    train = Course(hidden, logits, np.concatenate([film.groups, 1000 + views.groups]))
+    (lookup,) = taught(recent.lookups(cut, CLASSES)[0], train, course(cut, 240, 2, run=8))
+    keys = look(lookup, film.hidden, HeadState(dict(lookup.state)).feeds()).key
+    assert keys is not None
+    shaking = np.diff(keys.numpy().reshape(-1, 8, keys.shape[1]), axis=1)
+    np.testing.assert_allclose(shaking.var(axis=(0, 1)), 1, atol=0.3)  # what doesn't matter has variance 1
+
+
+def test_a_memory_of_samples_without_runs_hardly_hits() -> None:
+    cut = CUTS["tokens"]
+    (lookup,) = taught(recent.lookups(cut, CLASSES)[0], course(cut, 400, 0), course(cut, 240, 1))
+    hits, right = serve(lookup, course(cut, 400, 2), 0.95)
+    assert hits.mean() < 0.05 and (hits & ~right).mean() < 0.01
+
+
+def test_an_empty_memory_is_sure_of_nothing_and_a_full_one_forgets_the_oldest(memory: recent.Recent) -> None:
+    scenes = course(CUTS["vector"], 69, 4)
+    state = HeadState(dict(memory.state))
+    assert (look(memory, scenes.hidden, state.feeds()).score == 0).all()
+    key = look(memory, scenes.hidden, state.feeds()).key
+    assert key is not None and key.shape == (69, memory.state[MEMORY_KEYS][1])
+    state.remember(key.numpy(), scenes.logits.numpy())
+    said = look(memory, scenes.hidden, state.feeds())
+    same = (said.logits == scenes.logits).all(1)
+    assert same[5:].all() and not same[:5].any()
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "log-probabilities"])
+def test_a_memory_answers_as_the_backbone_did(memory: recent.Recent, kind: str) -> None:
+    scenes = course(CUTS["vector"], 40, 5)
+    outputs = {
+        "logits": scenes.logits / 50,
+        "probabilities": torch.softmax(scenes.logits, 1),
+        "log-probabilities": torch.log_softmax(scenes.logits, 1),
+    }[kind]
+    scale = Scale.of(outputs.numpy())
+    assert scale.kind == kind and (scale.spread > 1) == (kind == "logits")
+    head = Head(memory, scale, OUTPUT).eval()
+    state = HeadState(dict(memory.state))
+    hidden = torch.from_numpy(scenes.hidden)
+    with torch.no_grad():
+        empty = [torch.from_numpy(value) for value in state.feeds().values()]
+        state.remember(head(hidden, *empty)[3].numpy(), outputs.numpy())
+        answer, score, *_ = head(hidden, *(torch.from_numpy(value) for value in state.feeds().values()))
+    torch.testing.assert_close(answer, outputs, rtol=1e-5, atol=1e-7)
+    assert (score > 0.5).all()
+
+
+def test_a_broken_activation_leaves_no_trace_in_a_memory(memory: recent.Recent) -> None:
+    scenes = course(CUTS["vector"], 12, 6)
+    broken = scenes.hidden[:3].copy()
+    broken[0, 0], broken[1, 23], broken[2] = np.nan, np.inf, 3e38
+    state = HeadState(dict(memory.state))
+    key = look(memory, broken, state.feeds()).key
+    assert key is not None
+    state.remember(key.numpy(), scenes.logits[:3].numpy())
+    assert np.isfinite(state.feeds()[MEMORY_KEYS]).all()
+    state.remember(look(memory, scenes.hidden, state.feeds()).key.numpy(), scenes.logits.numpy())  # type: ignore[union-attr]
+    assert (look(memory, scenes.hidden, state.feeds()).score > 0.5).all()
+
+
+def test_copies_are_no_trouble_to_the_nearest_neighbours() -> None:
+    cut = CUTS["vector"]
+    train = course(cut, 120, 0)
+    first = np.unique(train.labels, return_index=True)[1]
+    train.hidden[:] = train.hidden[first[train.labels]]
+    for lookup in FAMILIES["nearest"](cut, CLASSES):
+        taught(lookup, train, train)
+        assert (answers(lookup, train, {}) == train.labels).all()
+
+
+def test_gatis_heads_are_as_large_as_the_paper_has_them() -> None:
+    def names(*shape: int) -> list[str]:
+        return [lookup.name for lookup in gati.lookups(Tensor("x", "FP32", shape), CLASSES)]
+
+    assert names(64, 32, 32) == ["gati-pool", "gati-conv"]  # FC would take 268 MB
+    assert names(9, 31, 31) == ["gati-fc", "gati-pool", "gati-conv"]
+    assert names(512) == ["gati-fc", "gati-conv"]  # nothing to average
+    assert names(7) == ["gati-fc"]  # one filter would leave a single number
+
+
+def test_gatis_pool_averages_neighbours() -> None:
+    lookup = gati.lookups(Tensor("x", "FP32", (9, 31, 31)), CLASSES)[1]
+    hidden = hidden_rows(Tensor("x", "FP32", (9, 31, 31)), 2)
+    pooled_ = lookup.reduce(torch.from_numpy(hidden)).numpy()
+    flat = hidden.reshape(2, -1)
+    assert pooled_.shape == (2, gati.POOLED)
+    np.testing.assert_allclose(pooled_[:, :4324], flat[:, :8648].reshape(2, -1, 2).mean(2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pooled_[:, 4324], flat[:, 8648] / 2, rtol=1e-5)
+
+
+def test_families_are_chosen_by_name() -> None:
+    assert chosen_families("auto", runs=False) == ("pooled", "spatial")
+    assert chosen_families("auto", runs=True) == ("pooled", "spatial", "recent")
+    assert chosen_families(" gati , nearest,gati ", runs=True) == ("gati", "nearest")
+    for wrong in ("pooled,best", "", " , "):
+        with pytest.raises(SamplesError, match=r"no family of heads .* auto, pooled, spatial, recent"):
+            chosen_families(wrong, runs=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tensor_of_no_fixed_size_is_refused(family: str) -> None:
+    found, notes = lookups([family], Tensor("x", "FP32", (-1, -1)), CLASSES)
+    assert not found and len(notes) == 1 and "'x'" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((64, 8, 8), 0),
+        ((7, 7, 96), 2),
+        ((16, 16, 16), 0),
+        ((197, 768), 1),
+        ((12, 16000), 0),
+        ((-1, 768), 1),
+        ((3, -1), 0),
+        ((8, -1, -1), 0),
+        ((-1, -1, 8), 2),
+        ((10,), 0),
+        ((5, 3, 4, 4), 0),
+    ],
+)
+def test_channels_are_found_by_the_sizes(shape: tuple[int, ...], axis: int) -> None:
+    assert layout.channel_axis(Tensor("x", "FP32", shape)) == axis
+
+
+def test_small_planes_have_no_tower() -> None:
+    with pytest.raises(BackboneError, match="smaller than 4×4"):
+        spatial.lookups(Tensor("x", "FP32", (8, 3, 9)), CLASSES)
+    for side in (4, 5, 8, 9, 16, 33):
+        lookup = spatial.lookups(Tensor("x", "FP32", (6, side, side + 3)), CLASSES)[0].eval()
+        assert look(lookup, np.zeros((2, 6, side, side + 3), np.float32), {}).logits.shape == (2, CLASSES)

@@ -1,0 +1,202 @@
+"""Splitting: groups stay together, nothing else changes, and runs are found where there are some and only there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gati_client.workload import film, frames, hot
+from gati_export.demo.digits import pools, views
+from gati_export.splitting import find_runs, fingerprint, split
+
+RUN = 30
+
+
+@pytest.fixture(scope="module")
+def scenes() -> np.ndarray:
+    """Digits, each seen once, [1097, 1, 64, 64] in 0..1."""
+    theirs = pools()[1]
+    return views(theirs, np.arange(len(theirs.labels)), seed=2).clip(0, 1)
+
+
+def camera(scenes: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a camera that shows so many scenes, and the scene of each."""
+    index, frame = frames(len(scenes), RUN * count, seed=seed, run=RUN)
+    return np.stack(list(film(scenes, index, frame, seed))), np.cumsum(frame == 0) - 1
+
+
+def exactly_found(found: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the true runs that were found as they are, and with nothing else in them."""
+    pairs, counts = np.unique([found, truth], axis=1, return_counts=True)
+    whole = (counts == np.bincount(found)[pairs[0]]) & (
+        counts == np.unique(truth, return_counts=True)[1][_rank(pairs[1])]
+    )
+    return whole.sum() / len(np.unique(truth))
+
+
+def _rank(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels, return_inverse=True)[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.randoms())
+def test_equal_inputs_share_a_part_in_any_order(values, random):
+    samples = {"a": np.array(values)[:, None], "b": np.array(values)[:, None] * 2.0}
+    order = list(range(len(values)))
+    random.shuffle(order)
+    shuffled = {name: array[order] for name, array in samples.items()}
+    parts, again = split(samples), split(shuffled)
+    assert sorted(np.concatenate([parts.train, parts.tune, parts.calibrate])) == list(range(len(values)))
+    for part in ("train", "tune", "calibrate"):
+        first, second = getattr(parts, part), getattr(again, part)
+        assert sorted(samples["a"][first, 0]) == sorted(shuffled["a"][second, 0])
+        assert fingerprint(samples, first) == fingerprint(shuffled, second)
+    assert not set(samples["a"][parts.train, 0]) & set(samples["a"][parts.calibrate, 0])
+    same = np.equal.outer(values, values)
+    assert np.array_equal(np.equal.outer(parts.groups, parts.groups), same)
+
+
+def test_each_content_draws_its_part_by_its_digest():
+    samples = {"x": np.arange(500, dtype=np.float32)[:, None]}
+    drawn = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8]) / 2**64 for row in samples["x"]]
+    parts = split(samples, np.arange(500))
+    assert parts.train.tolist() == [i for i, share in enumerate(drawn) if share < 0.6]
+    assert parts.calibrate.tolist() == [i for i, share in enumerate(drawn) if share >= 0.75]
+    assert np.array_equal(parts.groups, np.arange(500))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 15)), min_size=1, max_size=60))
+def test_runs_and_copies_are_joined_and_go_to_one_part(rows):
+    contents, runs = np.array(rows).T
+    parts = split({"x": contents[:, None]}, runs)
+    groups = np.arange(len(rows))
+    for _ in rows:  # the slow way: spread the least name until nothing changes
+        for labels in (contents, runs):
+            for label in np.unique(labels):
+                groups[labels == label] = groups[labels == label].min()
+    assert np.array_equal(np.equal.outer(parts.groups, parts.groups), np.equal.outer(groups, groups))
+    assert parts.groups[0] == 0 and set(parts.groups) == set(range(parts.groups.max() + 1))
+    part = np.empty(len(rows), int)
+    for which, index in enumerate((parts.train, parts.tune, parts.calibrate)):
+        part[index] = which
+    assert all(len(set(part[groups == group])) == 1 for group in groups)
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_parts_have_their_shares_whatever_the_size_of_groups(size):
+    parts = split({"x": np.arange(4000 * size)[:, None]}, np.arange(4000 * size) // size)
+    shares = [len(part) / (4000 * size) for part in (parts.train, parts.tune, parts.calibrate)]
+    np.testing.assert_allclose(shares, [0.60, 0.15, 0.25], atol=0.03)
+
+
+def test_fingerprint_is_of_the_rows_and_their_number():
+    samples = {"x": np.arange(4000)[:, None]}
+    assert len(fingerprint(samples, np.arange(2000))) == 64
+    assert fingerprint(samples, np.array([1, 2])) != fingerprint(samples, np.array([1, 3]))
+    assert fingerprint(samples, np.array([1])) != fingerprint(samples, np.array([1, 1]))
+
+
+def independent(kind: str, seed: int) -> dict[str, np.ndarray]:
+    """Samples drawn one by one, of kinds in which some are alike by chance."""
+    random = np.random.default_rng(seed)
+    if kind == "digits":
+        pool = pools()[1]
+        return {"image": views(pool, random.integers(0, len(pool.labels), 2000), seed)}
+    if kind == "popular digits":
+        pool = pools()[1]
+        return {"image": views(pool, hot(pool.labels, 2400, seed=seed, dwell=800), seed)}
+    if kind == "clusters":
+        return {"x": random.normal(size=(12, 16))[random.integers(0, 12, 1600)] * 3 + random.normal(size=(1600, 16))}
+    if kind == "one number":
+        return {"x": random.normal(size=(1000, 1))}
+    if kind == "categories":
+        return {"x": random.integers(0, 4, (1000, 5))}
+    return {"ids": random.zipf(1.3, (1000, 20)).clip(max=30_000), "length": random.random((1000, 1), np.float32)}
+
+
+@pytest.mark.parametrize("kind", ["digits", "popular digits", "clusters", "one number", "categories", "text"])
+@pytest.mark.parametrize("seed", range(4))
+def test_independent_samples_are_each_their_own_run(kind, seed):
+    samples = independent(kind, seed)
+    assert np.array_equal(find_runs(samples), np.arange(len(samples[min(samples)])))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_frames_of_a_scene_are_a_run(scenes, dtype):
+    images, truth = camera(scenes, 120, seed=0)
+    found = find_runs({"image": images if dtype == np.float32 else (images * 255).round().astype(dtype)})
+    assert exactly_found(found, truth) >= 0.95
+    assert found[0] == 0 and set(found) == set(range(found.max() + 1))
+
+
+@pytest.mark.parametrize("turns", ["one after the other", "at random"])
+def test_two_cameras_on_one_server_are_told_apart(scenes, turns):
+    (first, ours), (second, theirs) = camera(scenes[:500], 50, seed=1), camera(scenes[500:], 50, seed=2)
+    which = np.arange(len(ours) * 2) % 2
+    if turns == "at random":
+        which = np.random.default_rng(0).permutation(which)
+    images, truth = np.empty((2 * len(first), *first.shape[1:]), np.float32), np.empty(2 * len(ours), int)
+    images[which == 0], images[which == 1] = first, second
+    truth[which == 0], truth[which == 1] = ours, theirs + 1000
+    assert exactly_found(find_runs({"image": images}), truth) >= 0.9
+
+
+def test_a_camera_among_other_traffic(scenes):
+    random = np.random.default_rng(0)
+    images, truth = camera(scenes[:500], 30, seed=1)
+    others = scenes[random.integers(500, len(scenes), 600)]
+    place = np.sort(random.permutation(len(images) + 600)[: len(images)])
+    mixed = np.empty((len(images) + 600, 1, 64, 64), np.float32)
+    rest = np.setdiff1d(np.arange(len(mixed)), place)
+    mixed[place], mixed[rest] = images, others
+    found = find_runs({"image": mixed})
+    assert exactly_found(found[place], truth) >= 0.9
+    assert len(np.unique(found[rest])) > 0.85 * 600
+
+
+def test_texts_that_grow_word_by_word_are_runs():
+    random = np.random.default_rng(0)
+    texts = np.zeros((800, 32), np.int64)
+    for start in range(0, 800, 20):
+        words = random.integers(1, 5000, 32)
+        for step in range(20):
+            texts[start + step, : 12 + step] = words[: 12 + step]
+    found = find_runs({"ids": texts, "mask": (texts > 0).astype(np.int32)})
+    assert exactly_found(found, np.arange(800) // 20) >= 0.95
+
+
+def test_samples_must_be_close_in_numbers_and_in_words():
+    random = np.random.default_rng(0)
+    still = np.repeat(random.normal(size=(40, 50)), 20, axis=0) + random.normal(size=(800, 50)) * 0.05
+    assert find_runs({"x": still}).max() == 39
+    words = random.integers(0, 1000, (800, 8))
+    assert np.array_equal(find_runs({"x": still, "words": words}), np.arange(800))
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        pytest.param({"x": np.zeros((1, 3), np.float32)}, id="one"),
+        pytest.param({"x": np.arange(2.0)[:, None]}, id="two"),
+        pytest.param({"x": np.ones((50, 3), np.float32)}, id="all the same"),
+        pytest.param({"x": np.zeros((50, 0), np.int64)}, id="empty"),
+        pytest.param({"x": np.random.default_rng(0).normal(size=(20, 4)).astype(np.float16)}, id="few"),
+        pytest.param({"x": np.random.default_rng(0).random((99, 4)) < 0.5}, id="bits"),
+        pytest.param({"x": np.random.default_rng(0).normal(size=(99, 4)) * 1e300}, id="large numbers"),
+    ],
+)
+def test_samples_that_hold_no_runs(samples):
+    assert np.array_equal(find_runs(samples), np.arange(len(samples["x"])))
+
+
+def test_ten_thousand_pictures_take_seconds():
+    images = np.random.default_rng(0).random((10_000, 3, 32, 32), dtype=np.float32)
+    start = time.process_time()
+    find_runs({"image": images})
+    assert time.process_time() - start < 6  # about 1.5, on a machine that has nothing else to do
