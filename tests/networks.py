@@ -58,8 +58,8 @@ def resembling(network: Network, count: int, seed: int = 0) -> dict[str, np.ndar
         if values.dtype.kind == "f":
             rows[name] = (values + 0.03 * rng.normal(size=values.shape)).astype(values.dtype)
         elif name == "input_ids":
-            words = rng.integers(1, 50, (count, 2))
-            values[:, 1:3] = np.where(rng.random((count, 2)) < 0.5, words, values[:, 1:3])
+            words = rng.integers(1, 50, (count, 3))
+            values[:, 1:4] = words  # always: copies of a text would be one observation
     return rows
 
 

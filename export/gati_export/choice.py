@@ -62,12 +62,11 @@ def choose(
     right = np.zeros((len(seconds) - 1, len(outputs)), bool)
     for option in options:
         right[option.cut] |= option.agree
-    epsilons = sorted({*EPSILONS, limits.epsilon})
     return Choice(
         composition=composition,
         path=steps,
         reasons=explain(options, composition, seconds, limits),
-        pareto=tuple(pareto(options, seconds, limits, epsilons, effort=EFFORT)),
+        pareto=tuple(pareto(options, seconds, limits, EPSILONS, effort=EFFORT)),
         oracle_seconds=oracle(right, seconds),
     )
 

@@ -221,7 +221,6 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
     count = len(samples[backbone.inputs[0].name])
     sizes = {1: count} if backbone.max_batch == 1 else {1: min(count, ALONE), BATCH: count}
     largest = 0.0
-    _check_batches(backbone, samples)
     for size, rows in sizes.items():
         for start in range(0, rows, size):
             feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
@@ -232,6 +231,7 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
                     "dropout or random numbers."
                 )
             largest = max(largest, _difference(run_segments(sessions, feeds), expected))
+    _check_batches(backbone, samples)
     if largest > tolerance:
         raise BackboneError(
             f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "

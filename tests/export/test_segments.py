@@ -276,6 +276,17 @@ def test_a_backbone_that_is_at_odds_with_itself(tmp_path):
         check_segments(backbone, paths, {"x": np.ones((3, 6), np.float32)})
 
 
+def test_a_backbone_whose_answer_depends_on_the_rest_of_the_batch(tmp_path):
+    graph = Graph()
+    h = graph.linear(graph.input("x", ["n", 6]), 6, 6)
+    h = graph.node("Sub", h, graph.node("ReduceMean", h, graph.constant([0], np.int64), keepdims=1))
+    backbone = load(graph, graph.linear(h, 6, 4), tmp_path)
+    _, paths = write(backbone, [], tmp_path)
+    rows = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    with pytest.raises(BackboneError, match="alone and in a batch"):
+        check_segments(backbone, paths, {"x": rows})
+
+
 def test_segments_can_be_run_by_hand(families, tmp_path):
     backbone, samples = families["mlp"]
     _, paths = write(backbone, [], tmp_path)

@@ -214,7 +214,7 @@ def test_budgets_are_kept(trial, trained):
 
     none = under(memory=100)
     assert none.heads == {} and "No head saves more" in (none.why_not or "")
-    assert none.choice is not None and all("MB allowed" in why for why in none.choice.reasons.values())
+    assert none.choice is not None and all("100 are allowed" in why for why in none.choice.reasons.values())
     size = len(heads.candidates.heads[0].model)
     assert len(under(memory=size).heads) == 1
     assert sum(len(model) for model in under(memory=2 * size).heads.values()) <= 2 * size
