@@ -283,7 +283,7 @@ def test_rollback_to_a_release_is_written_and_said(
     result = tmp_path / "result.json"
     assert gati("rollback", MODEL, "--repository", repository, "--to", 1, "--json", result) == 0
     assert "Release 4 of digits is written: rollback to 1." in capsys.readouterr().out
-    assert Release.from_json(result.read_text().replace("{", '{"format": 1,', 1)) == live(repository, chain)
+    assert Release.from_json(result.read_text().replace("{", '{"format": 2,', 1)) == live(repository, chain)
     assert head_path(repository, chain, 0, 4).exists()
 
 

@@ -276,7 +276,7 @@ def test_refresh_learns_from_what_was_served(
     assert running.live() == 2
     fields = json.loads(result.read_text())
     release = next(valid_releases(running.repository, running.chain))
-    assert Release.from_json(json.dumps({"format": 1, **fields["release"]})) == release
+    assert Release.from_json(json.dumps({"format": 2, **fields["release"]})) == release
     assert release.reason == "refresh" and release.window.samples == 1400
     with Client(running.served.grpc, MODEL) as client:
         answer, exact = client.infer(images[:32]), client.infer(images[:32], exact=True)
