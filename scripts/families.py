@@ -1,6 +1,6 @@
 """Families of heads, each alone and composed, on one backbone and one workload: scripts/families.py FOLDER WORKLOAD.
 
-FOLDER is as scripts/cifar.py leaves it. Heads of all families are trained once a seed; then for each
+FOLDER is as scripts/cifar.py or scripts/text.py leaves it. Heads of all families are trained once a seed; then for each
 family, and for all of ours together, heads are chosen and certified on the traffic, and the chain is run on the
 evaluation requests, which nothing before has seen: one by one in their order, in turns with the plain backbone. The
 time of both is the engine's, batch 1, in this process; a chain's has its lookups and their state in it.
