@@ -30,10 +30,10 @@ from gati_export.backbone import Backbone, load_backbone
 from gati_export.candidates import Candidates, ask, fit_candidates, halves
 from gati_export.commands.common import progress
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.extra import SHARES, with_extra
+from gati_export.extra import with_extra
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
-from gati_export.splitting import find_runs, fingerprint, split
+from gati_export.splitting import EXTRA_SHARES, find_runs, fingerprint, split
 from gati_export.training import Heard, Terms, Trained, decide
 
 OURS = ("pooled", "spatial", "recent")
@@ -178,7 +178,7 @@ def main(
         backbone = load_backbone(str(folder / "backbone.onnx"), lambda _: traffic, Path(work))
         traffic = check_samples(traffic, backbone.inputs)
         extra = check_samples(load_samples(folder / "extra.npz"), backbone.inputs)
-        samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), SHARES), extra)
+        samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), EXTRA_SHARES), extra)
         points = choose_cutpoints(find_cutpoints(backbone, traffic), cut_points)
         chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)
         chain = replace(chain, segments=write_segments(cut(backbone, points), lambda k: Path(work) / str(k)))

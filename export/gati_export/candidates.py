@@ -61,7 +61,7 @@ class Candidates:
 
 
 @dataclass
-class _School:
+class _Training:
     """What lookups learn from: samples by number, their groups, the seed, and what a run of the backbone gave."""
 
     train: np.ndarray
@@ -71,17 +71,17 @@ class _School:
     features: Mapping[View, np.ndarray] = field(default_factory=dict)
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def teach(
+    def train_all(
         self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes]
     ) -> Iterator[tuple[int, list[Lookup]]]:
         """Has lookups learn side by side, one a core, and gives each with those derived from it, by cut point."""
         start = {index: weights_of(model) for index, model in init.items()}
         with torch_threads(1), ThreadPoolExecutor(threads()) as pool:
-            learned = pool.map(lambda task: self._taught(task[0], task[1], start.get(task[0])), tasks)
-            for (index, _), lookups_learned in zip(tasks, learned, strict=True):
-                yield index, lookups_learned
+            learned = pool.map(lambda task: self._trained(task[0], task[1], start.get(task[0])), tasks)
+            for (index, _), found in zip(tasks, learned, strict=True):
+                yield index, found
 
-    def _taught(self, index: int, lookup: Lookup, start: Mapping[str, torch.Tensor] | None) -> list[Lookup]:
+    def _trained(self, index: int, lookup: Lookup, start: Mapping[str, torch.Tensor] | None) -> list[Lookup]:
         features, count = self.features[index, lookup.view], len(self.train)
         train = Lesson(features[:count], self.logits[:count], self.groups[self.train])
         tune = Lesson(features[count:], self.logits[count:], self.groups[self.tune])
@@ -125,8 +125,8 @@ def fit_candidates(
     notes = {index: list(why) for index, (_, why) in plan.items()}
     if chain.mode == "bls":
         plan = {index: ([one for one in found if not one.state], why) for index, (found, why) in plan.items()}
-    school = _School(split.train, halves(split)[0], split.groups, seed)
-    rows = np.concatenate([school.train, school.tune])
+    training = _Training(split.train, halves(split)[0], split.groups, seed)
+    rows = np.concatenate([training.train, training.tune])
     learned: list[tuple[int, Lookup]] = []
     scale = Scale("logits")
     total, done = sum(len(found) for found, _ in plan.values()), 0
@@ -134,12 +134,12 @@ def fit_candidates(
         reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index][0]}
         seen = collect(chain, sessions, samples, reducers, progress, rows)
         _check_outputs(seen.outputs, ranked)
-        scale = Scale.of(seen.outputs[: len(school.train)])
-        school.logits = scale.logits(seen.outputs)
-        school.features = seen.features
+        scale = Scale.of(seen.outputs[: len(training.train)])
+        training.logits = scale.logits(seen.outputs)
+        training.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index][0]]
-        for index, lookups_learned in school.teach(tasks, init):
-            learned += [(index, lookup) for lookup in lookups_learned if not (lookup.state and chain.mode == "bls")]
+        for index, found in training.train_all(tasks, init):
+            learned += [(index, lookup) for lookup in found if not (lookup.state and chain.mode == "bls")]
             done += 1
             progress("Train heads", done / total)
     # only now: PyTorch's exporter is not to be run beside training

@@ -121,10 +121,7 @@ class Scale:
 
     def logits(self, outputs: np.ndarray) -> Torch:
         """The backbone's outputs [n, classes] as float32 logits."""
-        wide = outputs.astype(np.float64)
-        if self.kind == "probabilities":
-            wide = np.log(np.maximum(wide, 1e-12))
-        return torch.from_numpy((wide * self.spread).astype(np.float32))
+        return self.logits_of(torch.from_numpy(outputs.astype(np.float64))).float()
 
     def logits_of(self, outputs: Torch) -> Torch:
         """The same of a tensor, inside a head."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import numpy as np
 from gati.chain import Chain, Mode
 from gati.release import Release, Window
 from gati.settings import workspace
+from gati_export.activations import Progress
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
 from gati_export.evidence import backbone_bytes, report_of
-from gati_export.extra import SHARES, with_extra
 from gati_export.images import Decode
 from gati_export.measure import faster_mode
 from gati_export.publish import Draft, publish
@@ -25,14 +25,11 @@ from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import check_segments, cut, with_shares, write_segments
-from gati_export.splitting import Split, find_runs, split
+from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
 from gati_export.training import Terms, Trained, train_heads
-from gati_export.views import with_views
 
 CHECKED = 256
 """Samples, at most, on which segments are compared with the backbone."""
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,9 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     if plan.memory_share is not None:
         chain = replace(chain, memory=int(plan.memory_share * whole))
     terms = Terms.of(chain, plan.terms.seed)
-    trained = train_heads(chain, paths, *_parts(plan, backbone, samples), terms, report)
+    extra = _extra(plan, backbone)
+    parts = split(samples, find_runs(samples), SHARES if extra is None else EXTRA_SHARES)
+    trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
     write_repository(staged, chain)
     release = _publish_first(plan, staged, chain, trained, count)
@@ -189,14 +188,11 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
     return replace(chain, segments=segments)
 
 
-def _parts(plan: Plan, backbone: Backbone, samples: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], Split]:
-    """All samples, those to train on only among them, and what each is for."""
-    runs = find_runs(samples)
+def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
     if plan.extra is None:
-        return with_views(backbone.inputs, samples, split(samples, runs), plan.terms.seed)
-    more = check_samples(load_samples(plan.extra, names=[*samples], decode=plan.decode), backbone.inputs)
-    joined, parts = with_extra(samples, split(samples, runs, SHARES), more)
-    return with_views(backbone.inputs, joined, parts, plan.terms.seed)
+        return None
+    names = [tensor.name for tensor in backbone.inputs]
+    return check_samples(load_samples(plan.extra, names=names, decode=plan.decode), backbone.inputs)
 
 
 def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:

@@ -7,10 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gati_export.splitting import Split, digests
-
-SHARES = 0.0, 0.3
-"""Of the samples themselves, those that train and those that tune, where there are others to train on."""
+from gati_export.splitting import Split, count, digests
 
 
 def with_extra(
@@ -26,14 +23,10 @@ def with_extra(
     Returns:
         All samples, the new ones last, and their parts.
     """
-    count = len(split.groups)
+    there = len(split.groups)
     held_out = set(digests(samples, np.concatenate([split.tune, split.calibrate])))
-    fresh = [row for row, digest in enumerate(digests(more, range(_count(more)))) if digest not in held_out]
+    fresh = [row for row, digest in enumerate(digests(more, range(count(more)))) if digest not in held_out]
     joined = {name: np.concatenate([rows, more[name][fresh]]) for name, rows in samples.items()}
-    added = np.arange(count, count + len(fresh))
+    added = np.arange(there, there + len(fresh))
     groups = np.concatenate([split.groups, split.groups.max(initial=-1) + 1 + np.arange(len(fresh))])
     return joined, replace(split, train=np.concatenate([split.train, added]), groups=groups)
-
-
-def _count(samples: Mapping[str, np.ndarray]) -> int:
-    return len(next(iter(samples.values())))

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnxruntime as ort
 
-from gati.session import open_session
-
 WARM_UP = 5
 ROUNDS = 100
 BUDGET = 10.0
@@ -40,15 +38,3 @@ def measure(
         if turn >= WARM_UP + 2 and time.perf_counter() > end:
             break
     return np.median(taken[WARM_UP:], axis=0).tolist()
-
-
-def measure_heads(models: Sequence[bytes], hidden: Sequence[np.ndarray]) -> list[float]:
-    """Median time of a lookup in each head, in seconds, at batch 1.
-
-    Args:
-        models: The heads' files.
-        hidden: An activation of each one's cut point, [1 or more, ...]; rows after the first are not used.
-    """
-    sessions = [open_session(model) for model in models]
-    feeds = [{session.get_inputs()[0].name: rows[:1]} for session, rows in zip(sessions, hidden, strict=True)]
-    return measure(sessions, feeds)

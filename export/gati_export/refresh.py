@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from gati.chain import Chain
 from gati.errors import PublishError
 from gati.release import Release, head_path, valid_releases
+from gati_export.activations import Progress
 from gati_export.control import Control, publish_to
 from gati_export.evidence import backbone_bytes, report_of
 from gati_export.publish import Draft
@@ -17,7 +17,6 @@ from gati_export.report.data import Report, write
 from gati_export.splitting import find_runs, split
 from gati_export.store import read_recent
 from gati_export.training import Terms, train_heads
-from gati_export.views import with_views
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def refreshed(
     store: str,
     window: int,
     server: str | None,
-    report: Callable[[str, float], None],
+    report: Progress,
     seed: int = 0,
 ) -> Refreshed:
     """Turns recent samples into the next release.
@@ -64,13 +63,14 @@ def refreshed(
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, seed)
     parts = split(recorded.inputs, find_runs(recorded.inputs))
-    samples, parts = with_views(chain.inputs, recorded.inputs, parts, seed)
-    trained = train_heads(chain, paths, samples, parts, terms, report, _live_heads(repository, chain))
+    trained = train_heads(chain, paths, recorded.inputs, parts, terms, report, _live_heads(repository, chain))
+    whole = backbone_bytes(paths)
     if trained.certificate is None:
+        write(repository, report_of(chain, trained, terms, None, whole))
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
     draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")
     release = publish_to(repository, chain, draft, server, lambda step: report(f"Publish: {step}", 1))
-    learned = report_of(chain, trained, terms, release, backbone_bytes(paths))
+    learned = report_of(chain, trained, terms, release, whole)
     write(repository, learned)
     return Refreshed(learned, release)
 

@@ -11,9 +11,6 @@ from gati.chain import Tensor
 from gati.errors import SamplesError
 from gati_export.images import Decode
 from gati_export.parquet import read_parquet
-from gati_export.splitting import TRAIN, TUNE, Split, fingerprint, split
-
-__all__ = ["TRAIN", "TUNE", "Split", "check_samples", "fingerprint", "load_samples", "pick", "split"]
 
 
 def load_samples(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor as Torch
 from torch import nn
 from torch.nn import functional
+
+from gati_export.logistic import FREE, POSITIVE, regress
 
 SIGNALS = 3
 FIRMNESS = np.array([1.0, 30.0, 30.0])
@@ -20,6 +21,7 @@ Measured on ResNet-18 with 300 samples: with all signals free, a head serves 71.
 errors, with the margin alone 72.4 %, and so 72.5 %; few of 300 samples are errors to learn from.
 """
 CLASS_FIRMNESS = 30.0
+DECAY = 0.1
 
 
 class Selector(nn.Module):
@@ -41,15 +43,6 @@ class Confidence(Selector):
         return torch.softmax(logits, 1).amax(1)
 
 
-class Entropy(Selector):
-    """One minus the softmax's entropy, relative to the largest there is; BranchyNet's criterion (arXiv 1709.01686)."""
-
-    def forward(self, logits: Torch) -> Torch:
-        """Scores logits."""
-        log_p = torch.log_softmax(logits, 1)
-        return 1 + (log_p.exp() * log_p).sum(1) / float(np.log(max(2, logits.shape[1])))
-
-
 class Scores(Selector):
     """GATI's selector (arXiv 2101.07344): a linear two-class classifier of the predictor's softmax scores."""
 
@@ -66,19 +59,11 @@ class Scores(Selector):
         if not len(agree):
             return
         found = torch.softmax(logits.double(), 1).numpy()
-        targets = agree.astype(np.float64)
-
-        def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-            odds = found @ x[:-1] + x[-1]
-            residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
-            value = np.sum(np.logaddexp(0, odds) - targets * odds) + 0.05 * x[:-1] @ x[:-1]
-            return float(value) / len(targets), np.append(found.T @ residuals + 0.1 * x[:-1], residuals.sum()) / len(
-                targets
-            )
-
-        x = minimize(loss, np.zeros(found.shape[1] + 1), jac=True, method="L-BFGS-B").x
-        self.weight.copy_(torch.from_numpy(x[:-1, None]))
-        self.bias.copy_(torch.tensor(x[-1]))
+        rows = np.column_stack([found, np.ones(len(found))])
+        penalties = np.append(np.full(found.shape[1], DECAY), 0)
+        weights = regress(rows, agree.astype(float), penalties, [FREE] * rows.shape[1])
+        self.weight.copy_(torch.from_numpy(weights[:-1, None]))
+        self.bias.copy_(torch.tensor(weights[-1]))
 
     def forward(self, logits: Torch) -> Torch:
         """Scores logits."""
@@ -106,7 +91,7 @@ class Learned(Selector):
             return
         found, answer = (part.numpy() for part in signals(logits.double()))
         center, scale = found.mean(0), found.std(0) + 1e-6
-        weights, biases = _regress((found - center) / scale, answer, agree, logits.shape[1])
+        weights, biases = _weigh((found - center) / scale, answer, agree, logits.shape[1])
         weights = weights / scale
         self.weight.copy_(torch.from_numpy(weights[:, None]))
         self.bias.copy_(torch.from_numpy((biases - center @ weights)[:, None]))
@@ -132,21 +117,11 @@ def signals(logits: Torch) -> tuple[Torch, Torch]:
     return torch.cat([margin, certainty, energy], 1), best.indices[:, 0]
 
 
-def _regress(found: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _weigh(found: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the signals, [SIGNALS], and a bias for each class, [classes]."""
-    count, right = len(agree), int(agree.sum())
-    targets = np.where(agree, (right + 1) / (right + 2), 1 / (count - right + 2))
-
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        weights, bias, offsets = x[:SIGNALS], x[SIGNALS], x[SIGNALS + 1 :]
-        odds = found @ weights + bias + offsets[answer]
-        residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
-        penalty = FIRMNESS @ weights**2 + CLASS_FIRMNESS * offsets @ offsets
-        value = np.sum(np.logaddexp(0, odds) - targets * odds) + penalty / 2
-        by_class = np.bincount(answer, residuals, classes) + CLASS_FIRMNESS * offsets
-        slope = np.concatenate([found.T @ residuals + FIRMNESS * weights, [residuals.sum()], by_class])
-        return float(value) / count, slope / count
-
-    bounds = [(0, None)] * SIGNALS + [(None, None)] * (1 + classes)
-    x = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    right = int(agree.sum())
+    targets = np.where(agree, (right + 1) / (right + 2), 1 / (len(agree) - right + 2))
+    rows = np.column_stack([found, np.ones(len(found)), np.eye(classes)[answer]])
+    penalties = np.concatenate([FIRMNESS, [0], np.full(classes, CLASS_FIRMNESS)])
+    x = regress(rows, targets, penalties, [POSITIVE] * SIGNALS + [FREE] * (1 + classes))
     return x[:SIGNALS], x[SIGNALS] + x[SIGNALS + 1 :]

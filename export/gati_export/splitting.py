@@ -14,8 +14,10 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-TRAIN, TUNE = 0.60, 0.15
-"""Shares of the samples; the rest, 25 %, calibrates."""
+SHARES = 0.60, 0.15
+"""Of the samples, those that train and those that tune; the rest, 25 %, calibrates."""
+EXTRA_SHARES = 0.0, 0.30
+"""The same where there are other samples to train on."""
 
 CLOSE = 0.5
 """Samples are of one run up to this share of their typical distance to others.
@@ -54,7 +56,7 @@ class Split:
 
 
 def split(
-    samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, shares: tuple[float, float] = (TRAIN, TUNE)
+    samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, shares: tuple[float, float] = SHARES
 ) -> Split:
     """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
 
@@ -66,7 +68,7 @@ def split(
         runs: The run of each sample, int [n], as `find_runs` gives them; None if each is its own.
         shares: Of those that train and those that tune, where it is not that; the rest calibrates.
     """
-    found = list(digests(samples, range(_count(samples))))
+    found = list(digests(samples, range(count(samples))))
     contents: dict[bytes, int] = {}
     groups = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
     if runs is not None:
@@ -112,7 +114,7 @@ def find_runs(samples: Mapping[str, np.ndarray]) -> np.ndarray:
     Returns:
         The run of each sample, int [n], numbered by first appearance.
     """
-    n = _count(samples)
+    n = count(samples)
     kinds = _kinds(samples, np.random.default_rng(0))
     if n < 3 or not kinds:
         return np.arange(n)
@@ -233,5 +235,6 @@ def _by_appearance(labels: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[members]
 
 
-def _count(samples: Mapping[str, np.ndarray]) -> int:
+def count(samples: Mapping[str, np.ndarray]) -> int:
+    """How many rows samples have."""
     return len(next(iter(samples.values())))

@@ -20,10 +20,12 @@ from gati_export.candidates import Candidates, ask, fit_candidates, halves, meas
 from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits
+from gati_export.extra import with_extra
 from gati_export.families import AUTO, chosen_families
 from gati_export.heads import with_threshold
 from gati_export.replay import Said
-from gati_export.splitting import TRAIN, TUNE, Split, fingerprint
+from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
+from gati_export.views import with_views
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
 
@@ -96,8 +98,9 @@ def train_heads(
     terms: Terms,
     progress: Progress,
     init: Mapping[int, bytes] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> Trained:
-    """Trains, chooses and certifies heads.
+    """Trains, chooses and certifies heads; images are also shifted and mirrored to train on, where they are few.
 
     Args:
         chain: The chain.
@@ -107,6 +110,7 @@ def train_heads(
         terms: What to keep to.
         progress: Told what is being done and how far that is.
         init: Earlier heads by cut point, whose weights training goes on from where they fit.
+        extra: More samples to train on, and for nothing else.
 
     Returns:
         The heads. A chain without any, because samples are too few or nothing pays, is a result too.
@@ -120,10 +124,13 @@ def train_heads(
     parse_agreement(terms.agreement)  # before the work, not after it
     families = chosen_families(terms.families, _has_runs(split))
     sessions = open_segments(segment_paths)
-    missing = _too_few(chain, split, terms)
+    missing = _too_few(chain, split, terms, extra)
     if missing:
         seconds, _ = measure_chain(chain, sessions, (), samples)
         return without_heads(chain, Candidates([], {}, seconds), missing)
+    if extra is not None:
+        samples, split = with_extra(samples, split, extra)
+    samples, split = with_views(chain.inputs, samples, split, terms.seed)
     ranked = not terms.agreement.startswith("within")
     candidates = fit_candidates(chain, sessions, samples, split, families, progress, terms.seed, init or {}, ranked)
     if not candidates.heads:
@@ -146,7 +153,7 @@ def _affordable(groups: np.ndarray, terms: Terms) -> float:
     return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / n
 
 
-def _too_few(chain: Chain, split: Split, terms: Terms) -> str | None:
+def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.ndarray] | None) -> str | None:
     """Why no head can come of these samples, before any is trained."""
     if not chain.heads:
         return "The backbone could not be cut, so there is no place for a head."
@@ -156,14 +163,16 @@ def _too_few(chain: Chain, split: Split, terms: Terms) -> str | None:
     if calibrating:
         needed = observations_needed(split.groups[split.calibrate], terms.epsilon, terms.delta)
     if calibrating < needed:
-        total = int(np.ceil(1.1 * needed / (1 - TRAIN - TUNE) / 100) * 100)
+        kept = 1 - sum(EXTRA_SHARES if extra else SHARES)
+        total = int(np.ceil(1.1 * needed / kept / 100) * 100)
         more = f"give about {total} in all that differ" if there < total else "give more that differ"
         return (
             f"Too few samples: {calibrating} of {there} that differ are for calibration, and to promise "
             f"{terms.epsilon:.2%} at {1 - terms.delta:.0%} confidence takes {needed}; {more}."
         )
-    if len(split.train) < FEWEST_TRAIN or len(split.tune) < FEWEST_TUNE:
-        return f"Too few samples to learn from: {len(split.train)} to train, {len(split.tune)} to tune; give more."
+    train = len(split.train) + (len(next(iter(extra.values()))) if extra else 0)
+    if train < FEWEST_TRAIN or len(split.tune) < FEWEST_TUNE:
+        return f"Too few samples to learn from: {train} to train, {len(split.tune)} to tune; give more."
     return None
 
 

@@ -23,7 +23,7 @@ COLOURS = (3, 4)
 
 
 def with_views(
-    inputs: Sequence[Tensor], samples: Mapping[str, np.ndarray], split: Split, seed: int, most: int = ENOUGH
+    inputs: Sequence[Tensor], samples: Mapping[str, np.ndarray], split: Split, seed: int
 ) -> tuple[Mapping[str, np.ndarray], Split]:
     """Adds views of the training samples to the training part, where the model's one input is an image.
 
@@ -32,13 +32,12 @@ def with_views(
         samples: By name, [n, ...].
         split: Their parts.
         seed: Of how they are shifted and mirrored.
-        most: How many views to add, at most.
 
     Returns:
         All samples, the views last, and their parts; what was given, where the input is no image.
     """
     axes = image_axes(inputs)
-    count = min(most, MOST * len(split.train), ENOUGH - len(split.train))
+    count = min(MOST * len(split.train), ENOUGH - len(split.train))
     if axes is None or count <= 0 or not len(split.train):
         return samples, split
     (name, images), random = next(iter(samples.items())), np.random.default_rng(seed)

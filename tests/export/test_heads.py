@@ -19,8 +19,8 @@ from gati_export.distillation import Predictor, Scale, distil
 from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
 from gati_export.heads import Head, head_model, stamp, threshold_of, weights_of, with_threshold
-from gati_export.latency import measure_heads
-from gati_export.selector import Confidence, Entropy, Learned, Scores, Selector, signals
+from gati_export.latency import measure
+from gati_export.selector import Confidence, Learned, Scores, Selector, signals
 
 
 def make_head(cut: Tensor, output: Tensor = OUTPUT, scale: Scale | None = None) -> Head:
@@ -132,7 +132,8 @@ def test_colliding_names_are_refused():
 
 def test_lookup_is_quick():
     cuts = [CUTS["image"], CUTS["vector"]]
-    seconds = measure_heads([head_model(make_head(c), c, OUTPUT) for c in cuts], [hidden_rows(c, 1) for c in cuts])
+    sessions = [open_session(head_model(make_head(c), c, OUTPUT)) for c in cuts]
+    seconds = measure(sessions, [{c.name: hidden_rows(c, 1)} for c in cuts])
     assert max(seconds) < 2e-3  # 20 to 50 µs on an idle machine
 
 
@@ -164,7 +165,7 @@ def test_distillation_learns_is_deterministic_and_starts_warm():
     assert right.float().mean() > 0.8
 
 
-SELECTORS = {"confidence": Confidence, "entropy": Entropy, "scores": Scores, "learned": Learned}
+SELECTORS = {"confidence": Confidence, "scores": Scores, "learned": Learned}
 
 
 def selector_of(kind: str) -> Selector:
@@ -215,15 +216,14 @@ def test_scores_are_valid_and_never_fall_when_the_best_answer_is_surer(seed, siz
     fitted = selector_of("learned")
     fitted.fit(*judged(200, 2))
     logits = torch.from_numpy((np.random.default_rng(seed).normal(size=(20, CLASSES)) * size).astype(np.float32))
-    for selector in (Confidence(), Entropy(), fitted):
+    for selector in (Confidence(), fitted):
         score = selector(logits)
         assert ((score >= 0) & (score <= 1 + 1e-6)).all()
         assert (selector(surer(logits)) >= score - 1e-5).all()
 
 
-def test_the_unsure_score_0_and_the_sure_1():
+def test_confidence_is_the_largest_probability():
     rows = torch.tensor([[0.0] * CLASSES, [200.0] + [0.0] * (CLASSES - 1)])
-    torch.testing.assert_close(Entropy()(rows), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(Confidence()(rows), torch.tensor([1 / CLASSES, 1.0]))
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from gati.chain import Tensor
 from gati_export.families.family import Found, Lesson, Lookup
-from gati_export.families.pooled import VIEW, PooledPredictor
+from gati_export.families.pooling import VIEW, Pooling
 from gati_export.families.whitening import Whitening
 from gati_export.selector import Learned
 
@@ -48,17 +48,16 @@ class Nearest(Lookup):
         self.view = VIEW
         self.kind = kind
         self.classes = classes
-        self.pooling = PooledPredictor(cut, classes)
-        self.whitening = Whitening(len(self.pooling.mean), DIMENSIONS)
+        self.pooling = Pooling(cut)
+        self.whitening = Whitening(self.pooling.features, DIMENSIONS)
         self.selector = Learned(classes)
         self.register_buffer("points", torch.zeros(1, self.whitening.dimensions))
         self.register_buffer("answers", torch.zeros(1, classes))
         self.register_buffer("temperature", torch.ones(()))
-        self.pooling.layers = torch.nn.Sequential()  # only its way to pool is used
 
     def reduce(self, hidden: Torch) -> Torch:
         """Pools activations [batch, ...] to [batch, features]."""
-        return self.pooling.reduce(hidden)
+        return self.pooling(hidden)
 
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
         """Fills the cache; fits temperature and selector on the tuning samples. There is no warm start."""

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor as Torch
 
 from gati.chain import Tensor
 from gati.state import EMPTY, MEMORY_ANSWERS, MEMORY_KEYS
 from gati_export.families.family import Found, Lesson, Lookup
-from gati_export.families.pooled import VIEW, PooledPredictor
+from gati_export.families.pooling import VIEW, Pooling
 from gati_export.families.whitening import Whitening
+from gati_export.logistic import FREE, POSITIVE, regress
 
 NAME = "recent"
 ENTRIES, DIMENSIONS = 64, 48
@@ -45,16 +45,15 @@ class Recent(Lookup):
         super().__init__()
         self.name = NAME
         self.view = VIEW
-        self.pooling = PooledPredictor(cut, classes)
-        self.pooling.layers = torch.nn.Sequential()  # only its way to pool is used
-        self.whitening = Whitening(len(self.pooling.mean), DIMENSIONS)
+        self.pooling = Pooling(cut)
+        self.whitening = Whitening(self.pooling.features, DIMENSIONS)
         self.state = {MEMORY_KEYS: (ENTRIES, self.whitening.dimensions), MEMORY_ANSWERS: (ENTRIES, classes)}
         self.register_buffer("weight", torch.zeros(SIGNALS))
         self.register_buffer("bias", torch.zeros(()))
 
     def reduce(self, hidden: Torch) -> Torch:
         """Pools activations [batch, ...] to [batch, features]."""
-        return self.pooling.reduce(hidden)
+        return self.pooling(hidden)
 
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
         """Learns the projection from the training samples' runs, and the selector from the tuning samples'."""
@@ -71,19 +70,11 @@ class Recent(Lookup):
     def _fit(self, found: np.ndarray, agree: np.ndarray) -> None:
         """Logistic regression; a signal of certainty never counts against."""
         scale = found.std(0) + 1e-6
-        rows, targets = found / scale, agree.astype(np.float64)
-
-        def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-            odds = rows @ x[:-1] + x[-1]
-            residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
-            value = np.sum(np.logaddexp(0, odds) - targets * odds) + FIRMNESS / 2 * x[:-1] @ x[:-1]
-            slope = np.append(rows.T @ residuals + FIRMNESS * x[:-1], residuals.sum())
-            return float(value) / len(targets), slope / len(targets)
-
-        bounds = [(0, None)] * SIGNALS + [(None, None)]
-        x = minimize(loss, np.zeros(SIGNALS + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
-        self.weight.copy_(torch.from_numpy(x[:-1] / scale))
-        self.bias.copy_(torch.tensor(x[-1]))
+        rows = np.column_stack([found / scale, np.ones(len(found))])
+        penalties = np.append(np.full(SIGNALS, FIRMNESS), 0)
+        weights = regress(rows, agree.astype(float), penalties, [POSITIVE] * SIGNALS + [FREE])
+        self.weight.copy_(torch.from_numpy(weights[:-1] / scale))
+        self.bias.copy_(torch.tensor(weights[-1]))
 
     def signals(self, keys: Torch, state: Mapping[str, Torch]) -> tuple[Torch, Torch]:
         """What speaks for the nearest entry, [batch, SIGNALS], larger for surer; and its answer, [batch, classes]."""

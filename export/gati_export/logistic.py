@@ -1,0 +1,34 @@
+"""Logistic regression with its own penalty and bound for every weight, which libraries have for all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+
+Bound = tuple[float | None, float | None]
+POSITIVE: Bound = (0, None)
+FREE: Bound = (None, None)
+
+
+def regress(rows: np.ndarray, targets: np.ndarray, penalties: np.ndarray, bounds: Sequence[Bound]) -> np.ndarray:
+    """Finds the weights w of P = 1 / (1 + exp(−rows · w)).
+
+    Args:
+        rows: What is known of each sample, [n, weights], n ≥ 1; a column of ones for a bias.
+        targets: How likely each is, 0..1, [n].
+        penalties: Of each weight: roughly, how many samples it takes to believe in it.
+        bounds: The least and the largest value of each weight, or None.
+
+    Returns:
+        Float64 [weights].
+    """
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = rows @ weights
+        residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
+        value = np.sum(np.logaddexp(0, odds) - targets * odds) + penalties @ weights**2 / 2
+        return float(value) / len(rows), (rows.T @ residuals + penalties * weights) / len(rows)
+
+    return minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
