@@ -68,11 +68,11 @@ def marked_draft(chain: Chain, mark: int, thresholds: dict[int, float] | None = 
 
 def spread_thresholds(repository: Path, chain: Chain, images: np.ndarray) -> dict[int, float]:
     """Thresholds at which the first head takes a third of the images, the last one half of the rest."""
-    engine = InlineEngine(repository, chain)
+    stages = InlineEngine(repository, chain).load_stages(chain.heads)
     values, rows = {chain.inputs[0].name: images}, np.arange(len(images))
     thresholds = {}
     for index in chain.heads:
-        hidden = engine.run_segment(index, values)
+        hidden = stages[index].run(values)
         if index in (chain.heads[0], chain.heads[-1]):
             score = hidden.reshape(len(hidden), -1).mean(1)
             share = 2 / 3 if index == chain.heads[0] else 1 / 2

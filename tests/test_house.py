@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
-    "backend/gati": {"gati_export", "gati_client", "torch", "onnx", "scipy", "tritonclient"},
+    "backend/gati": {"gati_export", "gati_client", "torch", "scipy", "tritonclient"},
     "backend/onnxruntime": {"gati_export", "gati_client", "torch", "onnx", "scipy", "tritonclient"},
     "client/gati_client": {"gati", "gati_export", "torch", "onnx", "onnxruntime", "scipy"},
 }

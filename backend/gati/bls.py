@@ -6,12 +6,15 @@ version is not (or no longer) ready is a miss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gati.chain import Chain
+from gati.engine import Stage
 from gati.errors import RequestError, UnavailableError
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.release import Release, head_path
@@ -39,8 +42,11 @@ class BlsEngine:
             if chain.segment_path(repository, segment.index).exists():  # else the server runs it in another format
                 chain.check_segment(repository, segment.index)
 
-    def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """Runs one segment; see gati.engine."""
+    def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
+        """Each segment is a model of its own, and a stage; see gati.engine."""
+        return tuple(Stage(s.index, s.inputs, partial(self._run_segment, s.index)) for s in self._chain.segments)
+
+    def _run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
         segment = self._chain.segments[index]
         return self._calls.run(self._chain.segment_model(index), SEGMENT_VERSION, feeds, [segment.output.name])[0]
 

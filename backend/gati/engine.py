@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,14 +12,29 @@ from gati.head import Heads, HeadSpec
 from gati.release import Release
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Segments that run as one.
+
+    Attributes:
+        last: Index of the last of them.
+        inputs: Names of what it reads.
+        run: From those, each [batch, ...], to the last segment's output, [batch, ...]. Raises a GatiError if it can't.
+    """
+
+    last: int
+    inputs: tuple[str, ...]
+    run: Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
 class Engine(Protocol):
     """Runs segments, and loads the heads of a release."""
 
-    def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """Runs one segment on its inputs, each [batch, ...]; returns its output, [batch, ...].
+    def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
+        """Loads the whole chain in stages, one of which ends at each of these cut points; others may be passed over.
 
         Raises:
-            GatiError: If the segment can't be run.
+            RepositoryError: If a segment is missing, damaged, or not the one that chain.json names.
         """
         ...
 

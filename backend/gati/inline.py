@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from gati.chain import Chain
+from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
+from gati.fuse import fuse, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.release import Release, head_path
 from gati.session import open_session, run
 
 
 class InlineEngine:
-    """Holds one session a segment, all on one thread pool.
-
-    Raises:
-        RepositoryError: If a segment is missing, damaged, or not the one that chain.json names.
-    """
+    """Holds a session for each stage in use, all on one thread pool."""
 
     def __init__(self, repository: Path, chain: Chain) -> None:
         self._repository = repository
         self._chain = chain
-        self._sessions = [self._open(index) for index in range(len(chain.segments))]
-        self._outputs = [[segment.output.name] for segment in chain.segments]
+        self._sessions: WeakValueDictionary[range, ort.InferenceSession] = WeakValueDictionary()
 
-    def _open(self, index: int) -> ort.InferenceSession:
-        self._chain.check_segment(self._repository, index)
-        path = self._chain.segment_path(self._repository, index)
+    def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
+        """Fuses segments with no head between them; stages that are live already are shared. See gati.engine."""
         try:
-            return open_session(path)
+            sizes = [self._path(segment.index).stat().st_size for segment in self._chain.segments]
+            return tuple(self._load(part) for part in stages(len(sizes), cuts, sizes))
+        except OSError as error:
+            raise RepositoryError(f"{error.filename} can't be read ({error.strerror}).") from error
+
+    def _load(self, part: range) -> Stage:
+        session = self._sessions.get(part)
+        if session is None:
+            session = self._sessions[part] = self._open(part)
+        inputs = tuple(node.name for node in session.get_inputs())
+        return Stage(part[-1], inputs, partial(_run, session, [self._chain.segments[part[-1]].output.name]))
+
+    def _open(self, part: range) -> ort.InferenceSession:
+        for index in part:
+            self._chain.check_segment(self._repository, index)
+        models = [self._path(index).read_bytes() for index in part]
+        try:
+            session = open_session(fuse(models))
         except Exception as error:
-            raise RepositoryError(f"{path} can't be run by ONNX Runtime: {first_line(error)}") from error
+            which = " and ".join(str(self._path(index)) for index in sorted({part[0], part[-1]}))
+            raise RepositoryError(f"{which} can't be run by ONNX Runtime: {first_line(error)}") from error
+        self._warm(session, part[0])
+        return session
 
-    def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """Runs one segment; see gati.engine."""
-        try:
-            return run(self._sessions[index], self._outputs[index], feeds)[0]
-        except InvalidArgument as error:
-            raise RequestError(f"the model can't take these inputs: {first_line(error)}") from error
+    def _warm(self, session: ort.InferenceSession, first: int) -> None:
+        """The first run of a session is a slow one."""
+        tensors = [*self._chain.inputs, *(segment.output for segment in self._chain.segments[:first])]
+        feeds = {tensor.name: tensor.zeros(1) for tensor in tensors}
+        with suppress(Exception):  # zeros need not be what a network takes
+            session.run(None, {node.name: feeds[node.name] for node in session.get_inputs()})
+
+    def _path(self, index: int) -> Path:
+        return self._chain.segment_path(self._repository, index)
 
     def load_heads(self, release: Release) -> tuple[InlineHeads, dict[int, HeadSpec]]:
         """Loads and warms a release's heads; see gati.engine."""
@@ -70,3 +93,10 @@ class InlineHeads:
         """Looks a batch up; see gati.head."""
         values = run(self._sessions[index], self._names[index], {self._cuts[index]: hidden, **state})
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
+
+
+def _run(session: ort.InferenceSession, outputs: list[str], feeds: dict[str, np.ndarray]) -> np.ndarray:
+    try:
+        return run(session, outputs, feeds)[0]
+    except InvalidArgument as error:
+        raise RequestError(f"the model can't take these inputs: {first_line(error)}") from error

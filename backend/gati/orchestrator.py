@@ -13,7 +13,7 @@ import numpy as np
 from gati.agreement import parse_agreement
 from gati.breaker import Breaker
 from gati.chain import Chain
-from gati.engine import Engine
+from gati.engine import Stage
 from gati.errors import GatiError
 from gati.flight import BACKBONE, Flight, Request
 from gati.head import Heads, Prediction
@@ -22,10 +22,14 @@ from gati.state import HeadState
 
 @dataclass(frozen=True)
 class LiveRelease:
-    """A release as it serves: its heads, their state, and its breaker."""
+    """A release as it serves: the chain's stages, its heads, their state, and its breaker.
+
+    Without any release, that is number 0: no heads, and the backbone in as few stages as can be.
+    """
 
     number: int
-    heads: Heads
+    stages: tuple[Stage, ...]
+    heads: Heads | None
     state: dict[int, HeadState]
     breaker: Breaker
 
@@ -46,7 +50,7 @@ class Observer(Protocol):
     """Who is told what was served; called after the answers have left."""
 
     def timed(self, segment: int, seconds: float) -> None:
-        """A segment took so long."""
+        """A stage that ends with this segment took so long."""
         ...
 
     def head_failed(self, index: int, error: Exception) -> None:
@@ -67,8 +71,7 @@ class Orchestrator:
 
     Args:
         chain: The chain.
-        engine: What runs its segments.
-        live: Gives the live release, or None while there is none.
+        live: Gives the live release.
         observer: Who is told what was served.
         audit_share: Share of requests drawn for an audit, 0..1.
         later: Takes audits, to be run by `audit` when the answers have left.
@@ -77,14 +80,12 @@ class Orchestrator:
     def __init__(
         self,
         chain: Chain,
-        engine: Engine,
-        live: Callable[[], LiveRelease | None],
+        live: Callable[[], LiveRelease],
         observer: Observer,
         audit_share: float,
         later: Callable[[Audit], None],
     ) -> None:
         self._chain = chain
-        self._engine = engine
         self._live = live
         self._observer = observer
         self._audit_share = audit_share
@@ -100,10 +101,9 @@ class Orchestrator:
         """Answers requests of one signature. One release answers all of them: it is looked up here, once."""
         flight = Flight(requests, self._chain.output)
         release = self._live()
-        if release is not None and (release.breaker.open or not flight.cacheable.any()):
-            release = None
+        heads = None if release.breaker.open or not flight.cacheable.any() else release.heads
         try:
-            audits = self._walk(flight, release)
+            audits = self._walk(flight, release, heads)
         except GatiError as error:
             flight.fail(error)
             return
@@ -117,23 +117,28 @@ class Orchestrator:
     def audit(self, audit: Audit) -> None:
         """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
         values = audit.values
-        for index in range(audit.index + 1, self._last + 1):
-            values = self._advance(index, values)
+        for stage in audit.release.stages:
+            if stage.last > audit.index:
+                values = self._advance(stage, values)
         outputs = values[self._chain.output.name]
         agreed = self._agreement(audit.served, outputs)
         for agrees in agreed:
             audit.release.breaker.observe(not agrees)
         self._observer.audited(audit, outputs, agreed)
 
-    def _walk(self, flight: Flight, release: LiveRelease | None) -> list[Audit]:
+    def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None) -> list[Audit]:
         """Runs a flight to its end; returns the hits that were drawn for audits."""
         rows, values = np.arange(flight.rows), flight.values
         audits: list[Audit] = []
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
-        for index in range(self._last):
-            values = self._advance(index, values)
-            prediction = self._look_up(index, values, release)
-            if prediction is None or release is None:
+        for stage in release.stages:
+            values = self._advance(stage, values)
+            index = stage.last
+            if index == self._last:
+                flight.finish(rows, values[self._chain.output.name], index, BACKBONE)
+                break
+            prediction = self._look_up(heads, index, values, release)
+            if prediction is None:
                 continue
             hit = prediction.hit & flight.cacheable[rows]
             if prediction.key is not None:
@@ -145,28 +150,26 @@ class Orchestrator:
             rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
             if not len(rows):
                 break
-        if len(rows):
-            values = self._advance(self._last, values)
-            flight.finish(rows, values[self._chain.output.name], self._last, BACKBONE)
-        if release is not None:
+        if heads is not None:
             self._learn(flight, release, keys)
         return audits
 
-    def _advance(self, index: int, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs one segment; keeps of the values what later segments read."""
-        segment = self._chain.segments[index]
+    def _advance(self, stage: Stage, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one stage; keeps of the values what later ones read."""
         started = time.perf_counter()
-        output = self._engine.run_segment(index, {name: values[name] for name in segment.inputs})
-        self._observer.timed(index, time.perf_counter() - started)
-        kept = {name: value for name, value in values.items() if name in self._read_later[index]}
-        return kept | {segment.output.name: output}
+        output = stage.run({name: values[name] for name in stage.inputs})
+        self._observer.timed(stage.last, time.perf_counter() - started)
+        kept = {name: value for name, value in values.items() if name in self._read_later[stage.last]}
+        return kept | {self._chain.segments[stage.last].output.name: output}
 
-    def _look_up(self, index: int, values: dict[str, np.ndarray], release: LiveRelease | None) -> Prediction | None:
-        if release is None or index not in release.state:
+    def _look_up(
+        self, heads: Heads | None, index: int, values: dict[str, np.ndarray], release: LiveRelease
+    ) -> Prediction | None:
+        if heads is None or index not in release.state:
             return None
         hidden = values[self._chain.segments[index].output.name]
         try:
-            return release.heads.predict(index, hidden, release.state[index].feeds())
+            return heads.predict(index, hidden, release.state[index].feeds())
         except Exception as error:  # a cache that fails is a miss: the backbone can still answer
             self._observer.head_failed(index, error)
             return None

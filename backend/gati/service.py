@@ -17,7 +17,7 @@ from gati.flight import Flight, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.metrics import Metrics
-from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.orchestrator import Audit, Orchestrator
 from gati.recorder import Recorder, Sample
 from gati.settings import Settings
 from gati.watch import SECONDS, ReleaseWatch, Ticker
@@ -48,7 +48,7 @@ class Service:
         self._recorder = self._open_recorder(settings)
         self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken)
         self._orchestrator = Orchestrator(
-            self.chain, engine, lambda: self._releases.live, self, settings.audit_share, self._queue_audit
+            self.chain, lambda: self._releases.live, self, settings.audit_share, self._queue_audit
         )
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(max(workers, 1), self._failed)  # at least one, for audits
@@ -56,6 +56,7 @@ class Service:
         self._start_metrics()
         self._can_look = inline
         self._look()
+        self._metrics.set("gati_release", self._releases.live.number)  # loads the backbone where there is no release
         self._server = os.getppid()
         self._ticker = Ticker(SECONDS, self._warn, self._leave_with_server, self._look, self._report)
 
@@ -68,8 +69,7 @@ class Service:
     def live_release(self) -> int:
         """Number of the live release, 0 while there is none."""
         self._can_look = True
-        live = self._releases.live
-        return 0 if live is None else live.number
+        return self._releases.live.number
 
     def close(self) -> None:
         """Answers what was taken, writes what was recorded, and stops."""
@@ -178,8 +178,7 @@ class Service:
             os._exit(1)
 
     def _report(self) -> None:
-        live: LiveRelease | None = self._releases.live
-        self._metrics.set("gati_breaker_open", int(live is not None and live.breaker.open))
+        self._metrics.set("gati_breaker_open", int(self._releases.live.breaker.open))
         self._metrics.flush()
 
     def _refused(self, number: int, reason: str) -> None:

@@ -11,6 +11,7 @@ from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine
 from gati.errors import GatiError, ReleaseRefused
+from gati.flight import BACKBONE
 from gati.head import first_line
 from gati.orchestrator import LiveRelease
 from gati.release import head_folder, numbers_on_disk, read_release
@@ -23,7 +24,7 @@ GRACE_SECONDS = 2.0
 
 
 class ReleaseWatch:
-    """Holds the live release: the highest that is complete, valid, and could be loaded.
+    """Holds the live release: the highest that is complete, valid, and could be loaded; number 0 while there is none.
 
     Args:
         repository: The model repository.
@@ -47,12 +48,25 @@ class ReleaseWatch:
         self._refused = refused
         self._taken = taken
         self._attempts: dict[int, _Attempt] = {}
-        self.live: LiveRelease | None = None
+        self._live: LiveRelease | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def live(self) -> LiveRelease:
+        """What serves.
+
+        Raises:
+            RepositoryError: If there is no release, and the chain's segments can't be loaded.
+        """
+        with self._lock:
+            if self._live is None:
+                self._live = LiveRelease(BACKBONE, self._engine.load_stages(()), None, {}, self._breaker())
+            return self._live
 
     def look(self) -> None:
         """Takes the highest release that can be taken, if it is higher than the live one."""
         for number in numbers_on_disk(self._repository, self._chain):
-            if self.live is not None and number <= self.live.number:
+            if self._live is not None and number <= self._live.number:
                 break
             if self._try(number):
                 self._attempts.clear()
@@ -73,7 +87,8 @@ class ReleaseWatch:
                 reason = first_line(error) if isinstance(error, GatiError) else f"{type(error).__name__}: {error}"
                 self._attempts[number] = _Attempt(stamp, first_line(reason), isinstance(error, ReleaseRefused))
             return False
-        self.live = live
+        with self._lock:
+            self._live = live
         self._taken(number)
         return True
 
@@ -81,7 +96,10 @@ class ReleaseWatch:
         release = read_release(self._repository, self._chain, number)
         heads, specs = self._engine.load_heads(release)
         state = {index: HeadState(spec.state) for index, spec in specs.items()}
-        return LiveRelease(number, heads, state, Breaker(self._chain.epsilon, self._chain.delta))
+        return LiveRelease(number, self._engine.load_stages([*specs]), heads, state, self._breaker())
+
+    def _breaker(self) -> Breaker:
+        return Breaker(self._chain.epsilon, self._chain.delta)
 
     def _stamp(self, number: int) -> tuple:
         """What a release looks like from outside; while that doesn't change, nor does the verdict on it."""

@@ -18,7 +18,7 @@ from gati_export.distillation import Scale, torch_threads
 from gati_export.families import lookups
 from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import Head, head_model, weights_of
-from gati_export.latency import measure
+from gati_export.latency import Times, measure_heads
 from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse
 from gati_export.splitting import Split
 
@@ -52,12 +52,12 @@ class Candidates:
     Attributes:
         heads: Rising by cut point.
         notes: Why a family has no head at a cut point, in sentences.
-        segment_seconds: Time of each segment at batch 1.
+        times: Of segments and cuts at batch 1.
     """
 
     heads: list[Candidate]
     notes: dict[int, list[str]]
-    segment_seconds: np.ndarray
+    times: Times
 
 
 @dataclass
@@ -98,6 +98,7 @@ def fit_candidates(
     samples: Mapping[str, np.ndarray],
     split: Split,
     families: Sequence[str],
+    times: Times,
     progress: Progress,
     seed: int,
     init: Mapping[int, bytes],
@@ -105,7 +106,7 @@ def fit_candidates(
 ) -> Candidates:
     """Fits heads of all families at all cut points and measures them; heads with state only for inline chains.
 
-    Predictors learn from `split.train`, selectors from the first half of `split.tune` (see `halves`).
+    Predictors learn from `split.train`, selectors from `split.tune`.
 
     Args:
         chain: The chain.
@@ -113,6 +114,7 @@ def fit_candidates(
         samples: Model inputs by name, [n, ...].
         split: Their parts.
         families: Names of families.
+        times: Of the segments, to be kept with the heads'.
         progress: Told what is being done and how far that is.
         seed: Of all training.
         init: Earlier heads by cut point, to go on from where they fit.
@@ -125,7 +127,7 @@ def fit_candidates(
     notes = {index: list(why) for index, (_, why) in plan.items()}
     if chain.mode == "bls":
         plan = {index: ([one for one in found if not one.state], why) for index, (found, why) in plan.items()}
-    training = _Training(split.train, halves(split)[0], split.groups, seed)
+    training = _Training(split.train, split.tune, split.groups, seed)
     rows = np.concatenate([training.train, training.tune])
     learned: list[tuple[int, Lookup]] = []
     scale = Scale("logits")
@@ -144,9 +146,9 @@ def fit_candidates(
             progress("Train heads", done / total)
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
-    segment_seconds, head_seconds = measure_chain(chain, sessions, models, samples)
-    heads = [Candidate(*model, seconds) for model, seconds in zip(models, head_seconds, strict=True)]
-    return Candidates(heads, notes, segment_seconds)
+    seconds = measure_heads(chain, sessions, [(cut, model) for cut, _, model in models], samples)
+    heads = [Candidate(*model, taken) for model, taken in zip(models, seconds, strict=True)]
+    return Candidates(heads, notes, times)
 
 
 def _written(
@@ -186,12 +188,6 @@ def _check_outputs(outputs: np.ndarray, ranked: bool) -> None:
         )
 
 
-def halves(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The tuning rows in two parts: every other group, so that no near-duplicates are in both."""
-    _, place = np.unique(split.groups[split.tune], return_inverse=True)
-    return split.tune[place % 2 == 0], split.tune[place % 2 == 1]
-
-
 def _passes(plan: Mapping[int, Sequence[Lookup]], chain: Chain, rows: int) -> Iterator[list[int]]:
     """Cut points whose features fit into memory together."""
     group: list[int] = []
@@ -216,33 +212,6 @@ def _reducer(lookup: Lookup) -> Reducer:
             return lookup.reduce(torch.from_numpy(hidden).float()).numpy()
 
     return reduce
-
-
-def measure_chain(
-    chain: Chain,
-    sessions: Sequence[ort.InferenceSession],
-    models: Sequence[tuple[int, str, bytes]],
-    samples: Mapping[str, np.ndarray],
-) -> tuple[np.ndarray, list[float]]:
-    """Seconds of each segment, and of a lookup in each head (cut point, name, file), at batch 1."""
-    values = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
-    turns: list[tuple[ort.InferenceSession, dict[str, np.ndarray]]] = []
-    places: list[int | None] = []
-    for segment, session in zip(chain.segments, sessions, strict=True):
-        turns.append((session, {name: values[name] for name in segment.inputs}))
-        places.append(None)
-        hidden = np.asarray(session.run([segment.output.name], turns[-1][1])[0])
-        values[segment.output.name] = hidden
-        for place, (cut, _, model) in enumerate(models):
-            if cut == segment.index:  # right behind its segment, with the caches as it will find them
-                head = open_session(model)
-                state = {node.name: np.zeros(node.shape, np.float32) for node in head.get_inputs()[1:]}
-                turns.append((head, {segment.output.name: hidden, **state}))
-                places.append(place)
-    seconds = measure([session for session, _ in turns], [feeds for _, feeds in turns])
-    head_seconds = {place: taken for place, taken in zip(places, seconds, strict=True) if place is not None}
-    segment_seconds = [taken for place, taken in zip(places, seconds, strict=True) if place is None]
-    return np.array(segment_seconds), [head_seconds[place] for place in range(len(models))]
 
 
 def ask(

@@ -10,7 +10,8 @@ import numpy as np
 from gati.agreement import Agreement
 from gati_export.candidates import Candidates
 from gati_export.compose import Composition, Limits, Option, compose
-from gati_export.pareto import Point, explain, oracle, pareto, path
+from gati_export.pareto import Point, explain, oracle, pareto
+from gati_export.path import path
 from gati_export.replay import Said, replay
 
 STEPS, REPLAYED_STEPS = 256, 40
@@ -52,13 +53,20 @@ def choose(
         limits: What to keep to; its epsilon is what is left after certification.
     """
     options = [
-        Option(head.cut, head.name, head.seconds, len(head.model), one.scores, agreement(one.answers, outputs))
+        Option(
+            cut=head.cut,
+            name=head.name,
+            seconds=head.seconds + candidates.times.cuts[head.cut],
+            bytes=len(head.model),
+            scores=one.scores,
+            agree=agreement(one.answers, outputs),
+        )
         for head, one in zip(candidates.heads, said, strict=True)
     ]
-    seconds = candidates.segment_seconds
+    seconds = candidates.times.segments
     composition = compose(options, seconds, limits, effort=EFFORT)
     stateful = any(said[place].rows is not None for place in composition.chosen)
-    steps = path(options, composition, REPLAYED_STEPS if stateful else STEPS)
+    steps = path(options, composition, seconds, REPLAYED_STEPS if stateful else STEPS)
     right = np.zeros((len(seconds) - 1, len(outputs)), bool)
     for option in options:
         right[option.cut] |= option.agree

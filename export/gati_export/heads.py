@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from onnx import numpy_helper
+from onnxscript.optimizer import fold_constants
 from torch import Tensor as Torch
 from torch import nn
 
@@ -64,7 +65,8 @@ class Head(nn.Module):
         if MEMORY_ANSWERS in known:
             known[MEMORY_ANSWERS] = self.scale.logits_of(known[MEMORY_ANSWERS])
         found = self.lookup(self.lookup.reduce(hidden), known)
-        poison = (hidden * 0).flatten(1).sum(1)  # NaN where any value is NaN or infinite, else 0
+        # NaN where any value is NaN or infinite, or where the sum overflows, which makes a miss of a legitimate row
+        poison = hidden.sum(tuple(range(1, hidden.ndim))) * 0
         score = found.score + poison
         score = torch.where(score >= 0, score, -1.0)
         answer = self.scale.answer(found.logits).to(self.dtype)
@@ -101,10 +103,13 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
-            optimize=False,  # ONNX Runtime folds what can be folded; here, weights keep their names for a warm start
+            optimize=False,  # it would merge weights, which keep their names for a warm start
         )
     if program is None:
         raise BackboneError(f"PyTorch could not write the head on {cut.name!r} as ONNX.")
+    # else ONNX Runtime does not see that a convolution and its normalisation are one
+    fold_constants(program.model, onnx_shape_inference=False)
+    passes.RemoveUnusedNodesPass()(program.model)
     _rename(program.model)
     passes.ClearMetadataAndDocStringPass()(program.model)  # they hold stack traces of the exporting machine
     return with_threshold(ir.to_proto(program.model).SerializeToString(deterministic=True), threshold)

@@ -1,21 +1,46 @@
-"""Latency of segments and heads on this machine, at batch 1."""
+"""Latency of segments, of the cuts between them, and of heads, on this machine, at batch 1."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
+from gati.chain import Chain
+from gati.fuse import fuse, stages
+from gati.session import open_session
+from gati_export.activations import open_segments
+
 WARM_UP = 5
 ROUNDS = 100
-BUDGET = 10.0
-"""Seconds after which no further round begins; three are always run."""
+BUDGET, CUT_BUDGET = 10.0, 2.0
+"""Seconds after which no further round begins, and the same for each cut; three rounds are always run."""
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """What a chain's parts cost.
+
+    Attributes:
+        segments: Seconds of each segment as a part of the whole, [cut points + 1]; their sum is the backbone's time.
+        cuts: Seconds that are added by ending a stage at each cut point, [cut points].
+    """
+
+    segments: np.ndarray
+    cuts: np.ndarray
 
 
 def measure(
-    sessions: Sequence[ort.InferenceSession], feeds: Sequence[Mapping[str, np.ndarray]], rounds: int = ROUNDS
+    sessions: Sequence[ort.InferenceSession],
+    feeds: Sequence[Feeds],
+    rounds: int = ROUNDS,
+    budget: float = BUDGET,
 ) -> list[float]:
     """Median time of each model, in seconds.
 
@@ -24,10 +49,11 @@ def measure(
     Args:
         sessions: The models.
         feeds: What to run each on.
-        rounds: How often each is run, if that takes no longer than `BUDGET`.
+        rounds: How often each is run, if that takes no longer than `budget`.
+        budget: Seconds.
     """
     taken: list[list[float]] = []
-    end = time.perf_counter() + BUDGET
+    end = time.perf_counter() + budget
     for turn in range(WARM_UP + rounds):
         row = []
         for session, feed in zip(sessions, feeds, strict=True):
@@ -38,3 +64,74 @@ def measure(
         if turn >= WARM_UP + 2 and time.perf_counter() > end:
             break
     return np.median(taken[WARM_UP:], axis=0).tolist()
+
+
+def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Times:
+    """Measures a chain's segments as they will be served: fused wherever there is no head between them.
+
+    Args:
+        chain: The chain.
+        paths: Its segments' files.
+        samples: Model inputs by name, [n, ...]; the first is run.
+
+    Raises:
+        BackboneError: If a segment can't be read.
+    """
+    sessions = open_segments(paths)
+    feeds = _feeds(chain, sessions, samples)
+    models = [path.read_bytes() for path in paths]
+    if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
+        return Times(np.array(measure(sessions, feeds)), np.zeros(len(chain.heads)))
+    inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+    whole = open_session(fuse(models))
+    seconds = measure([whole], [_read(whole, inputs)])[0]
+    until, cuts = [0.0], []
+    for index in chain.heads:
+        first, second = open_session(fuse(models[: index + 1])), open_session(fuse(models[index + 1 :]))
+        rows = [_read(whole, inputs), _read(first, inputs), _read(second, {**inputs, **feeds[index + 1]})]
+        taken = np.array(measure([whole, first, second], rows, budget=CUT_BUDGET))
+        one, before, after = taken / taken[0]  # of the same rounds: the machine may be slower by now
+        until.append(seconds * min(before, one))
+        cuts.append(seconds * max(0.0, before + after - one))
+    return Times(np.diff(np.maximum.accumulate([*until, seconds])), np.array(cuts))
+
+
+def measure_heads(
+    chain: Chain, sessions: Sequence[ort.InferenceSession], heads: Sequence[tuple[int, bytes]], samples: Feeds
+) -> list[float]:
+    """Seconds of a lookup in each head, right behind its segment, with the caches as it will find them.
+
+    Args:
+        chain: The chain.
+        sessions: Its segments.
+        heads: Cut points and files.
+        samples: Model inputs by name, [n, ...]; the first is run.
+    """
+    feeds = _feeds(chain, sessions, samples)
+    turns: list[tuple[ort.InferenceSession, Feeds]] = []
+    places: dict[int, int] = {}
+    for index in chain.heads:
+        turns.append((sessions[index], feeds[index]))
+        cut = chain.segments[index].output.name
+        for head, (at, model) in enumerate(heads):
+            if at == index:
+                session = open_session(model)
+                state = {node.name: np.zeros(node.shape, np.float32) for node in session.get_inputs()[1:]}
+                places[head] = len(turns)
+                turns.append((session, {cut: feeds[index + 1][cut], **state}))
+    seconds = measure([session for session, _ in turns], [row for _, row in turns])
+    return [seconds[places[head]] for head in range(len(heads))]
+
+
+def _feeds(chain: Chain, sessions: Sequence[ort.InferenceSession], samples: Feeds) -> list[Feeds]:
+    """What each segment reads for the first sample; the segment after a cut point always reads the cut tensor."""
+    values = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+    feeds: list[Feeds] = []
+    for segment, session in zip(chain.segments, sessions, strict=True):
+        feeds.append({name: values[name] for name in segment.inputs})
+        values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds[-1])[0])
+    return feeds
+
+
+def _read(session: ort.InferenceSession, values: Feeds) -> Feeds:
+    return {node.name: values[node.name] for node in session.get_inputs()}

@@ -1,4 +1,4 @@
-"""What compositions trade: time against errors, strict thresholds against loose ones, and one head against another."""
+"""What compositions trade: time against errors, and one head against another."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from gati.errors import SamplesError
 from gati_export.compose import EFFORT, Composition, Limits, Option, compose, evaluate
 from gati_export.descent import descend
 from gati_export.tree import PROOF, Tree, dominators
-
-BEFORE = 0.6
-"""Share of a path that lies before the composed thresholds."""
-BEYOND = 2.0
-"""How many times as many samples reach the thresholds at its end."""
 
 
 @dataclass(frozen=True)
@@ -85,38 +80,6 @@ def oracle(options_agree: np.ndarray, segment_seconds: np.ndarray) -> float:
         raise SamplesError(f"{cuts} cut points and {n} samples don't go with times of {len(segment_seconds)} segments.")
     first = np.concatenate([options_agree, np.ones((1, n), bool)]).argmax(axis=0)
     return float(np.cumsum(segment_seconds)[first].mean())
-
-
-def path(options: Sequence[Option], composition: Composition, steps: int = 128) -> np.ndarray:
-    """Settings of the thresholds from very strict, through the composed one, to clearly looser.
-
-    Where c_k of the tuning samples reach head k's composed threshold, u · c_k of them reach it at a step, with a u that
-    rises from nearly 0 through 1, after three fifths of the steps, to 2. Between scores, thresholds are interpolated.
-
-    Args:
-        options: Those that were composed; nothing but their scores is looked at.
-        composition: What came of them.
-        steps: Most settings, at least 2.
-
-    Returns:
-        Float32 [settings, heads]: in each setting, no threshold is larger than in the one before, and at least one is
-        smaller. There are fewer than `steps` where scores can't tell so many apart, and none without heads.
-    """
-    if not composition.chosen:
-        return np.empty((0, 0), np.float32)
-    before = max(1, round(BEFORE * steps))
-    shares = np.concatenate([np.arange(1, before + 1) / before, np.linspace(1, BEYOND, steps - before + 1)[1:]])
-    columns = []
-    for index, threshold in zip(composition.chosen, composition.thresholds, strict=True):
-        scores = options[index].scores
-        falling = np.sort(scores[scores >= 0].astype(np.float64))[::-1]
-        reached = np.count_nonzero(falling >= threshold)
-        column = np.interp(shares * reached, np.arange(1, len(falling) + 1), falling)
-        column[: before - 1] = np.maximum(column[: before - 1], threshold)
-        column[before - 1] = threshold
-        columns.append(np.minimum.accumulate(column).astype(np.float32))
-    settings = np.stack(columns, axis=1)
-    return settings[np.r_[True, (settings[1:] < settings[:-1]).any(axis=1)]]
 
 
 def explain(

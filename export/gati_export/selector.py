@@ -78,7 +78,7 @@ class Learned(Selector):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(SIGNALS, 1))
+        self.register_buffer("weight", torch.zeros(SIGNALS + 1, 1))
         self.register_buffer("bias", torch.zeros(classes, 1))
 
     def fit(self, logits: Torch, agree: np.ndarray) -> None:
@@ -93,13 +93,15 @@ class Learned(Selector):
         center, scale = found.mean(0), found.std(0) + 1e-6
         weights, biases = _weigh((found - center) / scale, answer, agree, logits.shape[1])
         weights = weights / scale
-        self.weight.copy_(torch.from_numpy(weights[:, None]))
+        ahead, *others = weights
+        self.weight.copy_(torch.tensor([[ahead], [-ahead], *([weight] for weight in others)]))
         self.bias.copy_(torch.from_numpy((biases - center @ weights)[:, None]))
 
     def forward(self, logits: Torch) -> Torch:
-        """Estimates P(agree)."""
-        found, answer = signals(logits)
-        return torch.sigmoid(found @ self.weight + functional.embedding(answer, self.bias)).squeeze(1)
+        """Estimates P(agree), in few operations: in a lookup, each costs as much as the next."""
+        best, certainty, energy = _certainties(logits)
+        found = torch.cat([best.values, certainty, energy], 1) @ self.weight
+        return torch.sigmoid(found + functional.embedding(best.indices[:, 0], self.bias)).squeeze(1)
 
 
 def signals(logits: Torch) -> tuple[Torch, Torch]:
@@ -109,12 +111,14 @@ def signals(logits: Torch) -> tuple[Torch, Torch]:
         [batch, SIGNALS]: how far the best class is ahead of the second, minus the entropy in nats, and the energy
         (log-sum-exp); and the best class, [batch].
     """
-    best = logits.topk(2, 1)
-    log_p = torch.log_softmax(logits, 1)
+    best, certainty, energy = _certainties(logits)
     margin = best.values[:, :1] - best.values[:, 1:]
-    certainty = (log_p.exp() * log_p).sum(1, keepdim=True)
-    energy = torch.logsumexp(logits, 1, keepdim=True)
     return torch.cat([margin, certainty, energy], 1), best.indices[:, 0]
+
+
+def _certainties(logits: Torch) -> tuple[torch.return_types.topk, Torch, Torch]:
+    log_p = torch.log_softmax(logits, 1)
+    return logits.topk(2, 1), (log_p.exp() * log_p).sum(1, keepdim=True), torch.logsumexp(logits, 1, keepdim=True)
 
 
 def _weigh(found: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:

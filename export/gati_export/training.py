@@ -1,7 +1,8 @@
 """Training: heads for a chain, learned from the backbone's own answers, chosen by what they save, and certified.
 
-Three parts of the samples have three jobs and never mix: `train` fits predictors, `tune` fits selectors (one half) and
-chooses heads and thresholds to try (the other), `calibrate` certifies.
+Three parts of the samples have three jobs and never mix: `train` fits predictors, `tune` fits selectors and chooses
+heads and the thresholds to try, `calibrate` certifies. Selectors need no samples of their own: they have so few weights
+that they judge those they were fitted to as well as others, and a choice among half as many samples is a worse one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from gati.agreement import DEFAULT, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, open_segments
-from gati_export.candidates import Candidates, ask, fit_candidates, halves, measure_chain
+from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits
 from gati_export.extra import with_extra
 from gati_export.families import AUTO, chosen_families
 from gati_export.heads import with_threshold
+from gati_export.latency import measure_segments
 from gati_export.replay import Said
 from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
 from gati_export.views import with_views
@@ -124,18 +126,20 @@ def train_heads(
     parse_agreement(terms.agreement)  # before the work, not after it
     families = chosen_families(terms.families, _has_runs(split))
     sessions = open_segments(segment_paths)
+    times = measure_segments(chain, segment_paths, samples)
     missing = _too_few(chain, split, terms, extra)
     if missing:
-        seconds, _ = measure_chain(chain, sessions, (), samples)
-        return without_heads(chain, Candidates([], {}, seconds), missing)
+        return without_heads(chain, Candidates([], {}, times), missing)
     if extra is not None:
         samples, split = with_extra(samples, split, extra)
     samples, split = with_views(chain.inputs, samples, split, terms.seed)
     ranked = not terms.agreement.startswith("within")
-    candidates = fit_candidates(chain, sessions, samples, split, families, progress, terms.seed, init or {}, ranked)
+    candidates = fit_candidates(
+        chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, ranked
+    )
     if not candidates.heads:
         return without_heads(chain, candidates, "No family of heads fits any cut point.")
-    tuned = ask(chain, sessions, candidates.heads, samples, halves(split)[1], progress)
+    tuned = ask(chain, sessions, candidates.heads, samples, split.tune, progress)
     held_out = ask(chain, sessions, candidates.heads, samples, split.calibrate, progress)
     digest = fingerprint(samples, split.calibrate)
     return decide(chain, candidates, tuned, held_out, split.groups[split.calibrate], terms, digest)
@@ -219,7 +223,7 @@ def decide(
     where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
     seconds = _seconds(candidates, used)
     mean = float(seconds[where].mean())
-    plain = float(candidates.segment_seconds.sum())
+    plain = float(candidates.times.segments.sum())
     if mean >= plain:
         hits = float((where < len(chain.heads)).mean())
         why = f"At the thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups."
@@ -229,7 +233,7 @@ def decide(
         families={head.cut: head.name for head in used},
         certificate=_certificate(verdict, thresholds, float((where < len(chain.heads)).mean()), terms, digest),
         why_not=None,
-        segment_seconds=tuple(candidates.segment_seconds.tolist()),
+        segment_seconds=tuple(candidates.times.segments.tolist()),
         speedup=plain / mean,
         exits=tuple((np.bincount(where, minlength=len(chain.segments)) / len(where)).tolist()),
         candidates=candidates,
@@ -238,12 +242,12 @@ def decide(
     )
 
 
-def _seconds(candidates: Candidates, used: Sequence) -> np.ndarray:
-    """Time until a request is answered at each exit, lookups on the way included, [cut points + 1]."""
-    lookups = np.zeros(len(candidates.segment_seconds))
+def _seconds(candidates: Candidates, used: Sequence[Candidate]) -> np.ndarray:
+    """Time until a request is answered at each exit, cuts and lookups on the way included, [cut points + 1]."""
+    added = np.zeros(len(candidates.times.segments))
     for head in used:
-        lookups[head.cut] = head.seconds
-    return np.cumsum(candidates.segment_seconds + lookups)
+        added[head.cut] = candidates.times.cuts[head.cut] + head.seconds
+    return np.cumsum(candidates.times.segments + added)
 
 
 def _certificate(verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str) -> Certificate:
@@ -270,6 +274,6 @@ def without_heads(
     calibration: tuple[tuple[Said, np.ndarray], ...] = (),
 ) -> Trained:
     """A chain that answers from the backbone, until a refresh has more to learn from."""
-    seconds = tuple(candidates.segment_seconds.tolist())
+    seconds = tuple(candidates.times.segments.tolist())
     exits = (*(0.0 for _ in chain.heads), 1.0)
     return Trained({}, {}, None, why, seconds, 1.0, exits, candidates, choice, calibration)

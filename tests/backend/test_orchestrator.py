@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from handmade import toy_chain
 
 from gati.breaker import Breaker
 from gati.chain import Segment
+from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
 from gati.flight import BACKBONE, Answer, Flight, Request
 from gati.head import Prediction
@@ -41,11 +42,18 @@ class House:
         self.ready = {0, 1}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys = False
-        self.live: LiveRelease | None = self.release(1)
-        self.orchestrator = Orchestrator(chain, self, lambda: self.live, self, audit, self.audits.append)
+        self.live = self.release(1)
+        self.orchestrator = Orchestrator(chain, lambda: self.live, self, audit, self.audits.append)
 
     def release(self, number: int) -> LiveRelease:
-        return LiveRelease(number, self, {i: HeadState(self.shapes) for i in (0, 1)}, Breaker(0.01, 0.05))
+        state = {i: HeadState(self.shapes) for i in (0, 1)}
+        return LiveRelease(number, self.load_stages(), self, state, Breaker(0.01, 0.05))
+
+    def load_stages(self) -> tuple[Stage, ...]:
+        return tuple(Stage(s.index, s.inputs, self.runner(s.index)) for s in self.chain.segments)
+
+    def runner(self, index: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+        return lambda feeds: self.run_segment(index, feeds)
 
     def run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
         self.events.append(("segment", index, len(next(iter(feeds.values())))))
@@ -53,9 +61,6 @@ class House:
             raise self.fails[index]
         value = next(iter(feeds.values()))
         return np.eye(4, dtype=np.float32)[value[:, 1].astype(int)] if index == LAST else value
-
-    def load_heads(self, release: Any) -> Any:
-        raise NotImplementedError
 
     def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
         self.events.append(("head", index, len(hidden)))
@@ -170,8 +175,8 @@ def test_the_backbone_answers_where_no_head_may(why: str) -> None:
     house = House()
     row = [0, 1, 2, np.nan if why == "nan" else 0]
     if why == "no release":
-        house.live = None
-    if why == "breaker open" and house.live:
+        house.live = replace(house.release(0), heads=None, state={})
+    if why == "breaker open":
         house.live.breaker.open = True
     if why == "not ready":
         house.ready = set()
@@ -239,7 +244,7 @@ def test_no_hit_is_audited_at_a_share_of_zero() -> None:
 
 def test_heads_that_lie_are_closed_by_their_audits_and_a_new_release_opens_again() -> None:
     house = House(audit=1)
-    while house.live is not None and not house.live.breaker.open:
+    while not house.live.breaker.open:
         house.told.clear()
         house.orchestrator.serve([house.request("lie", [0, 1, 2, 0])])
         house.orchestrator.audit(house.audits.pop())

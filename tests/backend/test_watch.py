@@ -50,7 +50,6 @@ def test_the_highest_release_is_taken_once(watched: Watched) -> None:
     for _ in range(3):
         watched.watch.look()
     assert watched.taken == [1, 3]
-    assert watched.watch.live is not None
     assert watched.watch.live.number == 3
 
 
@@ -92,7 +91,33 @@ def test_at_the_start_a_damaged_release_gives_way_to_the_one_before(watched: Wat
 def test_without_any_release_there_is_no_live_one(watched: Watched) -> None:
     shutil.rmtree(head_folder(watched.repository, watched.chain, 0, 1))
     watched.watch.look()
-    assert watched.watch.live is None
+    assert watched.watch.live.number == 0
+    assert [stage.last for stage in watched.watch.live.stages] == [len(watched.chain.segments) - 1]
+
+
+def test_stages_end_at_the_heads_in_use_and_are_shared_by_releases_with_the_same(watched: Watched) -> None:
+    watched.watch.look()
+    publish(watched.repository, watched.chain, draft({1: sure_head(watched.chain, 1, 2)}))
+    watched.watch.look()
+    before = watched.watch.live
+    assert [stage.last for stage in before.stages] == [1, len(watched.chain.segments) - 1]
+    publish(watched.repository, watched.chain, draft({1: sure_head(watched.chain, 1, 3)}))
+    watched.watch.look()
+    after = watched.watch.live
+    assert after.number == before.number + 1
+    sessions = [[stage.run.args[0] for stage in live.stages] for live in (before, after)]  # type: ignore[attr-defined]
+    assert sessions[0] == sessions[1]
+
+
+def test_a_release_whose_segments_are_gone_is_not_taken(watched: Watched) -> None:
+    watched.watch.look()
+    publish(watched.repository, watched.chain, draft({1: sure_head(watched.chain, 1, 2)}))
+    watched.chain.segment_path(watched.repository, 0).unlink()
+    for _ in range(2):
+        watched.watch.look()
+    assert watched.taken == [1]
+    assert [number for number, _ in watched.refused] == [2]
+    assert "can't be read" in watched.refused[0][1]
 
 
 def test_state_goes_with_its_release(watched: Watched) -> None:
@@ -100,7 +125,6 @@ def test_state_goes_with_its_release(watched: Watched) -> None:
     for _ in range(2):
         publish(watched.repository, watched.chain, draft({0: remembering_head(watched.chain, 0)}))
         watched.watch.look()
-        assert watched.watch.live is not None
         states.append(watched.watch.live.state[0])
     assert states[0] is not states[1]
 

@@ -27,6 +27,7 @@ from gati_export.activations import open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.families import adaptive
 from gati_export.heads import with_threshold
+from gati_export.latency import measure_segments
 from gati_export.replay import Rows, Said, has_state, part, rehearse, replay
 from gati_export.splitting import Split
 
@@ -86,10 +87,10 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     order = np.arange(1600)
     groups = order // 4
     split = Split(order[groups % 4 < 2], order[groups % 4 == 2], order[groups % 4 == 3], groups)
-    sessions = open_segments(paths)
+    sessions, times = open_segments(paths), measure_segments(chain, paths, rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptive, "TELLING", -np.inf)
-        found = fit_candidates(chain, sessions, rows, split, ["pooled", "recent"], lambda *_: None, 0, {})
+        found = fit_candidates(chain, sessions, rows, split, ["pooled", "recent"], times, lambda *_: None, 0, {})
     samples = film(SAMPLES, 1)
     said, outputs = ask(chain, sessions, found.heads, samples, np.arange(SAMPLES), lambda *_: None)
     return Trial(folder, chain, found.heads, said, samples, outputs)
@@ -111,8 +112,8 @@ class Client:
         engine = InlineEngine(trial.repository, trial.chain)
         heads, specs = engine.load_heads(replace(toy_release(trial.chain), heads=tuple(files.values())))
         states = {index: HeadState(spec.state) for index, spec in specs.items()}
-        live = LiveRelease(1, heads, states, Breaker(0.01, 0.05))
-        self.orchestrator = Orchestrator(trial.chain, engine, lambda: live, self, 0.0, lambda _: None)
+        live = LiveRelease(1, engine.load_stages([*specs]), heads, states, Breaker(0.01, 0.05))
+        self.orchestrator = Orchestrator(trial.chain, lambda: live, self, 0.0, lambda _: None)
         self.answers: list[Answer] = []
 
     def timed(self, segment: int, seconds: float) -> None: ...

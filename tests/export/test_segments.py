@@ -16,6 +16,7 @@ from onnx import helper
 
 from gati.chain import Segment, Tensor, sha256_of
 from gati.errors import BackboneError
+from gati.fuse import LARGEST, fuse, stages
 from gati.session import open_session
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
@@ -285,6 +286,48 @@ def test_a_backbone_whose_answer_depends_on_the_rest_of_the_batch(tmp_path):
     rows = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     with pytest.raises(BackboneError, match="alone and in a batch"):
         check_segments(backbone, paths, {"x": rows})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_segments_fused_are_segments_one_after_another(name, families, tmp_path):
+    backbone, samples = families[name]
+    segments, paths = write(backbone, choose_cutpoints(find_cutpoints(backbone), 4), tmp_path)
+    models = [path.read_bytes() for path in paths]
+    apart = run_segments([open_session(path) for path in paths], samples)
+    for cuts in ([], [0], [1], [0, 2], [*range(len(segments))]):
+        parts = [fuse([models[index] for index in part]) for part in stages(len(models), cuts, [0] * len(models))]
+        assert len(parts) == len({*cuts} - {len(segments) - 1}) + 1
+        np.testing.assert_allclose(run_segments([*map(open_session, parts)], samples), apart, rtol=1e-4, atol=1e-5)
+
+
+def test_what_two_segments_call_alike_stays_apart_when_they_are_fused():
+    """Each holds a weight `w` and a value `h` of its own; both read `mask`."""
+
+    def segment(source: str, target: str, factor: float) -> bytes:
+        nodes = [helper.make_node("Mul", [source, "w"], ["h"]), helper.make_node("Add", ["h", "mask"], [target])]
+        ends = {n: helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["b"]) for n in (source, "mask", target)}
+        weight = onnx.numpy_helper.from_array(np.float32([factor]), "w")
+        graph = helper.make_graph(nodes, "g", [ends[source], ends["mask"]], [ends[target]], [weight])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+    whole = fuse([segment("x", "cut", 2), segment("cut", "y", 10)])
+    onnx.checker.check_model(onnx.load_model_from_string(whole))
+    session = open_session(whole)
+    assert [node.name for node in session.get_inputs()] == ["x", "mask"]
+    feeds = {"x": np.float32([1, 2]), "mask": np.float32([100, 200])}
+    assert np.asarray(session.run(["y"], feeds)[0]).tolist() == [1120, 2240]
+
+
+@given(st.integers(1, 9), st.sets(st.integers(0, 8)), st.integers(1, 10))
+def test_stages_end_at_heads_and_where_a_graph_would_grow_too_large(count, cuts, size):
+    sizes = [size * LARGEST // 10 for _ in range(count)]
+    parts = stages(count, [*cuts], sizes)
+    assert [index for part in parts for index in part] == list(range(count))
+    ends = {part[-1] for part in parts}
+    assert cuts & set(range(count)) <= ends
+    for part in parts:
+        assert len(part) == 1 or sum(sizes[index] for index in part) <= LARGEST
+        assert part[-1] in cuts or part[-1] == count - 1 or (len(part) + 1) * sizes[0] > LARGEST
 
 
 def test_segments_can_be_run_by_hand(families, tmp_path):

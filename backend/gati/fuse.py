@@ -1,0 +1,69 @@
+"""Fusing: segments with no head between them run as one graph, without what a cut costs.
+
+ONNX Runtime optimises a graph as a whole: each cut converts layouts and ends fusions, 2 to 3 % of a network apiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx.compose import add_prefix_graph
+
+LARGEST = 1_500_000_000
+"""Bytes of a graph that is made of several: protobuf ends at 2 GiB, and the copies at work are as large."""
+
+
+def fuse(models: Sequence[bytes]) -> bytes:
+    """Joins ONNX models, each of which reads what the one before gives, and perhaps the inputs of the whole.
+
+    Names inside a model are made its own; two may hold the same weights, or repeat light work on an input.
+
+    Args:
+        models: At least one, of the same operator sets, with different inner names for the tensors between them.
+
+    Returns:
+        A model with the inputs of all that no other one gives, and the outputs of the last.
+
+    Raises:
+        google.protobuf.message.DecodeError: If one is no ONNX model.
+    """
+    if len(models) == 1:
+        return models[0]
+    parts = [onnx.load_model_from_string(model) for model in models]
+    whole = onnx.ModelProto()
+    whole.CopyFrom(parts[0])
+    whole.graph.Clear()
+    whole.graph.name = parts[0].graph.name
+    given: set[str] = set()
+    functions = {(function.domain, function.name) for function in whole.functions}
+    for place, part in enumerate(parts):
+        graph = add_prefix_graph(
+            part.graph, f"{place}/", rename_inputs=False, rename_outputs=False, rename_value_infos=False, inplace=True
+        )
+        whole.graph.input.extend(value for value in graph.input if value.name not in given)
+        given |= {value.name for value in (*graph.input, *graph.output)}
+        whole.graph.node.extend(graph.node)
+        whole.graph.initializer.extend(graph.initializer)
+        whole.graph.sparse_initializer.extend(graph.sparse_initializer)
+        whole.functions.extend(f for f in part.functions if (f.domain, f.name) not in functions)
+        functions |= {(function.domain, function.name) for function in part.functions}
+    whole.graph.output.extend(parts[-1].graph.output)
+    return whole.SerializeToString()
+
+
+def stages(count: int, cuts: Sequence[int], sizes: Sequence[int]) -> list[range]:
+    """Which segments run together: those up to each cut point in use, but no more than can be one graph.
+
+    Args:
+        count: Segments of the chain.
+        cuts: Cut points with a head.
+        sizes: Bytes of each segment.
+    """
+    found, start = [], 0
+    for index in range(count):
+        full = index + 1 < count and sum(sizes[start : index + 2]) > LARGEST
+        if index in cuts or full or index + 1 == count:
+            found.append(range(start, index + 1))
+            start = index + 1
+    return found

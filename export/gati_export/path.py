@@ -1,0 +1,90 @@
+"""The path of thresholds along which a composition is certified, from very strict to clearly too loose.
+
+A few tuning samples tell little about how often the surest answers are wrong: thresholds that are best for them are
+hardly ever best for others. So the path has one parameter, the price of a wrong answer in seconds, and does not count
+errors but their probabilities, which a logistic model of the score gives (Platt 1999). At each price, every head hits
+where that costs less, errors included, than to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gati_export.compose import Composition, Option
+from gati_export.logistic import FREE, POSITIVE, regress
+
+DEAREST, CHEAPEST = 1e4, 0.1
+"""Prices of a wrong answer, in times of the backbone."""
+ROUNDS = 3
+"""Which samples reach a head depends on the thresholds before it, and what it costs to go on, on those behind it."""
+
+
+def path(options: Sequence[Option], composition: Composition, segment_seconds: np.ndarray, steps: int) -> np.ndarray:
+    """Settings of the thresholds, the strictest first.
+
+    Args:
+        options: Those that were composed.
+        composition: What came of them.
+        segment_seconds: Time of each segment, [cut points + 1].
+        steps: Most settings, at least 1.
+
+    Returns:
+        Float32 [settings, heads]: in each setting, no threshold is larger than in the one before, and at least one is
+        smaller. There are fewer than `steps` where scores can't tell so many apart, and none without heads.
+    """
+    chosen = [options[index] for index in composition.chosen]
+    if not chosen:
+        return np.empty((0, 0), np.float32)
+    added = np.zeros(len(segment_seconds))
+    added[[option.cut for option in chosen]] = [option.seconds for option in chosen]
+    seconds = np.cumsum(np.asarray(segment_seconds, float) + added)[[*(option.cut for option in chosen), -1]]
+    scores = np.stack([option.scores for option in chosen]).astype(np.float64)
+    risks = np.stack([_risks(option) for option in chosen])
+    prices = np.geomspace(DEAREST, CHEAPEST, steps) * float(np.sum(segment_seconds))
+    settings = np.stack([_thresholds(scores, risks, seconds, price) for price in prices])
+    settings = np.minimum.accumulate(settings).astype(np.float32)
+    return settings[np.r_[True, (settings[1:] < settings[:-1]).any(axis=1)]]
+
+
+def _risks(option: Option) -> np.ndarray:
+    """How probable it is that each answer is wrong, by its score, [n]; 1 where the head never hits."""
+    known = option.scores >= 0
+    if not known.any():
+        return np.ones(len(known))
+    score = np.clip(option.scores[known].astype(np.float64), 1e-6, 1 - 1e-6)
+    rows = np.column_stack([np.log(score / (1 - score)), np.ones(len(score))])
+    right = int(option.agree[known].sum())
+    targets = np.where(option.agree[known], (right + 1) / (right + 2), 1 / (len(score) - right + 2))
+    weights = regress(rows, targets, np.zeros(2), [POSITIVE, FREE])
+    risks = np.ones(len(known))
+    risks[known] = 1 / (1 + np.exp(rows @ weights))
+    return risks
+
+
+def _thresholds(scores: np.ndarray, risks: np.ndarray, seconds: np.ndarray, price: float) -> np.ndarray:
+    """The best thresholds at a price; a head that had better not be used has its largest score.
+
+    Args:
+        scores: Of each head on the tuning samples, [heads, n].
+        risks: Of errors, likewise.
+        seconds: Until an answer of each head, and of the backbone, [heads + 1].
+        price: Of an error, in seconds.
+    """
+    here = seconds[:-1, None] + price * risks
+    best = scores.max(axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    for _ in range(ROUNDS):
+        reached = np.cumprod(np.vstack([np.ones(scores.shape[1]), scores[:-1] < best[:-1, None]]), axis=0) > 0
+        later = np.full(scores.shape[1], seconds[-1])
+        for head in reversed(range(len(scores))):
+            rows = order[head][reached[head][order[head]]]
+            rows = rows[scores[head][rows] >= 0]
+            spent = np.cumsum((here[head] - later)[rows])
+            if len(rows) and spent.min() < 0:
+                best[head] = scores[head][rows[spent.argmin()]]
+            else:
+                best[head] = scores[head].max()
+            later = np.where(scores[head] >= best[head], here[head], later)
+    return best
