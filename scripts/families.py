@@ -43,7 +43,7 @@ from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
 from gati_export.splitting import EXTRA_SHARES, find_runs, fingerprint, split
 from gati_export.training import Heard, Terms, Trained, decide
-from gati_export.views import with_views
+from gati_export.views import ENOUGH, with_views
 
 OURS = ("pooled", "spatial", "recent")
 TURN = 200
@@ -190,6 +190,7 @@ def subset(candidates: Candidates, heard: Heard, families: Sequence[str]) -> tup
 @click.option("--families", default="pooled,spatial,recent,gati,selfxit,nearest", show_default=True)
 @click.option("--cut-points", default=8, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--views", default=ENOUGH, show_default=True, help="Images to train on, at least.")
 @click.option("--evaluate", default=6_000, show_default=True, help="Requests to judge by, at most.")
 @click.option(
     "--scores",
@@ -203,6 +204,7 @@ def main(
     families: str,
     cut_points: int,
     seed: int,
+    views: int,
     evaluate: int,
     scores: Path | None,
     json_path: Path | None,
@@ -217,7 +219,7 @@ def main(
         traffic = check_samples(traffic, backbone.inputs)
         extra = check_samples(load_samples(folder / "extra.npz"), backbone.inputs)
         samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), EXTRA_SHARES), extra)
-        samples, parts = with_views(backbone.inputs, samples, parts, seed)
+        samples, parts = with_views(backbone.inputs, samples, parts, views, seed)
         points = choose_cutpoints(find_cutpoints(backbone, traffic), cut_points)
         chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)
         graphs = cut(backbone, points)

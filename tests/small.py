@@ -68,7 +68,7 @@ def export_small(folder: Path, name: str) -> np.ndarray:
         folder / "models",
         name,
         mode="inline",
-        terms=Terms(families="pooled"),  # others are learned elsewhere, and take longer
+        terms=Terms(families="pooled", views=6000),  # others are learned elsewhere, and take longer
         cut_points=3,
         plain=True,
     )

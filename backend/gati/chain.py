@@ -89,6 +89,7 @@ class Chain:
         families: Which heads the offline jobs try, as given to `gati export`.
         memory: Bytes that all heads together may take; None for any.
         p99: Seconds in the engine that 99 % of requests may take; None for any.
+        views: Images that heads learn from at least, shifted and mirrored ones among them.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Chain:
     families: str = "auto"
     memory: int | None = None
     p99: float | None = None
+    views: int = 0
 
     @property
     def classes(self) -> int:

@@ -182,6 +182,7 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
         families=plan.terms.families,
         memory=plan.terms.memory,
         p99=plan.terms.p99,
+        views=plan.terms.views,
         max_batch=backbone.max_batch or plan.max_batch,
     )
     segments = write_segments(cut(backbone, chosen), lambda index: chain.segment_path(staged, index).parent)

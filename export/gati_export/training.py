@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,11 @@ from gati_export.heads import with_threshold
 from gati_export.latency import measure_segments
 from gati_export.replay import Said
 from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
-from gati_export.views import with_views
+from gati_export.views import ENOUGH, with_views
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
+VIEW_SECONDS = 100.0
+"""Of the backbone, that training samples may take once there are views among them."""
 
 Heard = tuple[list[Said], np.ndarray]
 """What each candidate says to n samples, and the backbone's outputs there, [n, classes]."""
@@ -46,6 +49,7 @@ class Terms:
         families: Names of the families of heads to try, or `auto`.
         memory: Bytes that all heads together may take; None for any.
         p99: Seconds that 99 % of requests may take at most; None for any.
+        views: Images to train on at least: views are added where samples are fewer.
         seed: The same seed, samples and machine speed give the same heads.
     """
 
@@ -55,12 +59,22 @@ class Terms:
     families: str = AUTO
     memory: int | None = None
     p99: float | None = None
+    views: int = ENOUGH
     seed: int = 0
 
     @classmethod
     def of(cls, chain: Chain, seed: int) -> Terms:
         """What a chain's heads are to keep to, as its export had it."""
-        return cls(chain.epsilon, chain.delta, chain.agreement, chain.families, chain.memory, chain.p99, seed)
+        return cls(
+            epsilon=chain.epsilon,
+            delta=chain.delta,
+            agreement=chain.agreement,
+            families=chain.families,
+            memory=chain.memory,
+            p99=chain.p99,
+            views=chain.views,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +146,8 @@ def train_heads(
         return without_heads(chain, Candidates([], {}, times), missing)
     if extra is not None:
         samples, split = with_extra(samples, split, extra)
-    samples, split = with_views(chain.inputs, samples, split, terms.seed)
+    most = min(terms.views, int(VIEW_SECONDS / times.segments.sum()))
+    samples, split = with_views(chain.inputs, samples, split, most, terms.seed)
     ranked = not terms.agreement.startswith("within")
     candidates = fit_candidates(
         chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, ranked
@@ -209,37 +224,43 @@ def decide(
     choice = choose(candidates, *tuned, agreement, limits)
     said, outputs = held_out
     agrees = tuple((one, agreement(one.answers, outputs)) for one in said)
+    refused = partial(without_heads, chain, candidates, choice=choice, calibration=agrees)
     used = [candidates.heads[place] for place in choice.composition.chosen]
     if not used:
-        why = "No head saves more than its lookups cost, with so few errors as can be promised; more samples may help."
-        return without_heads(chain, candidates, why, choice, agrees)
+        return refused(_none_pays(terms))
     chosen = [said[place] for place in choice.composition.chosen]
     most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
     exits, errors = walk(chosen, choice.path, outputs, agreement, most)
     verdict = certify(errors, groups, terms.epsilon, terms.delta)
     if verdict is None:
-        return without_heads(chain, candidates, refusal(errors, groups, terms.epsilon, terms.delta), choice, agrees)
-    thresholds = {head.cut: float(t) for head, t in zip(used, choice.path[verdict.step], strict=True)}
+        return refused(refusal(errors, groups, terms.epsilon, terms.delta))
     where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
-    seconds = _seconds(candidates, used)
-    mean = float(seconds[where].mean())
+    shares = np.bincount(where, minlength=len(chain.segments)) / len(where)
     plain = float(candidates.times.segments.sum())
+    mean = float(_seconds(candidates, used) @ shares)
     if mean >= plain:
-        hits = float((where < len(chain.heads)).mean())
-        why = f"At the thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups."
-        return without_heads(chain, candidates, why, choice, agrees)
+        hits = 1 - shares[-1]
+        return refused(f"At thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups.")
+    thresholds = {head.cut: float(t) for head, t in zip(used, choice.path[verdict.step], strict=True)}
     return Trained(
         heads={head.cut: with_threshold(head.model, thresholds[head.cut]) for head in used},
         families={head.cut: head.name for head in used},
-        certificate=_certificate(verdict, thresholds, float((where < len(chain.heads)).mean()), terms, digest),
+        certificate=_certificate(verdict, thresholds, float(1 - shares[-1]), terms, digest),
         why_not=None,
         segment_seconds=tuple(candidates.times.segments.tolist()),
         speedup=plain / mean,
-        exits=tuple((np.bincount(where, minlength=len(chain.segments)) / len(where)).tolist()),
+        exits=tuple(shares.tolist()),
         candidates=candidates,
         choice=choice,
         calibration=agrees,
     )
+
+
+def _none_pays(terms: Terms) -> str:
+    limits = [f"in {terms.memory:,} bytes"] if terms.memory is not None else []
+    limits += [f"with 99 % answered in {terms.p99 * 1e3:.3g} ms"] if terms.p99 is not None else []
+    asked = "".join(f", {limit}" for limit in limits)
+    return f"No head saves more than it costs, with so few errors as can be promised{asked}; more samples may help."
 
 
 def _seconds(candidates: Candidates, used: Sequence[Candidate]) -> np.ndarray:
@@ -270,6 +291,7 @@ def without_heads(
     chain: Chain,
     candidates: Candidates,
     why: str,
+    *,
     choice: Choice | None = None,
     calibration: tuple[tuple[Said, np.ndarray], ...] = (),
 ) -> Trained:

@@ -15,15 +15,17 @@ import numpy as np
 from gati.chain import Tensor
 from gati_export.splitting import Split
 
-ENOUGH, MOST = 6_000, 9
-"""Samples to train on, and views of each, that are aimed at and not exceeded."""
+ENOUGH = 20_000
+"""Samples to train on that are aimed at, if nothing else is asked for."""
+MOST = 9
+"""Views of each sample, at most."""
 REACH = 8
 """A view is shifted by up to one part in so many of its height and width."""
 COLOURS = (3, 4)
 
 
 def with_views(
-    inputs: Sequence[Tensor], samples: Mapping[str, np.ndarray], split: Split, seed: int
+    inputs: Sequence[Tensor], samples: Mapping[str, np.ndarray], split: Split, enough: int, seed: int
 ) -> tuple[Mapping[str, np.ndarray], Split]:
     """Adds views of the training samples to the training part, where the model's one input is an image.
 
@@ -31,13 +33,14 @@ def with_views(
         inputs: The model's.
         samples: By name, [n, ...].
         split: Their parts.
+        enough: Training samples to aim at, views included.
         seed: Of how they are shifted and mirrored.
 
     Returns:
         All samples, the views last, and their parts; what was given, where the input is no image.
     """
     axes = image_axes(inputs)
-    count = min(MOST * len(split.train), ENOUGH - len(split.train))
+    count = min(MOST * len(split.train), enough - len(split.train))
     if axes is None or count <= 0 or not len(split.train):
         return samples, split
     (name, images), random = next(iter(samples.items())), np.random.default_rng(seed)

@@ -29,7 +29,7 @@ def make_head(cut: Tensor, output: Tensor = OUTPUT, scale: Scale | None = None) 
     with torch.no_grad():
         predictor.adapt(predictor.reduce(torch.from_numpy(hidden_rows(cut, 64, seed=1)).float()))
     selector = Learned(output.shape[-1])
-    selector.weight.copy_(torch.tensor([[0.5], [0.1], [0.2]]))
+    selector.weight.copy_(torch.tensor([[0.5], [-0.5], [0.1], [0.2]]))
     selector.bias.copy_(torch.linspace(-1, 1, output.shape[-1])[:, None])
     return as_head(predictor, selector, output, scale)
 

@@ -7,22 +7,18 @@ from pathlib import Path
 
 import click
 
-from gati.agreement import DEFAULT
 from gati.chain import Mode
 from gati.errors import RepositoryError
 from gati.options import json_option, write_json
-from gati_export.commands.budget import Budget, parse_size
 from gati_export.commands.common import progress, results
+from gati_export.commands.terms import terms_options
 from gati_export.export import Exported, Plan, export_chain
-from gati_export.families import AUTO, FAMILIES
 from gati_export.images import parse_decode
 from gati_export.report.data import Report
 from gati_export.report.table import cuts_table
 from gati_export.training import Terms
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
@@ -44,37 +40,7 @@ SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
     help="How encoded images become arrays: '[WxH] rgb|gray [mean=..] [std=..] [chw|hwc]', or package.module:function "
     "that takes the encoded bytes.",
 )
-@click.option(
-    "--epsilon", type=SHARE, default=0.01, show_default=True, help="Share of answers that may differ from BACKBONE's."
-)
-@click.option("--delta", type=SHARE, default=0.05, show_default=True, help="1 - confidence that no more differ.")
-@click.option(
-    "--agreement",
-    metavar="RULE",
-    default=DEFAULT,
-    show_default=True,
-    help="When an answer does not differ: 'top-1', 'top-K' (the best class is among BACKBONE's K best), 'within X' "
-    "(every number is, for regression), or package.module:function, which the server must be able to import too.",
-)
-@click.option(
-    "--families",
-    metavar="NAMES",
-    default=AUTO,
-    show_default=True,
-    help=f"Heads to try, commas between: {', '.join(FAMILIES)}. 'auto' takes those that have paid most.",
-)
-@click.option(
-    "--budget-memory",
-    metavar="SIZE",
-    callback=lambda _ctx, _param, value: None if value is None else parse_size(value),
-    help="What all heads together may take: '5%' of BACKBONE, or '2MB'.  [default: any]",
-)
-@click.option(
-    "--budget-p99",
-    metavar="MS",
-    type=click.FloatRange(0, min_open=True),
-    help="Time in the engine, at batch 1, that 99 % of requests may take at most.  [default: any]",
-)
+@terms_options
 @click.option(
     "--train-samples",
     "extra",
@@ -93,7 +59,6 @@ SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 @click.option("--cut-points", type=click.IntRange(1, 12), default=6, show_default=True, help="How many, at most.")
 @click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Largest batch of a request.")
 @click.option("--plain", is_flag=True, help="Also write NAME-plain, the unmodified backbone, to compare with.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads.")
 @json_option
 def export(
     backbone: str,
@@ -101,19 +66,14 @@ def export(
     repository: Path,
     name: str | None,
     image: str | None,
-    epsilon: float,
-    delta: float,
-    agreement: str,
-    families: str,
-    budget_memory: Budget | None,
-    budget_p99: float | None,
+    terms: Terms,
+    memory_share: float | None,
     extra: Path | None,
     explain: bool,
     mode: str,
     cut_points: int,
     max_batch: int,
     plain: bool,
-    seed: int,
     json_path: Path | None,
 ) -> None:
     """Cut BACKBONE into segments, train heads on its own answers to SAMPLES, and write a model repository.
@@ -136,16 +96,8 @@ def export(
         repository=repository,
         name=_checked_name(_default_name(backbone) if name is None else name),
         decode=parse_decode(image) if image else None,
-        terms=Terms(
-            epsilon=epsilon,
-            delta=delta,
-            agreement=agreement,
-            families=families,
-            memory=budget_memory.size if budget_memory else None,
-            p99=budget_p99 / 1e3 if budget_p99 else None,
-            seed=seed,
-        ),
-        memory_share=budget_memory.share if budget_memory else None,
+        terms=terms,
+        memory_share=memory_share,
         extra=extra,
         mode=modes.get(mode),
         cut_points=cut_points,

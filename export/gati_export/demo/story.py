@@ -112,7 +112,8 @@ def tell(output: Path, repository: Path, requests: int, seed: int) -> Told:
     np.savez(output / "samples.npz", image=digits.views(theirs, index, seed + 1))
     gati(
         "export", output / f"{MODEL}.pt2", "--samples", output / "samples.npz", "--repository", repository,
-        "--name", MODEL, "--mode", "inline", "--plain", "--families", "pooled", "--json", output / "export.json",
+        "--name", MODEL, "--mode", "inline", "--plain", "--families", "pooled", "--views", "6000",
+        "--json", output / "export.json",
     )  # fmt: skip
     with serving(repository, output) as server:
         return _ask(Traffic(theirs, seed + 2), repository, server["grpc"], requests, output)
