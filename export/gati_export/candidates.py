@@ -102,7 +102,7 @@ def fit_candidates(
     progress: Progress,
     seed: int,
     init: Mapping[int, bytes],
-    ranked: bool = True,
+    numbers: bool = False,
 ) -> Candidates:
     """Fits heads of all families at all cut points and measures them; heads with state only for inline chains.
 
@@ -118,7 +118,7 @@ def fit_candidates(
         progress: Told what is being done and how far that is.
         seed: Of all training.
         init: Earlier heads by cut point, to go on from where they fit.
-        ranked: Whether the answer is which class has the largest score.
+        numbers: Whether answers are numbers, and not which class has the largest score.
 
     Raises:
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
@@ -135,8 +135,8 @@ def fit_candidates(
     for cuts in _passes({index: found for index, (found, _) in plan.items()}, chain, len(rows)):
         reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index][0]}
         seen = collect(chain, sessions, samples, reducers, progress, rows)
-        _check_outputs(seen.outputs, ranked)
-        scale = Scale.of(seen.outputs[: len(training.train)])
+        _check_outputs(seen.outputs, numbers)
+        scale = scale if numbers else Scale.of(seen.outputs[: len(training.train)])
         training.logits = scale.logits(seen.outputs)
         training.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index][0]]
@@ -170,7 +170,7 @@ def _written(
     return models
 
 
-def _check_outputs(outputs: np.ndarray, ranked: bool) -> None:
+def _check_outputs(outputs: np.ndarray, numbers: bool) -> None:
     """Refuses samples that there is nothing to learn from.
 
     Raises:
@@ -181,7 +181,7 @@ def _check_outputs(outputs: np.ndarray, ranked: bool) -> None:
             f"The backbone gives the same output for all {len(outputs)} samples, whatever its input; check its export."
         )
     classes = np.unique(outputs.argmax(axis=1))
-    if ranked and len(classes) == 1:
+    if not numbers and len(classes) == 1:
         raise SamplesError(
             f"The backbone gives the same answer, class {classes[0]}, to all {len(outputs)} samples; give samples as "
             "varied as the traffic."

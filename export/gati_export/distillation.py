@@ -89,6 +89,14 @@ class Predictor(nn.Module):
     def adapt(self, features: Torch) -> None:
         """Sees the training features [n, ...] once before training: to standardise them, say."""
 
+    def targets(self, logits: Torch) -> Torch:
+        """What is to be learned of the backbone's logits [n, classes]: softened answers."""
+        return torch.softmax(logits, 1)
+
+    def loss(self, logits: Torch, targets: Torch) -> Torch:
+        """How far logits [batch, classes] are from their targets."""
+        return functional.cross_entropy(logits, targets)
+
     def forward(self, features: Torch) -> Torch:
         """Logits [batch, classes] from features."""
         raise NotImplementedError
@@ -170,7 +178,7 @@ def distil(
         start: Weights to go on from, as of an earlier predictor of the same shapes; others are not used.
     """
     inputs = torch.from_numpy(np.ascontiguousarray(features))
-    targets = torch.softmax(logits, 1)
+    targets = predictor.targets(logits)
     schedule = predictor.schedule
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(inputs), generator=random)
@@ -212,7 +220,7 @@ def _cycle(
         batch, order = order[:size], order[size:]
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits = predictor(inputs[batch].float())
-        loss = functional.cross_entropy(logits.float(), targets[batch])
+        loss = predictor.loss(logits.float(), targets[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -245,7 +253,7 @@ def _descend(
     for _ in range(min(EPOCHS, max(3, STEPS * size // len(train)))):
         predictor.train()
         for batch in train[torch.randperm(len(train), generator=random)].split(size):
-            loss = functional.cross_entropy(predictor(inputs[batch]), targets[batch])
+            loss = predictor.loss(predictor(inputs[batch]), targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -262,4 +270,4 @@ def _descend(
 def _loss(predictor: Predictor, inputs: Torch, targets: Torch) -> float:
     predictor.eval()
     with torch.no_grad():
-        return float(functional.cross_entropy(predictor(inputs), targets))
+        return float(predictor.loss(predictor(inputs), targets))

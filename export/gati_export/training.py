@@ -138,7 +138,8 @@ def train_heads(
         AgreementError: If agreement can't be judged as asked.
     """
     parse_agreement(terms.agreement)  # before the work, not after it
-    families = chosen_families(terms.families, _has_runs(split))
+    numbers = terms.agreement.strip().startswith("within")
+    families = chosen_families(terms.families, _has_runs(split), numbers)
     sessions = open_segments(segment_paths)
     times = measure_segments(chain, segment_paths, samples)
     missing = _too_few(chain, split, terms, extra)
@@ -148,9 +149,8 @@ def train_heads(
         samples, split = with_extra(samples, split, extra)
     most = min(terms.views, int(VIEW_SECONDS / times.segments.sum()))
     samples, split = with_views(chain.inputs, samples, split, most, terms.seed)
-    ranked = not terms.agreement.startswith("within")
     candidates = fit_candidates(
-        chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, ranked
+        chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, numbers
     )
     if not candidates.heads:
         return without_heads(chain, candidates, "No family of heads fits any cut point.")

@@ -201,6 +201,29 @@ def test_a_memory_is_tried_where_samples_come_in_runs(trial, monkeypatch):
     assert [("recent" in families) for families in tried] == [True, True, False]
 
 
+TOLERANCE = 0.1
+
+
+def test_numbers_are_kept_within_their_tolerance(trial):
+    rows = samples(1600, 0)
+    heads = train_heads(*trial, rows, split(rows), replace(TERMS, agreement=f"within {TOLERANCE}"), quiet)
+    assert heads.heads, heads.why_not
+    assert set(heads.families.values()) == {"regression-pooled"}
+    fresh, hits = samples(2000, 1), 0
+    hidden, served = fresh["x"], np.full((2000, CLASSES), np.nan, np.float32)
+    for segment, path in zip(trial.chain.segments, trial.paths, strict=True):
+        hidden = np.asarray(open_session(path).run(None, {segment.inputs[0]: hidden})[0])
+        if segment.index in heads.heads:
+            head = open_session(heads.heads[segment.index])
+            answer, hit = map(np.asarray, head.run(["y", "hit"], {segment.output.name: hidden}))
+            take = hit & np.isnan(served).any(1)
+            served[take], hits = answer[take], hits + take.sum()
+    off = np.abs(served - hidden)[~np.isnan(served).any(1)].max(1)
+    assert hits > 200
+    assert (off > TOLERANCE).sum() <= EPSILON * 2000
+    assert np.abs(hidden - hidden.mean(0)).max(1).mean() > TOLERANCE  # no constant answer would do
+
+
 def test_budgets_are_kept(trial, trained):
     heads, _, rows = trained
     parts, sessions = split(rows), open_segments(trial.paths)

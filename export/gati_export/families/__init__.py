@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gati.chain import Tensor
 from gati.errors import BackboneError, SamplesError
-from gati_export.families import gati, nearest, pooled, recent, selfxit, spatial
+from gati_export.families import gati, nearest, pooled, recent, regression, selfxit, spatial
 from gati_export.families.family import Family, Lookup
 
 FAMILIES: dict[str, Family] = {
@@ -16,26 +16,35 @@ FAMILIES: dict[str, Family] = {
     "gati": gati.lookups,
     "selfxit": selfxit.lookups,
     "nearest": nearest.lookups,
+    "regression": regression.lookups,
 }
 AUTO = "auto"
+FOR_NUMBERS = "regression", "recent"
+"""Those that can answer where outputs are numbers, not scores of classes."""
 
 
-def chosen_families(names: str, runs: bool) -> tuple[str, ...]:
+def chosen_families(names: str, runs: bool, numbers: bool = False) -> tuple[str, ...]:
     """Which families to try.
 
     Args:
         names: Names with commas between, or `auto`: our own, with the memory only where it can be of use.
         runs: Whether samples come in runs of near-duplicates, or traffic is expected to.
+        numbers: Whether answers are numbers and not classes.
 
     Raises:
-        SamplesError: If there is no family of that name.
+        SamplesError: If there is no family of that name, or it can't give such answers.
     """
     if names == AUTO:
-        return ("pooled", "spatial", "recent") if runs else ("pooled", "spatial")
+        learned = ("regression",) if numbers else ("pooled", "spatial")
+        return (*learned, "recent") if runs else learned
     chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     unknown = [name for name in chosen if name not in FAMILIES]
     if unknown or not chosen:
         raise SamplesError(f"There is no family of heads {names!r}; there are {AUTO}, {', '.join(FAMILIES)}.")
+    unfit = [name for name in chosen if (name not in FOR_NUMBERS if numbers else name == regression.NAME)]
+    if unfit:
+        answers = "numbers (agreement 'within X')" if numbers else "classes"
+        raise SamplesError(f"Heads of the family {unfit[0]!r} can't answer with {answers}; leave it out.")
     return chosen
 
 

@@ -121,9 +121,7 @@ class Distilled(Lookup):
 
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
         """Distils the predictor, then fits the selector on samples that the predictor has not seen."""
-        named = ((name.partition("predictor.")[2], tensor) for name, tensor in (start or {}).items())
-        known = {name: tensor for name, tensor in named if name}  # a selector is fitted anew
-        distil(self.predictor, train.features, train.logits, seed, known or None)
+        distil(self.predictor, train.features, train.logits, seed, predictor_weights(start))
         with torch.no_grad():
             logits = self.predictor(torch.from_numpy(tune.features.astype(np.float32)))
         self.selector.fit(logits, (logits.argmax(1) == tune.logits.argmax(1)).numpy())
@@ -132,3 +130,9 @@ class Distilled(Lookup):
         """The predictor's logits, and the selector's opinion of them."""
         logits = self.predictor(features)
         return Found(logits, self.selector(logits))
+
+
+def predictor_weights(start: Mapping[str, Torch] | None) -> dict[str, Torch] | None:
+    """Of an earlier head's weights, those of its predictor; its selector is fitted anew."""
+    named = ((name.partition("predictor.")[2], tensor) for name, tensor in (start or {}).items())
+    return {name: tensor for name, tensor in named if name} or None

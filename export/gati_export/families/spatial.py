@@ -24,6 +24,7 @@ from gati_export.families.layout import planes
 NAME = "spatial"
 SIDE = 16
 """Height and width that a plane is averaged down to before anything is learned."""
+VIEW = f"plane{SIDE}"
 SMALLEST = 4
 """A smaller plane has no more to say than its pooled values."""
 WIDTHS = (64, 96, 128)
@@ -32,14 +33,14 @@ WIDTHS = (64, 96, 128)
 
 def lookups(cut: Tensor, classes: int) -> list[Lookup]:
     """One lookup for a cut tensor [channels, height, width] of at least 4×4; see `families.family.Family`."""
-    return [Adaptable(NAME, f"plane{SIDE}", Tower(cut, classes), classes)]
+    return [Adaptable(NAME, VIEW, Tower(cut, classes), classes)]
 
 
 class Tower(Predictor):
     """Convolutions and poolings down to 4×4, then the mean and maximum of each channel, and a linear layer.
 
     On large planes, which are early ones, the first convolution is a separable one (arXiv 1704.04861): behind
-    ResNet-18's stem, a lookup then costs a third less, and one image in a hundred is lost; further on it would be one in twenty
+    ResNet-18's stem, a lookup then costs a third less for one hit in a hundred; further on it would be one in twenty
     (BENCHMARKS.md).
     """
 
