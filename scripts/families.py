@@ -46,7 +46,7 @@ from gati_export.training import Heard, Terms, Trained, decide
 from gati_export.views import ENOUGH, with_views
 
 OURS = ("pooled", "spatial", "recent")
-TURN = 200
+TURN = 100
 COLUMNS = (
     "families",
     "heads",
@@ -74,7 +74,9 @@ class Row:
         hits: Share answered by a head.
         early: Share answered in the first half of the backbone's time.
         macs_saved: Share of the backbone's multiply-accumulate operations that were not done.
+        exits: By exit, the share of the requests answered there, and of those the share answered as by the backbone.
         speedup: Time of the plain backbone ÷ time of the chain, measured in turns.
+        interval: Of that, at 95 % confidence, by bootstrap over the turns.
         oracle: The same, expected, if every request left at the first cut point where any head is right, at no cost.
         lookups: Time of all lookups of a request that no head answers ÷ time of the backbone.
         memory: Bytes of the heads ÷ bytes of the backbone.
@@ -87,7 +89,9 @@ class Row:
     hits: float
     early: float
     macs_saved: float
+    exits: dict[int, tuple[float, float]]
     speedup: float
+    interval: tuple[float, float]
     oracle: float
     lookups: float
     memory: float
@@ -141,7 +145,9 @@ class Bench:
         if trained.certificate:
             draft = Draft(trained.heads, trained.certificate, Window("traffic", trained.certificate.n), "export")
             publish(self.repository, self.chain, draft)
-        exits, wrong, speedup = self._ask(Served(self.repository, self.chain))
+        exits, wrong, taken = self._ask(Served(self.repository, self.chain))
+        drawn = taken[np.random.default_rng(0).integers(0, len(taken), (2000, len(taken)))].sum(axis=1)
+        low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
         times = trained.candidates.times
         until = np.cumsum(times.segments) / times.segments.sum()
         lookups = sum(head.seconds for head in trained.candidates.heads if trained.families.get(head.cut) == head.name)
@@ -153,16 +159,18 @@ class Bench:
             hits=float((exits < len(self.chain.heads)).mean()),
             early=float((until[exits] <= 0.5).mean()),
             macs_saved=float(1 - np.asarray(self.macs)[exits].mean()),
-            speedup=speedup,
+            exits={int(e): (float((exits == e).mean()), float(1 - wrong[exits == e].mean())) for e in np.unique(exits)},
+            speedup=float(taken[:, 0].sum() / taken[:, 1].sum()),
+            interval=(float(low), float(high)),
             oracle=float(times.segments.sum() / trained.choice.oracle_seconds) if trained.choice else 1.0,
             lookups=lookups / float(times.segments.sum()),
             memory=sum(map(len, trained.heads.values())) / self.size,
         )
 
-    def _ask(self, served: Served) -> tuple[np.ndarray, np.ndarray, float]:
-        """Exits, where answers differ, and how many times as fast it is."""
+    def _ask(self, served: Served) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Exits, where answers differ, and the seconds of the backbone and of the chain by turn, [turns, 2]."""
         count = len(next(iter(self.requests.values())))
-        exits, wrong, taken = np.empty(count, int), np.zeros(count, bool), np.zeros(2)
+        exits, wrong, taken = np.empty(count, int), np.zeros(count, bool), []
         for start in range(0, count, TURN):
             rows = range(start, min(start + TURN, count))
             single = [{name: values[row : row + 1] for name, values in self.requests.items()} for row in rows]
@@ -170,12 +178,12 @@ class Bench:
             expected = [run(self.plain, [self.chain.output.name], feeds)[0] for feeds in single]
             between = time.perf_counter()
             answers = [served.answer(feeds) for feeds in single]
-            taken += (between - begun, time.perf_counter() - between)
+            taken.append((between - begun, time.perf_counter() - between))
             exits[list(rows)] = [answer.exit[0, 0] for answer in answers]
             wrong[list(rows)] = [
                 a.output.argmax() != truth.argmax() for a, truth in zip(answers, expected, strict=True)
             ]
-        return exits, wrong, float(taken[0] / taken[1])
+        return exits, wrong, np.array(taken)
 
 
 def subset(candidates: Candidates, heard: Heard, families: Sequence[str]) -> tuple[Candidates, Heard]:
@@ -275,7 +283,7 @@ def _show(rows: Sequence[Row], workload: str) -> None:
             heads,
             bound,
             *(f"{share:.1%}" for share in shares),
-            f"{row.speedup:.2f}",
+            f"{row.speedup:.2f} ({row.interval[0]:.2f}–{row.interval[1]:.2f})",
             f"{row.oracle:.2f}",
             f"{row.lookups:.1%}",
             f"{row.memory:.1%}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from gati.errors import GatiError
 
 BACKBONE = 0
 """The release that a request is said to be answered by when the backbone answered it."""
+NOBODY = np.empty(0)
+"""What is known of the rows of a flight before the first is answered."""
 
 
 @dataclass(frozen=True)
@@ -57,48 +59,66 @@ class Request:
 class Flight:
     """Requests of one signature as one batch; each is answered when the last of its rows is.
 
+    Between two runs of a network, little that Python needs is left in the processor's caches, and each call of NumPy
+    takes several times as long as it should: there are as few as can be where a batch leaves as a whole.
+
     Attributes:
         rows: How many rows there are.
         values: The inputs, [rows, ...] each.
-        cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
         finite: Rows whose inputs hold neither NaN nor Inf.
-        exit: Segment after which each row was answered, −1 while it was not; int32 [rows].
-        release: Release that answered each row; int64 [rows].
-        audited: Hits drawn for an audit: they are recorded with what the backbone says.
+        cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
+        audited: Hits drawn for an audit: they are recorded with what the backbone says. None where there are none.
+        exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
+        release: Release that answered each row; int64 [rows], likewise.
         output: The answers; rows that are not answered yet hold nothing of use.
     """
 
     def __init__(self, requests: Sequence[Request], output: Tensor) -> None:
         self.requests = requests
-        bounds = np.cumsum([0] + [request.rows for request in requests])
-        self.spans = [slice(a, b) for a, b in pairwise(bounds)]
-        self.rows = int(bounds[-1])
+        sizes = [request.rows for request in requests]
+        ends = [*accumulate(sizes)]
+        self.spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        self.rows = ends[-1]
         self.values = _joined(requests)
-        exact = np.repeat([request.exact for request in requests], np.diff(bounds))
         self.finite = finite_rows(self.values)
-        self.cacheable = self.finite & ~exact
-        self.exit = np.full(self.rows, -1, np.int32)
-        self.release = np.full(self.rows, BACKBONE, np.int64)
-        self.audited = np.zeros(self.rows, np.bool_)
-        self.output = np.empty((self.rows, *output.shape), output.numpy)
+        exact = [request.exact for request in requests]
+        self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
+        self.audited: np.ndarray | None = None
+        self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY
+        self._shape = output
         self._waiting = list(range(len(requests)))
         self._latencies: list[float] = []
 
     def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
         """Answers rows (indices), and replies to the requests that were waiting for just these."""
-        self.output[rows] = output
-        self.exit[rows] = exit_
-        self.release[rows] = release
+        if len(rows) == self.rows:
+            self.output = output
+            self.exit = np.full(self.rows, exit_, np.int32)
+            self.release = np.full(self.rows, release, np.int64)
+        else:
+            if self.output is NOBODY:
+                self.output = np.empty((self.rows, *self._shape.shape), self._shape.numpy)
+                self.exit = np.full(self.rows, -1, np.int32)
+                self.release = np.full(self.rows, BACKBONE, np.int64)
+            self.output[rows] = output
+            self.exit[rows] = exit_
+            self.release[rows] = release
         still = []
         for i in self._waiting:
             span = self.spans[i]
-            if (self.exit[span] >= 0).all():
+            if len(rows) == self.rows or (self.exit[span] >= 0).all():
                 request = self.requests[i]
                 request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]))
                 self._latencies.append(time.perf_counter() - request.started)
             else:
                 still.append(i)
         self._waiting = still
+
+    def audit(self, rows: np.ndarray) -> None:
+        """Notes that rows were drawn for an audit."""
+        if self.audited is None:
+            self.audited = np.zeros(self.rows, np.bool_)
+        self.audited[rows] = True
 
     def latencies(self) -> list[float]:
         """Seconds from each answered request's arrival to its reply."""
@@ -122,10 +142,11 @@ def finite_rows(values: dict[str, np.ndarray]) -> np.ndarray:
 
     A sum tells: it is finite only if every term is. One that overflows makes a miss of a legitimate row, no more.
     """
-    rows = len(next(iter(values.values())))
-    finite = np.ones(rows, np.bool_)
+    finite: np.ndarray | None = None
     for value in values.values():
         if value.dtype.kind == "f":
+            wide = value.dtype if value.dtype.itemsize >= 4 else np.float32
             with np.errstate(over="ignore", invalid="ignore"):
-                finite &= np.isfinite(value.reshape(rows, -1).sum(axis=1, dtype=np.result_type(value, np.float32)))
-    return finite
+                sound = np.isfinite(value.reshape(len(value), -1).sum(axis=1, dtype=wide))
+            finite = sound if finite is None else finite & sound
+    return np.ones(len(next(iter(values.values()))), np.bool_) if finite is None else finite

@@ -140,18 +140,21 @@ class Orchestrator:
             prediction = self._look_up(heads, index, values, release)
             if prediction is None:
                 continue
-            hit = prediction.hit & flight.cacheable[rows]
+            hit = prediction.hit & (flight.cacheable if len(rows) == flight.rows else flight.cacheable[rows])
             if prediction.key is not None:
                 keys.append((release.state[index], rows[~hit], prediction.key[~hit]))
-            if not hit.any():
-                continue
-            flight.finish(rows[hit], prediction.answer[hit], index, release.number)
-            audits += self._draw(index, release, flight, rows, hit, values)
-            rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
-            if not len(rows):
+            hits = np.count_nonzero(hit)
+            if hits == len(rows):
+                flight.finish(rows, prediction.answer, index, release.number)
+                audits += self._draw(index, release, flight, rows, hit, values)
+                rows = rows[:0]
                 break
+            if hits:
+                flight.finish(rows[hit], prediction.answer[hit], index, release.number)
+                audits += self._draw(index, release, flight, rows, hit, values)
+                rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
         if heads is not None:
-            self._learn(flight, release, keys)
+            self._learn(flight, release, rows, keys)
         return audits
 
     def _advance(self, stage: Stage, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -184,24 +187,28 @@ class Orchestrator:
         values: dict[str, np.ndarray],
     ) -> list[Audit]:
         """Draws hits for an audit, each with the same chance."""
-        drawn = np.array([i for i in np.flatnonzero(hit) if random.random() < self._audit_share], np.int64)
-        if not len(drawn):
+        drawn = [i for i in np.flatnonzero(hit).tolist() if random.random() < self._audit_share]
+        if not drawn:
             return []
-        flight.audited[rows[drawn]] = True
+        flight.audit(rows[drawn])
         inputs = {name: value[rows[drawn]] for name, value in flight.values.items()}
         left = {name: value[drawn] for name, value in values.items()}
         return [Audit(index, release, left, flight.output[rows[drawn]], inputs, flight.requests[0].arrived)]
 
     def _learn(
-        self, flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]
+        self,
+        flight: Flight,
+        release: LiveRelease,
+        missed: np.ndarray,
+        keys: list[tuple[HeadState, np.ndarray, np.ndarray]],
     ) -> None:
         """Updates the heads' state and, for misses drawn like audits, the breaker: the backbone agrees with itself."""
         for state in release.state.values():
-            state.count(flight.output[flight.cacheable])
+            if state.counts:
+                state.count(flight.output[flight.cacheable])
         for state, rows, row_keys in keys:
-            missed = (flight.release[rows] == BACKBONE) & flight.finite[rows]
-            state.remember(row_keys[missed], flight.output[rows[missed]])
-        misses = int((flight.cacheable & (flight.release == BACKBONE)).sum())
-        for _ in range(misses):
+            known = (flight.release[rows] == BACKBONE) & flight.finite[rows]
+            state.remember(row_keys[known], flight.output[rows[known]])
+        for _ in range(np.count_nonzero(flight.cacheable[missed]) if len(missed) else 0):
             if random.random() < self._audit_share:
                 release.breaker.observe(False)

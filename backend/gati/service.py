@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
@@ -94,28 +95,31 @@ class Service:
 
     def served(self, flight: Flight) -> None:
         """Counts and records what was answered; see Observer."""
-        for exit_, rows in zip(*np.unique(flight.exit, return_counts=True), strict=True):
-            self._metrics.add("gati_requests_total", int(rows), exit=exit_)
+        for exit_, rows in Counter(flight.exit.tolist()).items():
+            self._metrics.add("gati_requests_total", rows, exit=exit_)
         for seconds in flight.latencies():
             self._metrics.observe("gati_request_seconds", seconds)
         if self._recorder is None:
             return
         for request, span in zip(flight.requests, flight.spans, strict=True):
-            self._record(self._recorder, request, flight, np.arange(span.start, span.stop))
+            self._record(self._recorder, request, flight, span)
 
-    def _record(self, recorder: Recorder, request: Request, flight: Flight, rows: np.ndarray) -> None:
+    def _record(self, recorder: Recorder, request: Request, flight: Flight, span: slice) -> None:
         """Records the rows of one request: misses with the backbone's answer, hits without one."""
-        missed = flight.exit[rows] == len(self.chain.segments) - 1
+        exits, kept = flight.exit[span], flight.finite[span]
+        if flight.audited is not None:
+            kept = kept & ~flight.audited[span]
+        missed = exits == len(self.chain.segments) - 1
         for part, known in ((missed, True), (~missed, False)):
-            chosen = part & flight.finite[rows] & ~flight.audited[rows]
-            if chosen.any():
-                kept = rows[chosen]
+            chosen = part & kept
+            if count := np.count_nonzero(chosen):
+                rows = slice(None) if count == len(chosen) else chosen
                 recorder.record(
                     Sample(
-                        {name: value[chosen] for name, value in request.inputs.items()},
-                        flight.output[kept] if known else None,
-                        flight.exit[kept],
-                        flight.release[kept],
+                        {name: value[rows] for name, value in request.inputs.items()},
+                        flight.output[span][rows] if known else None,
+                        exits[rows],
+                        flight.release[span][rows],
                         request.arrived,
                     )
                 )

@@ -25,10 +25,14 @@ class HeadState:
 
     Args:
         shapes: What the head asks for: shape by input name.
+
+    Attributes:
+        counts: Whether it takes in the recent mix of answers.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._values = {name: _empty(name, shape) for name, shape in shapes.items()}
+        self.counts = CLASS_MIX in self._values
         self._next = 0
         self._lock = Lock()
 

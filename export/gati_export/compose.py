@@ -122,9 +122,18 @@ def _check(options: Sequence[Option], segment_seconds: np.ndarray, limits: Limit
         raise SamplesError(f"epsilon must lie between 0 and 1, not at {limits.epsilon}.")
     for option in options:
         _check_option(option, len(seconds) - 1, options[0].scores.shape)
-    if limits.p99 is not None and not plain <= limits.p99 * (1 + PROOF):
+    check_p99(plain, limits.p99)
+
+
+def check_p99(plain: float, p99: float | None) -> None:
+    """Refuses a limit, in seconds, that no heads can keep to.
+
+    Raises:
+        BackboneError: If the backbone alone, in `plain` seconds, takes longer.
+    """
+    if p99 is not None and not plain <= p99 * (1 + PROOF):
         raise BackboneError(
-            f"99 % of requests can't be promised an answer within {limits.p99 * 1e3:.6g} ms, since the backbone alone, "
+            f"99 % of requests can't be promised an answer within {p99 * 1e3:.6g} ms, since the backbone alone, "
             f"which answers what no head does, takes {plain * 1e3:.6g} ms."
         )
 

@@ -21,7 +21,7 @@ from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
 from gati_export.choice import Choice, choose, walk
-from gati_export.compose import Limits
+from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
 from gati_export.families import AUTO, chosen_families
 from gati_export.heads import with_threshold
@@ -134,7 +134,7 @@ def train_heads(
     Raises:
         SamplesError: If activations or outputs are not finite, the backbone gives all samples the same answer, or
             epsilon or delta is not between 0 and 1.
-        BackboneError: If a segment can't be read.
+        BackboneError: If a segment can't be read, or the backbone alone takes longer than 99 % of requests may.
         AgreementError: If agreement can't be judged as asked.
     """
     parse_agreement(terms.agreement)  # before the work, not after it
@@ -142,6 +142,7 @@ def train_heads(
     families = chosen_families(terms.families, _has_runs(split), numbers)
     sessions = open_segments(segment_paths)
     times = measure_segments(chain, segment_paths, samples)
+    check_p99(float(times.segments.sum()), terms.p99)
     missing = _too_few(chain, split, terms, extra)
     if missing:
         return without_heads(chain, Candidates([], {}, times), missing)
