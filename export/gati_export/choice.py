@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,10 @@ def choose(
 ) -> Choice:
     """Chooses heads.
 
+    Heads are composed as if what one says did not depend on the others. A memory's does: it takes in what the backbone
+    answers, and starves where other heads answer instead. So memories are also composed alone, and other heads without
+    them, and the fastest in a replay is taken.
+
     Args:
         candidates: What there is.
         said: What each says to the tuning samples.
@@ -52,6 +56,7 @@ def choose(
         agreement: When an answer is as good as the backbone's.
         limits: What to keep to; its epsilon is what is left after certification.
     """
+    seconds = candidates.times.segments
     options = [
         Option(
             cut=head.cut,
@@ -63,10 +68,18 @@ def choose(
         )
         for head, one in zip(candidates.heads, said, strict=True)
     ]
-    seconds = candidates.times.segments
-    composition = compose(options, seconds, limits, effort=EFFORT)
-    stateful = any(said[place].rows is not None for place in composition.chosen)
-    steps = path(options, composition, seconds, REPLAYED_STEPS if stateful else STEPS)
+    found: list[tuple[float, Composition, np.ndarray]] = []
+    sets = _sets(said)
+    for among in sets:
+        composition = _composed(options, among, seconds, limits)
+        chosen = [said[place] for place in composition.chosen]
+        steps = path(options, composition, seconds, STEPS if _stateless(chosen) else REPLAYED_STEPS)
+        taken = 0.0
+        if len(sets) > 1:
+            used = [options[place] for place in composition.chosen]
+            taken = _replayed_seconds(used, chosen, steps, outputs, agreement, seconds, limits)
+        found.append((taken, composition, steps))
+    _, composition, steps = min(found, key=lambda each: each[0])
     right = np.zeros((len(seconds) - 1, len(outputs)), bool)
     for option in options:
         right[option.cut] |= option.agree
@@ -77,6 +90,48 @@ def choose(
         pareto=tuple(pareto(options, seconds, limits, EPSILONS, effort=EFFORT)),
         oracle_seconds=oracle(right, seconds),
     )
+
+
+def _stateless(said: Sequence[Said]) -> bool:
+    return all(one.rows is None for one in said)
+
+
+def _sets(said: Sequence[Said]) -> list[list[int]]:
+    """Places of the candidates to compose: all, and where there are both, memories alone and all others."""
+    memories = [place for place, one in enumerate(said) if one.rows is not None and one.rows.remembers]
+    others = [place for place in range(len(said)) if place not in memories]
+    return [[*range(len(said))], memories, others] if memories and others else [[*range(len(said))]]
+
+
+def _composed(options: Sequence[Option], among: Sequence[int], seconds: np.ndarray, limits: Limits) -> Composition:
+    """The best composition of some of the options, as places among all."""
+    found = compose([options[place] for place in among], seconds, limits, effort=EFFORT)
+    return replace(found, chosen=tuple(among[place] for place in found.chosen))
+
+
+def _replayed_seconds(
+    used: Sequence[Option],
+    said: Sequence[Said],
+    steps: np.ndarray,
+    outputs: np.ndarray,
+    agreement: Agreement,
+    seconds: np.ndarray,
+    limits: Limits,
+) -> float:
+    """Mean time of a request at the loosest step of a path with no more errors than are allowed, found by halving."""
+    added = np.zeros(len(seconds))
+    added[[option.cut for option in used]] = [option.seconds for option in used]
+    until = np.cumsum(seconds + added)[[*(option.cut for option in used), -1]]
+    best, safe, unsafe = float(np.sum(seconds)), -1, len(steps)
+    while unsafe - safe > 1:
+        step = (safe + unsafe) // 2
+        exits, served = replay(said, steps[step].tolist(), outputs)
+        wrong = (exits < len(said)) & ~agreement(served, outputs)
+        if wrong.mean() <= limits.epsilon:
+            safe, best = step, float(until[exits].mean())
+        else:
+            unsafe = step
+    return best
 
 
 def walk(

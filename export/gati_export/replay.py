@@ -108,6 +108,11 @@ class Rows:
         answer, score = run(self._session, self._outputs, {**feeds, **self.state.feeds()})
         return answer[0], float(score[0])
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it learns from what the backbone answers, and so from nothing that another head answers."""
+        return self._keys is not None
+
     def key(self, row: int) -> np.ndarray | None:
         """What a row is remembered by, [1, dim]."""
         return None if self._keys is None else self._keys[row : row + 1]
