@@ -1,7 +1,7 @@
 """What a chain costs when nothing hits: scripts/overhead.py [REPOSITORY], by default the demo's.
 
-Compares the plain backbone (NAME-plain) with the chain's segments and its orchestrator in one process, and with the
-chain asked for exact answers over gRPC.
+Compares the plain backbone (NAME-plain) with the chain's segments and its orchestrator in one process, without heads
+and in the stages of the live release, and with the chain asked for exact answers over gRPC.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gati.orchestrator import Orchestrator
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run
 from gati.settings import NO_STORE, STORE
+from gati.watch import ReleaseWatch
 from gati_client import Client
 from gati_client.load import alternate, summary
 
@@ -36,22 +37,28 @@ class Silent:
 
 
 def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> None:
-    """Medians of the backbone, the segments, and the orchestrator with them, in turns, batch 1."""
+    """Medians of the backbone, its segments, and the orchestrator without a release and with one, in turns, batch 1."""
     engine = InlineEngine(repository, chain)
     plain = open_session(repository / f"{chain.model}-plain" / "1" / "model.onnx")
-    observer: Any = Silent()
-    orchestrator = Orchestrator(chain, engine, lambda: None, observer, 0, observer.later)
+    silent: Any = Silent()
+    apart = engine.load_stages(chain.heads)
+    bare, released = (ReleaseWatch(repository, chain, engine, silent.refused, silent.taken) for _ in range(2))
+    released.look()
 
     def segments() -> None:
         values = dict(feeds)
-        for segment in chain.segments:
-            inputs = {name: values[name] for name in segment.inputs}
-            values[segment.output.name] = engine.run_segment(segment.index, inputs)
+        for stage, segment in zip(apart, chain.segments, strict=True):
+            values[segment.output.name] = stage.run({name: values[name] for name in stage.inputs})
+
+    def orchestrated(releases: ReleaseWatch) -> Callable[[], object]:
+        orchestrator = Orchestrator(chain, lambda: releases.live, silent, 0, silent.later)
+        return lambda: orchestrator.serve([Request(feeds, True, lambda _: None)])
 
     ways: dict[str, Callable[[], object]] = {
         "backbone": lambda: run(plain, [chain.output.name], feeds),
-        "segments": segments,
-        "orchestrator, all missing": lambda: orchestrator.serve([Request(feeds, True, lambda _: None)]),
+        "all segments apart": segments,
+        "orchestrator, no release": orchestrated(bare),
+        f"release {released.live.number}, exact": orchestrated(released),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
