@@ -9,7 +9,7 @@ import numpy as np
 
 from gati.agreement import Agreement
 from gati_export.candidates import Candidates
-from gati_export.compose import Composition, Limits, Option, compose
+from gati_export.compose import Composition, Limits, Option, compose, seconds_until
 from gati_export.pareto import Point, explain, oracle, pareto
 from gati_export.path import path
 from gati_export.replay import Said, replay
@@ -119,9 +119,7 @@ def _replayed_seconds(
     limits: Limits,
 ) -> float:
     """Mean time of a request at the loosest step of a path with no more errors than are allowed, found by halving."""
-    added = np.zeros(len(seconds))
-    added[[option.cut for option in used]] = [option.seconds for option in used]
-    until = np.cumsum(seconds + added)[[*(option.cut for option in used), -1]]
+    until = seconds_until(used, seconds)
     best, safe, unsafe = float(np.sum(seconds)), -1, len(steps)
     while unsafe - safe > 1:
         step = (safe + unsafe) // 2

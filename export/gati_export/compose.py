@@ -24,7 +24,7 @@ from gati_export.descent import DESCENT, descend_often
 from gati_export.prices import learn_prices, no_prices
 from gati_export.tree import PROOF, Choice, Limits, Option, Prices, Tree
 
-__all__ = ["Composition", "Evaluation", "Limits", "Option", "compose", "evaluate"]
+__all__ = ["Composition", "Evaluation", "Limits", "Option", "compose", "evaluate", "seconds_until"]
 
 EFFORT = 40_000
 """States that are tried before a proof is given up."""
@@ -153,6 +153,13 @@ def _check_option(option: Option, cuts: int, shape: tuple[int, ...]) -> None:
         raise SamplesError(f"{what} gave scores that are not finite.")
     if not (0 <= option.seconds < math.inf and option.bytes >= 0):
         raise SamplesError(f"{what} can't take {option.seconds} s and {option.bytes} bytes.")
+
+
+def seconds_until(used: Sequence[Option], segment_seconds: np.ndarray) -> np.ndarray:
+    """Time until an answer of each head, by rising cut point, and of the backbone, [heads + 1]."""
+    added = np.zeros(len(segment_seconds))
+    added[[option.cut for option in used]] = [option.seconds for option in used]
+    return np.cumsum(np.asarray(segment_seconds, float) + added)[[*(option.cut for option in used), -1]]
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gati_export.compose import Composition, Option
+from gati_export.compose import Composition, Option, seconds_until
 from gati_export.logistic import FREE, POSITIVE, regress
 
 DEAREST, CHEAPEST = 1e4, 0.1
@@ -37,9 +37,7 @@ def path(options: Sequence[Option], composition: Composition, segment_seconds: n
     chosen = [options[index] for index in composition.chosen]
     if not chosen:
         return np.empty((0, 0), np.float32)
-    added = np.zeros(len(segment_seconds))
-    added[[option.cut for option in chosen]] = [option.seconds for option in chosen]
-    seconds = np.cumsum(np.asarray(segment_seconds, float) + added)[[*(option.cut for option in chosen), -1]]
+    seconds = seconds_until(chosen, segment_seconds)
     scores = np.stack([option.scores for option in chosen]).astype(np.float64)
     risks = np.stack([_risks(option) for option in chosen])
     prices = np.geomspace(DEAREST, CHEAPEST, steps) * float(np.sum(segment_seconds))
