@@ -52,6 +52,11 @@ def parse_agreement(text: str) -> Agreement:
     return agree
 
 
+def of_numbers(text: str) -> bool:
+    """Whether an agreement is about numbers, and not about which class has the largest score."""
+    return _WITHIN.fullmatch(text.strip()) is not None
+
+
 def difference(text: str) -> str:
     """How answers that don't agree are spoken of, after "answers": "differ from the backbone's"."""
     name = text.strip()

@@ -57,7 +57,7 @@ class Service:
         self._start_metrics()
         self._can_look = inline
         self._look()
-        self._metrics.set("gati_release", self._releases.live.number)  # loads the backbone where there is no release
+        _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
         self._server = os.getppid()
         self._ticker = Ticker(SECONDS, self._warn, self._leave_with_server, self._look, self._report)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import DEFAULT, parse_agreement
+from gati.agreement import DEFAULT, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, open_segments
@@ -138,7 +138,7 @@ def train_heads(
         AgreementError: If agreement can't be judged as asked.
     """
     parse_agreement(terms.agreement)  # before the work, not after it
-    numbers = terms.agreement.strip().startswith("within")
+    numbers = of_numbers(terms.agreement)
     families = chosen_families(terms.families, _has_runs(split), numbers)
     sessions = open_segments(segment_paths)
     times = measure_segments(chain, segment_paths, samples)

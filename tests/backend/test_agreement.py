@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gati.agreement import difference, parse_agreement
+from gati.agreement import difference, of_numbers, parse_agreement
 from gati.errors import AgreementError
 
 BACKBONE = np.array([[3.0, 2, 1, 0], [0, 1, 2, 3], [5, 5, 0, 0], [0, 0, 7, 7]])
@@ -163,3 +163,8 @@ def test_answers_that_cannot_be_judged_are_refused():
 )
 def test_agreements_can_be_spoken_of(text, words):
     assert words in difference(text)
+
+
+def test_which_agreements_are_about_numbers():
+    about = {text: of_numbers(text) for text in ("top-1", "within 0.1", "  within  2 ", "within", "a.b:within")}
+    assert [text for text, numbers in about.items() if numbers] == ["within 0.1", "  within  2 "]

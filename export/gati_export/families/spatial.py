@@ -1,7 +1,6 @@
 """Ours, for images: a small convolutional tower, which sees where things are; for the first cut points above all.
 
-Early activations hold edges and textures: averaging them away leaves little to tell classes apart by. Measured on
-ResNet-18/CIFAR-10 after the first block: BENCHMARKS.md.
+Early activations hold edges and textures: averaging them away leaves little to tell classes apart by.
 """
 
 from __future__ import annotations
@@ -39,9 +38,8 @@ def lookups(cut: Tensor, classes: int) -> list[Lookup]:
 class Tower(Predictor):
     """Convolutions and poolings down to 4×4, then the mean and maximum of each channel, and a linear layer.
 
-    On large planes, which are early ones, the first convolution is a separable one (arXiv 1704.04861): behind
-    ResNet-18's stem, a lookup then costs a third less for one hit in a hundred; further on it would be one in twenty
-    (BENCHMARKS.md).
+    On large planes, which are early ones, the first convolution is a separable one (arXiv 1704.04861): there it costs
+    few hits and spares much of a lookup's time; further on it costs more hits than it spares time.
     """
 
     schedule = Schedule(epochs=8, least=600, most=2400, batch=128, peak=6e-3)
