@@ -54,12 +54,17 @@ class HeadState:
                 mix[label] += 1 - FORGET
 
     def remember(self, keys: np.ndarray, answers: np.ndarray) -> None:
-        """Stores what the backbone answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes."""
+        """Stores what the backbone answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes.
+
+        A key that is not finite is passed over: in the ring, it would make a miss of everything.
+        """
         if MEMORY_KEYS not in self._values:
             return
         ring, said = self._values[MEMORY_KEYS], self._values.get(MEMORY_ANSWERS)
         with self._lock:
             for key, answer in zip(keys, answers, strict=True):
+                if not np.isfinite(key).all():
+                    continue
                 ring[self._next] = key
                 if said is not None:
                     said[self._next] = answer

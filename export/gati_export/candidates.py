@@ -12,6 +12,7 @@ import torch
 
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
+from gati.head import SCORE
 from gati.session import open_session, threads
 from gati_export.activations import LARGE, Progress, Reducer, View, collect, run_batches
 from gati_export.distillation import Scale, torch_threads
@@ -19,7 +20,7 @@ from gati_export.families import lookups
 from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import Head, head_model, weights_of
 from gati_export.latency import Times, measure_heads
-from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse
+from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse, sound
 from gati_export.splitting import Split
 
 FEATURES = 6 << 30
@@ -251,7 +252,7 @@ class _Asked:
     def __init__(self, head: Candidate, cut: str, output: str) -> None:
         self._parts: Parts | None = part(head.model, output) if has_state(head.model) else None
         self._session = open_session(self._parts.front if self._parts else head.model)
-        self._names = list(self._parts.boundary) if self._parts else [output, "score"]
+        self._names = list(self._parts.boundary) if self._parts else [output, SCORE]
         self._cut = cut
         self._output = output
         self._kept: dict[str, np.ndarray] = {}
@@ -267,6 +268,6 @@ class _Asked:
     def said(self, outputs: np.ndarray) -> Said:
         """What it says to all rows."""
         if self._parts is None:
-            return Said(self._kept["score"], self._kept[self._output])
+            return Said(sound(self._kept[SCORE]), self._kept[self._output])
         rows = Rows(self._parts, self._kept, self._output)
         return Said(*rehearse(rows, outputs, REHEARSED), rows)

@@ -83,7 +83,7 @@ class Predictor(nn.Module):
     schedule: Schedule | None = None
 
     def reduce(self, hidden: Torch) -> Torch:
-        """Reduces activations, float32 [batch, ...], to features [batch, ...]. Nothing in it is trained."""
+        """Reduces activations, float32 [batch, ...], to features [batch, ...]; see `families.family.Lookup.reduce`."""
         raise NotImplementedError
 
     def adapt(self, features: Torch) -> None:

@@ -30,6 +30,7 @@ THRESHOLD = "threshold"
 """Name of the initializer that holds a head's threshold: FP32, one number."""
 PREFIX = "head/"
 """Of all other names inside a head's graph, so that none of them can be the cut tensor's or the output's."""
+ARITHMETIC = {"Add", "Sub", "Mul", "Reciprocal", "Neg", "MatMul"}
 CLOSED = float("inf")
 """A threshold that no score reaches."""
 
@@ -37,8 +38,8 @@ CLOSED = float("inf")
 class Head(nn.Module):
     """From a hidden activation to the backbone's presumable answer, how sure that is, and whether to serve it.
 
-    The score is -1, which no threshold accepts, for a row that holds any NaN or infinity (maximum pooling and ReLU may
-    drop them on their way to the logits), and for one whose logits overflow.
+    The score is NaN, which reaches no threshold, for a row that holds any NaN or infinity (ReLU may drop them on their
+    way to the logits), and for one whose logits overflow.
     """
 
     threshold: Torch
@@ -64,11 +65,10 @@ class Head(nn.Module):
         known = dict(zip(self.lookup.state, state, strict=True))
         if MEMORY_ANSWERS in known:
             known[MEMORY_ANSWERS] = self.scale.logits_of(known[MEMORY_ANSWERS])
-        found = self.lookup(self.lookup.reduce(hidden), known)
+        features = self.lookup.reduce(hidden)
+        found = self.lookup(features, known)
         # NaN where any value is NaN or infinite, or where the sum overflows, which makes a miss of a legitimate row
-        poison = hidden.sum(tuple(range(1, hidden.ndim))) * 0
-        score = found.score + poison
-        score = torch.where(score >= 0, score, -1.0)
+        score = found.score + features.sum(tuple(range(1, features.ndim))) * 0
         answer = self.scale.answer(found.logits).to(self.dtype)
         return (answer, score, score >= self.threshold) + (() if found.key is None else (found.key,))
 
@@ -108,11 +108,16 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
     if program is None:
         raise BackboneError(f"PyTorch could not write the head on {cut.name!r} as ONNX.")
     # else ONNX Runtime does not see that a convolution and its normalisation are one
-    fold_constants(program.model, onnx_shape_inference=False)
+    fold_constants(program.model, onnx_shape_inference=False, should_fold=_folded)
     passes.RemoveUnusedNodesPass()(program.model)
     _rename(program.model)
     passes.ClearMetadataAndDocStringPass()(program.model)  # they hold stack traces of the exporting machine
     return with_threshold(ir.to_proto(program.model).SerializeToString(deterministic=True), threshold)
+
+
+def _folded(node: ir.Node) -> bool | None:
+    """Leaves what is computed of weights to ONNX Runtime: a warm start needs the weights themselves."""
+    return False if node.op_type in ARITHMETIC else None
 
 
 def _rename(model: ir.Model) -> None:

@@ -106,7 +106,7 @@ class Rows:
         """The answer [classes] and score of a row, with the state as it is now."""
         feeds = {name: self._boundary[name][row : row + 1] for name in self._reads}
         answer, score = run(self._session, self._outputs, {**feeds, **self.state.feeds()})
-        return answer[0], float(score[0])
+        return answer[0], float(sound(score)[0])
 
     @property
     def remembers(self) -> bool:
@@ -116,6 +116,11 @@ class Rows:
     def key(self, row: int) -> np.ndarray | None:
         """What a row is remembered by, [1, dim]."""
         return None if self._keys is None else self._keys[row : row + 1]
+
+
+def sound(scores: np.ndarray) -> np.ndarray:
+    """Scores with -1, which reaches no threshold either, for NaN, which can't be sorted."""
+    return np.nan_to_num(scores, nan=-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,10 @@ class Lookup(nn.Module):
     state: Mapping[str, tuple[int, ...]] = {}
 
     def reduce(self, hidden: Torch) -> Torch:
-        """Reduces activations, float32 [batch, ...], to features [batch, ...]. Nothing in it is trained."""
+        """Reduces activations, float32 [batch, ...], to features [batch, ...].
+
+        Nothing in it is trained. A row with a NaN or an infinity must give features with one: it is never a hit.
+        """
         return hidden
 
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor as Torch
 from torch import nn
+from torch.nn import functional
 
 from gati.chain import Tensor
 from gati_export.distillation import Dropout, Predictor
@@ -13,6 +14,7 @@ from gati_export.families.family import Lookup
 from gati_export.families.pooling import VIEW, Pooling
 
 NAME = "pooled"
+SHOUT = 8.0
 WEIGHTS = 1 << 17
 """Weights of a hidden layer that a head may have before its layer is made narrower: 512 KB."""
 
@@ -57,4 +59,11 @@ class PooledPredictor(Predictor):
     def forward(self, features: Torch) -> Torch:
         """Logits [batch, classes] from features [batch, features]."""
         # beyond 8 deviations a feature says nothing that training has seen, and must not shout
-        return self.layers(((features - self.mean) * self.scale).clamp(-8, 8))
+        reach = SHOUT / self.scale
+        kept = features.clamp(self.mean - reach, self.mean + reach)
+        if self.training:
+            return self.layers((kept - self.mean) * self.scale)
+        # the same, with the standardisation inside the first layer, where it costs no operation of its own
+        _, first, *others = self.layers
+        weight = first.weight * self.scale
+        return nn.Sequential(*others)(functional.linear(kept, weight, first.bias - weight @ self.mean))

@@ -44,7 +44,7 @@ class Pooling:
             kernel, stride = _windows(self._sizes, self._grid)
             planes = hidden if self._axis == 0 else hidden.permute(0, 3, 1, 2)
             pools = (functional.avg_pool2d, functional.max_pool2d)
-            return torch.cat([pool(planes, kernel, stride) for pool in pools], 1).flatten(1)
+            return torch.cat([pool(planes, kernel, stride) for pool in pools], 1).reshape(-1, self.features)
         rows, dim = (hidden.flatten(2), 2) if self._axis == 0 else (hidden.flatten(1, -2), 1)
         parts = [rows.mean(dim), rows.amax(dim)]
         if len(self._sizes) == 1:

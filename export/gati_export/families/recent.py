@@ -25,7 +25,7 @@ from gati_export.logistic import FREE, POSITIVE, regress
 NAME = "recent"
 ENTRIES, DIMENSIONS = 64, 48
 SIGNALS = 4
-FAR = 60.0
+NEAR, FAR = 1e-5, 400.0
 """Distances are cut off here: beyond it, nothing is remembered."""
 FIRMNESS = 1.0
 
@@ -40,6 +40,7 @@ class Recent(Lookup):
 
     weight: Torch
     bias: Torch
+    ahead: Torch
 
     def __init__(self, cut: Tensor, classes: int) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class Recent(Lookup):
         self.state = {MEMORY_KEYS: (ENTRIES, self.whitening.dimensions), MEMORY_ANSWERS: (ENTRIES, classes)}
         self.register_buffer("weight", torch.zeros(SIGNALS))
         self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("ahead", torch.tensor([[1.0], [-1.0]]), persistent=False)
 
     def reduce(self, hidden: Torch) -> Torch:
         """Pools activations [batch, ...] to [batch, features]."""
@@ -79,26 +81,21 @@ class Recent(Lookup):
     def signals(self, keys: Torch, state: Mapping[str, Torch]) -> tuple[Torch, Torch]:
         """What speaks for the nearest entry, [batch, SIGNALS], larger for surer; and its answer, [batch, classes]."""
         ring, said = state[MEMORY_KEYS], state[MEMORY_ANSWERS]
-        distance = (keys[:, None] - ring[None]).pow(2).mean(2).clamp_min(1e-12).sqrt().clamp_max(FAR)
-        nearest = distance.argmin(1)
-        near = distance.amin(1)
-        answers = said[nearest]
-        others = said.argmax(1)[None] != answers.argmax(1, keepdim=True)
-        rival = torch.where(others, distance, FAR).amin(1)
-        best = torch.softmax(answers, 1).topk(2, 1).values
-        margin = best[:, 0] - best[:, 1]
-        return torch.stack(
-            [-near, torch.log(rival / near).clamp(0, 5), margin, -torch.log(1.0001 - margin)], 1
-        ), answers
+        distance = torch.linalg.vector_norm(keys[:, None] - ring, dim=2).clamp(NEAR, FAR)
+        near = distance.amin(1, keepdim=True)
+        answers = said.index_select(0, distance.argmin(1))
+        others = said.argmax(1) != answers.argmax(1, keepdim=True)
+        rival = torch.where(others, distance, FAR).amin(1, keepdim=True)
+        margin = torch.softmax(answers, 1).topk(2, 1).values @ self.ahead
+        apart = torch.log(rival / near).clamp(0.0, 5.0)
+        return torch.cat([-near, apart, margin, -torch.log(1.0001 - margin)], 1), answers
 
     def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
         """Answers as the nearest entry does; 0 is the score of anything while the ring is empty."""
         keys = self.whitening(features)
         found, answers = self.signals(keys, state)
         score = torch.sigmoid(found @ self.weight + self.bias)
-        # one NaN in the ring would make a miss of everything until it is overwritten
-        sound = (keys * 0).sum(1, keepdim=True) == 0
-        return Found(answers, torch.where(-found[:, 0] < FAR, score, 0.0), torch.where(sound, keys, float(EMPTY)))
+        return Found(answers, torch.where(found[:, 0] > -FAR, score, 0.0), keys)
 
 
 def _neighbours(groups: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class Whitening(nn.Module):
 
     def forward(self, features: Torch) -> Torch:
         """Keys of features."""
-        return (features - self.mean) @ self.matrix
+        return features @ self.matrix + -(self.mean @ self.matrix)  # an addition becomes one with the product
 
 
 def _generalized(total: np.ndarray, within: np.ndarray, dimensions: int) -> np.ndarray:
