@@ -8,7 +8,8 @@
     ├── PublishError       a release could not be made live
     ├── BackboneError      this network can't be cut, or not served as it is
     ├── AgreementError     what counts as the same answer is not said in a way that can be judged
-    └── SamplesError       the samples don't fit the model, or are too few
+    ├── SamplesError       the samples don't fit the model, or are too few
+    └── BenchError         something could not be measured
 
 Every message is one sentence for the person who can act on it. Commands print it and exit with 1; the
 backend sends it to the client with `status`. Anything outside this hierarchy is a bug: it goes to the log
@@ -57,3 +58,7 @@ class AgreementError(GatiError):
 
 class SamplesError(GatiError):
     """Samples can't be read, don't fit the model's inputs, or are too few."""
+
+
+class BenchError(GatiError):
+    """A benchmark could not measure something."""

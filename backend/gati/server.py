@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Server:
         ports: Where to listen, on loopback.
         environment: Settings of the chains, as `GATI_` variables (gati.settings).
         log: File for Triton's log.
+        options: More options for tritonserver.
 
     Raises:
         UnavailableError: If there is no Triton, a port is taken, or it does not come up.
@@ -64,6 +65,7 @@ class Server:
         ports: Ports | None = None,
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.repository = repository.resolve()
         self.refused = clear_before_start(self.repository)
@@ -75,7 +77,7 @@ class Server:
         self._backends = tempfile.TemporaryDirectory(prefix="gati-backends-")
         triton = find_triton()
         triton.prepare(Path(self._backends.name))
-        command = [str(triton.executable), *self._options(read_or_create_token(self.repository))]
+        command = [str(triton.executable), *self._options(read_or_create_token(self.repository)), *options]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor as Torch
 from torch import nn
@@ -64,6 +66,6 @@ class PooledPredictor(Predictor):
         if self.training:
             return self.layers((kept - self.mean) * self.scale)
         # the same, with the standardisation inside the first layer, where it costs no operation of its own
-        _, first, *others = self.layers
+        first = cast(nn.Linear, self.layers[1])
         weight = first.weight * self.scale
-        return nn.Sequential(*others)(functional.linear(kept, weight, first.bias - weight @ self.mean))
+        return self.layers[2:](functional.linear(kept, weight, first.bias - weight @ self.mean))

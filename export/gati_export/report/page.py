@@ -28,15 +28,7 @@ class Exit:
 
 def page(report: Report) -> str:
     """The page's HTML. All that the report names is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gati_export", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {f.__name__: f for f in (duration, percent, promise, size, times)}
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         report=report,
         created=_date(report.created),
         exits=_exits(report),
@@ -47,12 +39,25 @@ def page(report: Report) -> str:
     )
 
 
-def write_page(path: Path, report: Report) -> None:
-    """Writes the page, whole or not at all, making its folder where there is none."""
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, to be filled in."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gati_export", "report"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in (duration, percent, promise, size, times)}
+    return environment.get_template(name)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes a page, whole or not at all, making its folder where there is none."""
     from gati_export.repository import replace_text  # brings onnx and tritonclient
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, page(report))
+    replace_text(path, text)
 
 
 def _date(created: str) -> str:

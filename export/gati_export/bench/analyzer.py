@@ -1,0 +1,127 @@
+"""NVIDIA's perf_analyzer: one measurement of one model, with real inputs in their order."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gati.errors import BenchError, UnavailableError
+
+SECONDS = 600
+"""After which a measurement is given up."""
+THREADS = 16
+"""That send requests at a rate: perf_analyzer's own default, 4, is too few for a slow model."""
+PARTS = ("Client Send", "Network+Server Send/Recv", "Server Queue", "Server Compute Input", "Server Compute Infer",
+         "Server Compute Output", "Client Recv")  # fmt: skip
+"""What perf_analyzer divides a request's mean latency into, in µs."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a model is asked: so many requests in flight all the time, or so many a second, with Poisson arrivals.
+
+    Attributes:
+        concurrency: Requests in flight; None if `rate` is given.
+        rate: Requests a second.
+    """
+
+    concurrency: int | None
+    rate: float | None = None
+
+    def count(self, requests: int) -> int:
+        """How many requests to send where `requests` are asked for: at a rate, perf_analyzer wants a second's."""
+        return requests if self.rate is None else max(requests, math.ceil(self.rate))
+
+    def options(self) -> list[str]:
+        """For perf_analyzer."""
+        if self.concurrency is not None:
+            return ["--concurrency-range", str(self.concurrency)]
+        return ["--request-rate-range", f"{self.rate:g}", "--request-distribution", "poisson",
+                "--max-threads", str(THREADS)]  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"concurrency {self.concurrency}" if self.rate is None else f"{self.rate:g} requests/s"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What perf_analyzer saw.
+
+    Attributes:
+        mean_ms: Mean time of a request.
+        p50_ms: Median.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        throughput: Answers a second.
+    """
+
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: float
+
+
+def find_analyzer() -> Path:
+    """The program: on PATH, or beside this interpreter, where `make install` puts it.
+
+    Raises:
+        UnavailableError: If there is none.
+    """
+    found = shutil.which("perf_analyzer") or shutil.which("perf_analyzer", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise UnavailableError(
+            "perf_analyzer is not installed: it is in NVIDIA's Triton SDK container, and "
+            "scripts/install-perf-analyzer.sh gets it from a wheel."
+        )
+    return Path(found)
+
+
+def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, load: Load) -> Latency:
+    """Asks a model `count` requests over gRPC.
+
+    Args:
+        analyzer: perf_analyzer.
+        address: The server's, HOST:GRPC_PORT.
+        model: The model's name.
+        inputs: Input data, as `write_inputs` left it; begun again where it ends.
+        count: Requests.
+        load: How many at a time, or a second.
+
+    Raises:
+        BenchError: If perf_analyzer fails, as it does when a request does.
+    """
+    table = inputs.with_suffix(".csv")
+    table.unlink(missing_ok=True)
+    command = [
+        str(analyzer), "-i", "grpc", "-u", address, "-m", model, "--input-data", str(inputs), "-f", str(table),
+        "--request-count", str(count), *load.options(),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"perf_analyzer did not finish {count} requests to {model!r} in {SECONDS} s.") from error
+    if done.returncode or not table.exists():
+        raise BenchError(f"perf_analyzer failed on {model!r} at {load}: {_reason(done.stdout + done.stderr)}")
+    return _read(table, load)
+
+
+def _read(table: Path, load: Load) -> Latency:
+    with table.open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    mean = sum(float(row[part]) for part in PARTS) / 1e3
+    p50, p95, p99 = (float(row[f"p{percentile} latency"]) / 1e3 for percentile in (50, 95, 99))
+    # Its own throughput is over whole seconds. All requests allowed are in flight all the time (Little's law).
+    throughput = load.concurrency * 1e3 / mean if load.concurrency else float(row["Inferences/Second"])
+    return Latency(mean, p50, p95, p99, throughput)
+
+
+def _reason(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if any(word in line.lower() for word in ("error", "fail", "invalid", "unable"))]
+    return (telling or lines or ["it said nothing"])[0][:300]

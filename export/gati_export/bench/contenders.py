@@ -1,0 +1,255 @@
+"""What is measured: a repository of the plain backbone, the chain in several guises, and what could serve instead."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from gati.chain import Chain, Mode, Segment, sha256_of
+from gati.errors import BackboneError, BenchError
+from gati.fuse import fuse
+from gati.release import Certificate, Release, Window, head_path, valid_releases
+from gati_export.bench.int8 import quantise
+from gati_export.bench.linear import linear_head
+from gati_export.heads import CLOSED, with_threshold
+from gati_export.publish import Draft, publish
+from gati_export.repository import onnx_config, plain_name, write_config, write_repository
+
+PLAIN = "plain"
+AGAINST = ("plain", "int8", "cache")
+"""What a chain can be compared with."""
+PARTS = 4
+"""Segments of the chain that shows what the mechanism costs."""
+CERTAIN = 1 - 1e-9
+"""An ε that no answer breaks: a chain that is made to hit answers wrongly, and its breaker would open."""
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that is measured.
+
+    Attributes:
+        name: Of the row, and of the model on the server.
+        chain: The chain, of a chain.
+        study: Whether it shows where time goes, and is not a way to serve.
+    """
+
+    name: str
+    chain: Chain | None = None
+    study: bool = False
+
+    @property
+    def models(self) -> list[str]:
+        """The models that run for it."""
+        if self.chain is None or self.chain.mode == "inline":
+            return [self.name]
+        segments = [self.chain.segment_model(segment.index) for segment in self.chain.segments]
+        return [self.name, *segments, *(self.chain.head_model(index) for index in self.chain.heads)]
+
+
+@dataclass
+class Arena:
+    """A model repository made for one benchmark.
+
+    Attributes:
+        repository: Where it lies.
+        source: The repository that the chain came from.
+        chain: The chain.
+        release: Its live release; None if it has none.
+        contenders: What there is to measure.
+        notes: Why something is not among them, in sentences.
+    """
+
+    repository: Path
+    source: Path
+    chain: Chain
+    release: Release | None = None
+    contenders: list[Contender] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def heads(self) -> dict[int, bytes]:
+        """The live release's heads by cut point."""
+        if self.release is None:
+            return {}
+        number = self.release.number
+        return {
+            head.index: head_path(self.source, self.chain, head.index, number).read_bytes()
+            for head in self.release.heads
+        }
+
+    def backbone(self) -> Path:
+        """The backbone's file."""
+        return self.repository / PLAIN / "1" / "model.onnx"
+
+
+def set_up(
+    folder: Path,
+    source: Path,
+    chain: Chain,
+    samples: Mapping[str, np.ndarray],
+    against: Sequence[str],
+    modes: Sequence[Mode],
+    report: Report,
+) -> Arena:
+    """Writes the repository.
+
+    Args:
+        folder: An empty folder for it, best on the file system of `source`: files are linked then.
+        source: The repository of the chain.
+        chain: The chain.
+        samples: To calibrate int8 with, inputs by name.
+        against: Which of AGAINST, the plain backbone being always there.
+        modes: In which the chain is to run.
+        report: Told how far it is.
+
+    Raises:
+        RepositoryError: If the chain's files can't be read, or one of them is damaged.
+    """
+    for segment in chain.segments:
+        chain.check_segment(source, segment.index)
+    release = next(valid_releases(source, chain), None)
+    arena = Arena(folder, source, chain, release)
+    _add_plain(arena)
+    heads = arena.heads()
+    if release is None:
+        arena.notes.append(f"{chain.model!r} has no release: its chain is the backbone in one stage.")
+    for mode in modes:
+        _add_chain(arena, f"chain-{mode}", mode, heads, release.certificate if release else None)
+    report("Set up", 0.3)
+    _add_mechanism(arena)
+    if heads:
+        closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
+        _add_chain(arena, "all-miss", "inline", closed, study=True)
+        for index, model in heads.items():
+            _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)}, study=True)
+    report("Set up", 0.6)
+    if "cache" in against:
+        _add_cached(arena)
+    if "int8" in against:
+        _add_int8(arena, samples)
+    report("Set up", 1)
+    return arena
+
+
+def _add_plain(arena: Arena) -> None:
+    """The backbone: as it was exported with --plain, or put together from its segments."""
+    there = arena.source / plain_name(arena.chain.model) / "1" / "model.onnx"
+    if there.exists():
+        _write_model(arena, PLAIN, there)
+    else:
+        _write_model(arena, PLAIN, _fused(arena, range(len(arena.chain.segments))))
+    arena.contenders.append(Contender(PLAIN))
+
+
+def _fused(arena: Arena, part: range) -> bytes:
+    return fuse([arena.chain.segment_path(arena.source, index).read_bytes() for index in part])
+
+
+def _write_model(arena: Arena, name: str, model: Path | bytes, cached: bool = False) -> None:
+    path = arena.repository / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+    else:
+        _link(model, path)
+    config = onnx_config(name, arena.chain.inputs, arena.chain.output, arena.chain.max_batch)
+    config.response_cache.enable = cached
+    write_config(arena.repository, config)
+
+
+def _link(source: Path, to: Path) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, to)
+
+
+def _add_chain(
+    arena: Arena,
+    name: str,
+    mode: Mode,
+    heads: Mapping[int, bytes],
+    certificate: Certificate | None = None,
+    study: bool = False,
+) -> None:
+    """The chain under another name, with these heads."""
+    chain = replace(arena.chain, model=name, mode=mode, epsilon=CERTAIN if study else arena.chain.epsilon)
+    for segment in chain.segments:
+        path = chain.segment_path(arena.repository, segment.index)
+        path.parent.mkdir(parents=True)
+        _link(arena.chain.segment_path(arena.source, segment.index), path)
+    write_repository(arena.repository, chain)
+    _publish(arena, chain, heads, certificate)
+    arena.contenders.append(Contender(name, chain, study))
+
+
+def _publish(arena: Arena, chain: Chain, heads: Mapping[int, bytes], certificate: Certificate | None) -> None:
+    if heads:
+        known = certificate or Certificate(0, 0, 0, 1.0, CERTAIN, 0.5, {}, 0.0, "none: made to be measured", "", "")
+        publish(arena.repository, chain, Draft(dict(heads), known, Window("benchmark", 0), "benchmark"))
+
+
+def _add_mechanism(arena: Arena) -> None:
+    """Segments of about equal compute, with a pooled linear head each that always misses: what gati itself costs."""
+    cuts = _even_cuts(arena.chain)
+    if len(cuts) < PARTS - 1:
+        arena.notes.append(f"mechanism: the chain has fewer than {PARTS - 1} cut points.")
+        return
+    chain = replace(arena.chain, model="mechanism", mode="inline", epsilon=CERTAIN)
+    starts = [0, *(cut + 1 for cut in cuts), len(arena.chain.segments)]
+    parts = [range(*pair) for pair in pairwise(starts)]
+    segments = []
+    for index, part in enumerate(parts):
+        path = chain.segment_path(arena.repository, index)
+        path.parent.mkdir(parents=True)
+        model = _fused(arena, part)
+        path.write_bytes(model)
+        inputs = tuple(value.name for value in onnx.load_model_from_string(model).graph.input)
+        last = arena.chain.segments[part[-1]]
+        segments.append(Segment(index, inputs, last.output, sha256_of(path), last.share))
+    chain = replace(chain, segments=tuple(segments))
+    try:
+        heads = {index: linear_head(segments[index].output, chain.output) for index in chain.heads}
+    except BackboneError as error:
+        arena.notes.append(f"mechanism: {error}")
+        return
+    write_repository(arena.repository, chain)
+    _publish(arena, chain, heads, None)
+    arena.contenders.append(Contender("mechanism", chain, study=True))
+
+
+def _even_cuts(chain: Chain) -> list[int]:
+    """The cut points that are nearest to a quarter, a half and three quarters of the compute."""
+    left = set(chain.heads)
+    chosen = []
+    for part in range(1, PARTS):
+        if left:
+            chosen.append(min(left, key=lambda index: abs(chain.segments[index].share - part / PARTS)))
+            left.remove(chosen[-1])
+    return sorted(chosen)
+
+
+def _add_cached(arena: Arena) -> None:
+    """The backbone behind Triton's own response cache."""
+    _write_model(arena, "response-cache", arena.backbone(), cached=True)
+    arena.contenders.append(Contender("response-cache"))
+
+
+def _add_int8(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
+    path = arena.repository.with_name(f"{arena.repository.name}.int8.onnx")
+    try:
+        quantise(arena.backbone(), path, samples)
+        _write_model(arena, "int8", path)
+    except BenchError as error:
+        arena.notes.append(f"int8: {error}")
+        return
+    arena.contenders.append(Contender("int8"))

@@ -1,0 +1,71 @@
+"""The backbone in int8, as ONNX Runtime's own tool makes it: python -m gati_export.bench.int8 IN OUT INPUTS.npz.
+
+A program of its own: the tool opens sessions that don't work beside a shared thread pool.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gati.errors import BenchError
+
+SAMPLES = 200
+"""To calibrate with: the tool keeps what each layer says to all of them."""
+
+
+def quantise(model: Path, to: Path, samples: Mapping[str, np.ndarray]) -> None:
+    """Writes the quantised model: static, QDQ, weights by channel.
+
+    Args:
+        model: The backbone's file.
+        to: Where it goes.
+        samples: To calibrate with, inputs by name, [n, ...].
+
+    Raises:
+        BenchError: If the tool fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder, "inputs.npz")
+        np.savez(inputs, **{name: values[:SAMPLES] for name, values in samples.items()})
+        command = [sys.executable, "-m", __name__, str(model), str(to), str(inputs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        raise BenchError(f"ONNX Runtime's quantisation failed: {reason[:300]}")
+
+
+def _quantise(model: str, to: str, inputs: str) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    rows = dict(np.load(inputs))
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._steps = iter(range(len(next(iter(rows.values())))))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+            step = next(self._steps, None)
+            return None if step is None else {name: values[step : step + 1] for name, values in rows.items()}
+
+    prepared = str(Path(inputs).with_name("prepared.onnx"))
+    quant_pre_process(model, prepared, skip_symbolic_shape=True)
+    quantize_static(
+        prepared,
+        to,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+if __name__ == "__main__":
+    _quantise(*sys.argv[1:])

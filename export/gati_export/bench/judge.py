@@ -1,0 +1,50 @@
+"""What a contender answers: whether as the backbone does, and from which exit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gati.agreement import parse_agreement
+from gati.chain import Chain
+from gati.errors import BenchError
+from gati_client import Client
+from gati_client.errors import ClientError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Share of requests answered as the backbone does, and shares by exit, the backbone's being the last one."""
+
+    agreement: float
+    exits: dict[str, float]
+
+
+def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndarray], outputs: np.ndarray) -> Verdict:
+    """Asks a model some requests, one after the other.
+
+    Args:
+        address: The server's, HOST:GRPC_PORT.
+        model: The model's name.
+        chain: What is served, for its inputs and what agreement means.
+        requests: Inputs by name, [n, ...].
+        outputs: What the backbone says to them, [n, classes].
+
+    Raises:
+        BenchError: If a request fails.
+    """
+    answers, exits = np.empty_like(outputs), np.full(len(outputs), -1)
+    try:
+        with Client(address, model) as client:
+            for row in range(len(outputs)):
+                answer = client.infer({name: values[row : row + 1] for name, values in requests.items()})
+                answers[row] = answer.output[0]
+                if answer.exit is not None:
+                    exits[row] = answer.exit.ravel()[0]
+    except ClientError as error:
+        raise BenchError(f"{model!r} failed on a request of the benchmark: {error}") from error
+    agreement = float(parse_agreement(chain.agreement)(answers, outputs).mean())
+    seen, counts = np.unique(exits[exits >= 0], return_counts=True)
+    return Verdict(agreement, {str(e): float(count) / len(outputs) for e, count in zip(seen, counts, strict=True)})

@@ -1,0 +1,128 @@
+"""What a benchmark found: a row a measurement, as a table, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+PLAIN, ORACLE, ENGINE = "plain", "oracle", "engine"
+MISSING = "—"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model under one load.
+
+    Attributes:
+        name: Of the contender.
+        workload: What the requests resemble.
+        concurrency: Requests in flight; None at a rate.
+        rate: Requests a second, Poisson arrivals; None at a concurrency.
+        mean_ms: Mean latency.
+        p50_ms: Median; like the other percentiles the mean over the turns.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        throughput: Answers a second.
+        agreement: Share of answers that agree with the backbone's; None where nothing was compared.
+        exits: Share of requests answered at each exit, by its index; the backbone's is the last one. Empty for models
+            without.
+        cpu_ms: Time on all cores a request, the server's and the model's together.
+        rss_mb: The most memory that the model's processes have held, in MiB.
+        speedup: Mean latency of the plain model under the same load ÷ this one's.
+        low: Of the speed-up, the smallest of a turn.
+        high: The largest of a turn.
+    """
+
+    name: str
+    workload: str
+    concurrency: int | None
+    rate: float | None
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: float
+    agreement: float | None
+    exits: dict[str, float]
+    cpu_ms: float | None
+    rss_mb: float | None
+    speedup: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark's rows, the conditions they were taken under, and what is missing and why."""
+
+    conditions: dict[str, Any]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"conditions": self.conditions, "rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+
+    def loads(self) -> list[tuple[int | None, float | None]]:
+        """Concurrencies and rates, in the order in which they were measured."""
+        return list(dict.fromkeys((row.concurrency, row.rate) for row in self.rows))
+
+    def under(self, load: tuple[int | None, float | None]) -> list[Row]:
+        """The rows of one load."""
+        return [row for row in self.rows if (row.concurrency, row.rate) == load]
+
+    def row(self, name: str, concurrency: int = 1) -> Row | None:
+        """A contender's row at a concurrency."""
+        return next((row for row in self.rows if row.name == name and row.concurrency == concurrency), None)
+
+
+def serves(name: str) -> bool:
+    """Whether a contender is a way to serve, and not a study of where time goes."""
+    return name not in (ORACLE, ENGINE, "mechanism", "all-miss") and not name.startswith("hit-")
+
+
+def kept_of_oracle(result: Result) -> float | None:
+    """The share of the latency that an oracle would save which the fastest chain does save, at concurrency 1."""
+    plain, oracle = result.row(PLAIN), result.row(ORACLE)
+    chains = [row for row in result.rows if row.name.startswith("chain-") and row.concurrency == 1]
+    if plain is None or oracle is None or not chains or plain.mean_ms <= oracle.mean_ms:
+        return None
+    return (plain.mean_ms - min(row.mean_ms for row in chains)) / (plain.mean_ms - oracle.mean_ms)
+
+
+def load_name(concurrency: int | None, rate: float | None) -> str:
+    """A load in words."""
+    return f"{concurrency} in flight" if rate is None else f"{rate:.0f} a second, Poisson"
+
+
+def loads_table(result: Result, load: tuple[int | None, float | None]) -> Table:
+    """How fast all were under one load, for the terminal."""
+    found = _table(load_name(*load), ("mean ms", "p50", "p95", "p99", "per s", "speed-up", "CPU ms"))
+    for row in result.under(load):
+        times = [f"{value:.2f}" for value in (row.mean_ms, row.p50_ms, row.p95_ms, row.p99_ms)]
+        used = MISSING if row.cpu_ms is None else f"{row.cpu_ms:.2f}"
+        found.add_row(row.name, *times, f"{row.throughput:.0f}", f"{row.speedup:.2f}", used)
+    return found
+
+
+def answers_table(result: Result) -> Table:
+    """What all answered, from which exit, and how much memory they took, for the terminal."""
+    found = _table("answers", ("agreement", "MiB"))
+    found.add_column("requests by exit", overflow="fold")
+    for row in {row.name: row for row in result.rows}.values():
+        exits = " ".join(f"{exit_}:{share:.0%}" for exit_, share in row.exits.items() if share >= 0.005)
+        memory = MISSING if row.rss_mb is None else f"{row.rss_mb:.0f}"
+        found.add_row(row.name, MISSING if row.agreement is None else f"{row.agreement:.2%}", memory, exits)
+    return found
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    found = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    found.add_column("", no_wrap=True)
+    for column in columns:
+        found.add_column(column, justify="right", no_wrap=True)
+    return found

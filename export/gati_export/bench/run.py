@@ -1,0 +1,230 @@
+"""Runs a benchmark: contenders on one server, in turns, so that a machine that drifts does so for all of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from gati import __version__
+from gati.chain import Chain, Mode
+from gati.errors import SamplesError
+from gati.server import HOST, Ports, Server
+from gati.session import open_session, run, threads
+from gati.settings import workspace
+from gati.triton import find_triton
+from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
+from gati_export.bench.contenders import Arena, Contender, Report, set_up
+from gati_export.bench.judge import Verdict, judge
+from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
+from gati_export.bench.processes import cpu_seconds, peak_mib
+from gati_export.bench.rows import ENGINE, ORACLE, PLAIN, Result, Row
+from gati_export.bench.startup import seconds_to_answer
+from gati_export.bench.tally import Tally, summed_up
+from gati_export.bench.traffic import Feeds, Traffic, write_inputs
+
+SATURATION = 0.7
+"""Of the plain model's largest throughput, the rate that is measured if none is asked for."""
+CACHE_BYTES = 1 << 28
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        repository: The model repository.
+        chain: The chain.
+        workload: Of `gati_export.bench.traffic.WORKLOADS`.
+        against: Of `gati_export.bench.contenders.AGAINST`.
+        modes: In which the chain runs.
+        concurrency: Numbers of requests in flight.
+        rates: Requests a second; empty for a share of what the plain model can take.
+        requests: Of a measurement.
+        turns: How often each measurement is made.
+        seed: Of the order of requests.
+    """
+
+    repository: Path
+    chain: Chain
+    workload: str
+    against: tuple[str, ...]
+    modes: tuple[Mode, ...]
+    concurrency: tuple[int, ...]
+    rates: tuple[float, ...]
+    requests: int
+    turns: int
+    seed: int
+
+
+def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
+    """Runs a benchmark.
+
+    Args:
+        plan: What to measure.
+        samples: What requests are drawn from, inputs by name, [n, ...].
+        report: Told how far it is.
+
+    Raises:
+        GatiError: If something can't be measured; see its message.
+    """
+    analyzer = find_analyzer()
+    folder = workspace(plan.repository)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as work:
+        arena = set_up(Path(work, "models"), plan.repository, plan.chain, samples, plan.against, plan.modes, report)
+        session = open_session(arena.backbone())
+        classes = outputs_of(session, plan.chain, samples).argmax(1)
+        traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
+        starts = {
+            name: seconds_to_answer(arena, name, Path(work, f"start-{name}"), traffic.take(1))
+            for name in (PLAIN, f"chain-{plan.modes[0]}")
+        }
+        with Server(arena.repository, Ports(0, 0, 0), options=_cache_options()) as server:
+            rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
+        return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
+
+
+def _cache_options() -> list[str]:
+    """Triton's own response cache, for the model that asks for it."""
+    caches = find_triton().backends.with_name("caches")
+    return [f"--cache-directory={caches}", f"--cache-config=local,size={CACHE_BYTES}"]
+
+
+def _conditions(plan: Plan, arena: Arena, traffic: Traffic, starts: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "gati": __version__,
+        "onnxruntime": ort.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "threads": threads(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": plan.chain.model,
+        "release": arena.release.number if arena.release else None,
+        "epsilon": plan.chain.epsilon,
+        "delta": plan.chain.delta,
+        "agreement": plan.chain.agreement,
+        "workload": plan.workload,
+        "requests": plan.requests,
+        "turns": plan.turns,
+        "seed": plan.seed,
+        "repeats": traffic.repeats,
+        "start_seconds": dict(starts),
+    }
+
+
+def outputs_of(session: ort.InferenceSession, chain: Chain, requests: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the backbone says, [n, classes].
+
+    Raises:
+        SamplesError: If it can't take them.
+    """
+    size = min(BATCH, chain.max_batch)
+    count = len(next(iter(requests.values())))
+    batches = (
+        {name: values[start : start + size] for name, values in requests.items()} for start in range(0, count, size)
+    )
+    try:
+        return np.concatenate([run(session, [chain.output.name], feeds)[0] for feeds in batches])
+    except Exception as error:  # ONNX Runtime's own errors share no base
+        raise SamplesError(f"The backbone can't take these samples: {str(error).splitlines()[0][:300]}") from error
+
+
+class _Run:
+    """Measurements on a running server."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        arena: Arena,
+        traffic: Traffic,
+        session: ort.InferenceSession,
+        server: Server,
+        analyzer: Path,
+        inputs: Path,
+        report: Report,
+    ) -> None:
+        self._plan = plan
+        self._arena = arena
+        self._traffic = traffic
+        self._session = session
+        self._server = server
+        self._analyzer = analyzer
+        self._inputs = inputs
+        self._report = report
+        self._address = f"{HOST}:{server.ports.grpc}"
+        self._rows: list[Row] = []
+
+    def rows(self) -> list[Row]:
+        """All rows."""
+        verdicts = self._judge()
+        for done, concurrency in enumerate(self._plan.concurrency):
+            self._measure(Load(concurrency), verdicts, done / (len(self._plan.concurrency) + 1))
+        plain = [row.throughput for row in self._rows if row.name == PLAIN]
+        for rate in self._plan.rates or (SATURATION * max(plain),):
+            self._measure(Load(None, rate), verdicts, len(self._plan.concurrency) / (len(self._plan.concurrency) + 1))
+        self._report("Measure", 1)
+        return self._rows
+
+    def _judge(self) -> dict[str, Verdict]:
+        """What each contender answers; it warms them, too."""
+        self._first = self._traffic.take(self._plan.requests)
+        outputs = outputs_of(self._session, self._plan.chain, self._first)
+        verdicts = {}
+        for done, contender in enumerate(self._arena.contenders):
+            verdicts[contender.name] = judge(self._address, contender.name, self._plan.chain, self._first, outputs)
+            self._report("Compare answers", (done + 1) / len(self._arena.contenders))
+        return verdicts
+
+    def _measure(self, load: Load, verdicts: Mapping[str, Verdict], before: float) -> None:
+        """Measures all contenders under one load, in turns, and adds their rows."""
+        contenders = [c for c in self._arena.contenders if load.concurrency is not None or not c.study]
+        tallies = {contender.name: Tally() for contender in contenders}
+        engine: list[np.ndarray] = []
+        for turn in range(self._plan.turns):
+            requests = self._traffic.take(load.count(self._plan.requests))
+            write_inputs(self._inputs, requests)
+            first = turn % len(contenders)
+            for contender in contenders[first:] + contenders[:first]:
+                tallies[contender.name].add(*self._ask(contender, load))
+            if load.concurrency == 1:
+                engine.append(time_engine(self._session, self._plan.chain, requests) * 1e3)
+            self._report("Measure", before + (turn + 1) / self._plan.turns / (len(self._plan.concurrency) + 1))
+        plain = tallies[PLAIN]
+        for contender in contenders:
+            verdict = verdicts[contender.name]
+            peak = peak_mib(self._server.process.pid, contender.models)
+            self._rows.append(
+                tallies[contender.name].row(contender.name, self._plan.workload, load, plain, verdict, peak)
+            )
+        if engine:
+            self._rows += self._limits(load, plain, np.concatenate(engine))
+
+    def _ask(self, contender: Contender, load: Load) -> tuple[Latency, float]:
+        """One measurement, and the time on cores that it took, in ms a request."""
+        used, count = cpu_seconds(self._server.process.pid), load.count(self._plan.requests)
+        seen = measure(self._analyzer, self._address, contender.name, self._inputs, count, load)
+        return seen, (cpu_seconds(self._server.process.pid) - used) * 1e3 / count
+
+    def _limits(self, load: Load, plain: Tally, engine: np.ndarray) -> list[Row]:
+        """The engine alone; and the oracle, whose server takes as long as the plain model's."""
+        exits = oracle_exits(self._arena, self._first)
+        until = seconds_until(self._arena, self._first)
+        oracle = until[exits] / until[-1] * engine.mean() + plain.mean("mean_ms") - engine.mean()
+        seen, counts = np.unique(exits, return_counts=True)
+        shares = {str(e): float(count) / len(exits) for e, count in zip(seen, counts, strict=True)}
+        found = []
+        for name, taken, by_exit in ((ENGINE, engine, {}), (ORACLE, oracle, shares)):
+            tally = Tally()
+            tally.add(summed_up(taken), None)
+            found.append(tally.row(name, self._plan.workload, load, plain, Verdict(1.0, by_exit), None))
+        return found

@@ -1,0 +1,95 @@
+"""The requests of a benchmark: drawn from samples, in an order that resembles some traffic."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gati.chain import Tensor
+from gati.errors import SamplesError
+from gati_client.workload import film, frames, hot, iid
+
+WORKLOADS = ("iid", "hot", "frames")
+MOST = 200_000
+"""Requests before a sequence begins anew."""
+
+Feeds = dict[str, np.ndarray]
+"""One request, or all: inputs by name, [rows, ...] each."""
+
+
+class Traffic:
+    """Requests, one after the other, without end.
+
+    `iid` are samples in random order; `hot` is as `gati_client.workload.hot` has it, on the backbone's answers;
+    `frames` are runs of thirty near-duplicates as `gati_client.workload.jitter` makes them, for models with one input,
+    an image, whose values are taken to range from the smallest to the largest of its channel.
+
+    Args:
+        workload: One of WORKLOADS.
+        samples: Model inputs by name, [samples, ...].
+        classes: The backbone's answers, [samples].
+        inputs: The model's inputs.
+        seed: Of the sequence.
+
+    Attributes:
+        taken: How many requests were taken.
+
+    Raises:
+        SamplesError: If `frames` is asked for and the model's input is no image.
+    """
+
+    def __init__(self, workload: str, samples: Feeds, classes: np.ndarray, inputs: Sequence[Tensor], seed: int) -> None:
+        self.taken = 0
+        self._samples = {tensor.name: samples[tensor.name] for tensor in inputs}
+        self._film = _filmed(*_pictures(samples, inputs), seed) if workload == "frames" else None
+        self._index = hot(classes, MOST, seed=seed) if workload == "hot" else iid(len(classes), MOST, seed)
+
+    def take(self, count: int) -> Feeds:
+        """The next requests, inputs by name, [count, ...] each."""
+        start, self.taken = self.taken, self.taken + count
+        if self._film is not None:
+            rows = [next(self._film) for _ in range(count)]
+            return {name: np.stack([row[name] for row in rows]) for name in self._samples}
+        index = self._index.take(range(start, self.taken), mode="wrap")
+        return {name: values[index] for name, values in self._samples.items()}
+
+    @property
+    def repeats(self) -> float:
+        """Share of the requests taken whose like had come before."""
+        if self._film is not None or not self.taken:
+            return 0.0
+        return 1 - len(np.unique(self._index[: self.taken])) / self.taken
+
+
+def _pictures(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> tuple[str, np.ndarray]:
+    tensor = inputs[0]
+    pool = samples[tensor.name]
+    if len(inputs) > 1 or pool.ndim != 4 or pool.dtype.kind != "f" or pool.shape[1] > min(pool.shape[2:]):
+        raise SamplesError(
+            "The workload frames is for models with one input of images [channels, height, width] of real numbers; "
+            f"{tensor.name!r} is {tensor.dtype} {list(tensor.shape)}."
+        )
+    return tensor.name, pool
+
+
+def _filmed(name: str, pool: np.ndarray, seed: int) -> Iterator[Feeds]:
+    low, high = (reduce(pool, axis=(0, 2, 3), keepdims=True)[0] for reduce in (np.min, np.max))
+    reach = np.maximum(high - low, np.finfo(np.float32).tiny)
+    scenes, numbers = frames(len(pool), MOST, seed=seed)
+    for picture in film((pool - low) / reach, scenes, numbers, seed):
+        yield {name: (picture * reach + low).astype(pool.dtype)}
+
+
+def write_inputs(path: Path, requests: Feeds) -> None:
+    """Writes requests [n, ...] as perf_analyzer's input data, one step a request."""
+    count = len(next(iter(requests.values())))
+    steps = [{name: _encoded(values[row]) for name, values in requests.items()} for row in range(count)]
+    path.write_text(json.dumps({"data": steps}), encoding="ascii")
+
+
+def _encoded(value: np.ndarray) -> dict[str, object]:
+    return {"content": {"b64": base64.b64encode(value.tobytes()).decode()}, "shape": list(value.shape)}

@@ -1,0 +1,150 @@
+"""`gati bench`: how fast a chain is, measured on this machine beside what else one could serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from gati.chain import Mode, find_chains, read_chain
+from gati.options import json_option, write_json
+from gati_export.bench.contenders import AGAINST
+from gati_export.bench.page import page, sentence
+from gati_export.bench.rows import Result, answers_table, kept_of_oracle, loads_table
+from gati_export.bench.run import Plan, bench
+from gati_export.bench.traffic import WORKLOADS
+from gati_export.commands.common import found_model, progress, repository_option, results
+from gati_export.images import parse_decode
+from gati_export.report.page import write_page
+from gati_export.samples import load_samples
+
+MODES = get_args(Mode)
+
+
+def _numbers(kind: type) -> click.ParamType:
+    """A list of positive numbers, separated by commas."""
+
+    class Numbers(click.ParamType):
+        name = "list"
+
+        def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+            if isinstance(value, tuple):
+                return value
+            try:
+                numbers = tuple(kind(word) for word in str(value).split(",") if word)
+            except ValueError:
+                numbers = (0,)
+            if min(numbers, default=0) <= 0:
+                self.fail(f"{value!r} is no list of positive numbers, such as 1,4,16.", param, ctx)
+            return numbers
+
+    return Numbers()
+
+
+def _words(allowed: tuple[str, ...]) -> click.ParamType:
+    """A list of words, separated by commas."""
+
+    class Words(click.ParamType):
+        name = "list"
+
+        def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+            words = value if isinstance(value, tuple) else tuple(word for word in str(value).split(",") if word)
+            if unknown := [word for word in words if word not in allowed]:
+                self.fail(f"{unknown[0]!r} is not one of {', '.join(allowed)}.", param, ctx)
+            return words
+
+    return Words()
+
+
+@click.command("bench")
+@click.argument("model", metavar="[MODEL]", required=False)
+@repository_option
+@click.option(
+    "--data",
+    metavar="SAMPLES",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What requests are drawn from: .npz, .npy, Parquet, or a folder of it; best none that the chain has seen.",
+)
+@click.option("--image", metavar="HOW", help="How encoded images become arrays; see gati export --help.")
+@click.option(
+    "--workload",
+    type=click.Choice(WORKLOADS),
+    default="iid",
+    show_default=True,
+    help="Samples in random order; of a few popular classes that change (hot); runs of 30 near-duplicates (frames).",
+)
+@click.option(
+    "--against",
+    type=_words(AGAINST),
+    default="plain",
+    show_default=True,
+    help=f"What else to measure, of {', '.join(AGAINST)}: the backbone in int8, and behind Triton's response cache.",
+)
+@click.option("--modes", type=_words(MODES), default="inline,bls", show_default=True, help="How the chain is run.")
+@click.option(
+    "--concurrency", type=_numbers(int), default="1,2,4,8,16", show_default=True, help="Requests in flight at a time."
+)
+@click.option(
+    "--rate", type=_numbers(float), default=(), help="Requests a second.  [default: 70 % of what the plain model takes]"
+)
+@click.option("--requests", type=click.IntRange(20), default=300, show_default=True, help="Of each measurement.")
+@click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each.")
+@click.option("--seed", default=0, show_default=True, help="Of the order of requests.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
+@json_option
+def bench_command(
+    model: str | None,
+    repository: Path,
+    data: Path,
+    image: str | None,
+    workload: str,
+    against: tuple[str, ...],
+    modes: tuple[Mode, ...],
+    concurrency: tuple[int, ...],
+    rate: tuple[float, ...],
+    requests: int,
+    turns: int,
+    seed: int,
+    html: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Measure a chain on this machine, beside the plain model, with NVIDIA's perf_analyzer.
+
+    Starts a tritonserver of its own with copies of MODEL (the repository and its server are left alone), and asks all
+    that is compared the same requests in turns. Besides the chain it measures where its time goes: mechanism (four
+    segments with a tiny head each, all missing), all-miss (its own heads, forced to miss), hit-K (forced to hit at
+    exit K), engine (ONNX Runtime without a server) and oracle (leaves at the first exit whose head is right, at no
+    cost). Keep the machine otherwise idle.
+
+    \b
+    gati bench resnet18 --repository models --data test.npz
+    gati bench resnet18 --repository models --data test.npz --workload hot --against int8,cache --json bench.json
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    chain = read_chain(repository, found_model(repository, find_chains(repository), model))
+    samples = load_samples(data, inputs=chain.inputs, decode=parse_decode(image) if image else None)
+    plan = Plan(repository, chain, workload, against, modes, concurrency, rate, requests, turns, seed)
+    with progress() as report:
+        result = bench(plan, samples, report)
+    _tell(result)
+    write_json(json_path, result.as_json())
+    if html is not None:
+        write_page(html, page(result))
+        click.echo(f"The page is {html}.")
+
+
+def _tell(result: Result) -> None:
+    for load in result.loads():
+        results.print(loads_table(result, load))
+    results.print(answers_table(result))
+    for note in result.notes:
+        click.echo(note)
+    click.echo(sentence(result))
+    kept = kept_of_oracle(result)
+    if kept is not None:
+        click.echo(f"Of the time that an oracle with the same heads would save, {kept:.0%} is saved.")
+    starts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.conditions["start_seconds"].items())
+    click.echo(f"From the server's start to the first answer: {starts}.")
+    if result.conditions["repeats"]:
+        click.echo(f"{result.conditions['repeats']:.0%} of the requests repeat an earlier one: give more samples.")

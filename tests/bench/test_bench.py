@@ -1,0 +1,268 @@
+"""`gati bench`: its requests, its sums, and one whole run on a real server with the real perf_analyzer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+from conftest import MODEL, PLAIN, Exported, Serve
+
+from gati.agreement import parse_agreement
+from gati.chain import Tensor
+from gati.errors import BenchError, SamplesError, UnavailableError
+from gati_export.bench import analyzer, processes
+from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
+from gati_export.bench.contenders import set_up
+from gati_export.bench.int8 import quantise
+from gati_export.bench.limits import oracle_exits
+from gati_export.bench.page import page, sentence
+from gati_export.bench.rows import ENGINE, ORACLE, Result, Row, kept_of_oracle
+from gati_export.bench.tally import Tally, Verdict, summed_up
+from gati_export.bench.traffic import Traffic, write_inputs
+from gati_export.commands.bench import bench_command
+
+IMAGE = Tensor("image", "FP32", (3, 8, 8))
+
+
+def pool(count: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"image": np.random.default_rng(seed).normal(2, 5, (count, 3, 8, 8)).astype(np.float32)}
+
+
+def number_of(samples: dict[str, np.ndarray], row: np.ndarray) -> int:
+    return int(np.flatnonzero((samples["image"] == row).all((1, 2, 3)))[0])
+
+
+def test_requests_come_in_the_order_of_their_workload() -> None:
+    samples, classes = pool(), np.arange(60) % 4
+    for workload in ("iid", "hot"):
+        first, second = (Traffic(workload, samples, classes, [IMAGE], seed) for seed in (3, 3))
+        taken = np.concatenate([first.take(10)["image"], first.take(30)["image"]])
+        np.testing.assert_array_equal(taken, second.take(40)["image"])  # in however many parts
+    iid = Traffic("iid", samples, classes, [IMAGE], 0)
+    asked = [number_of(samples, row) for row in iid.take(60)["image"]]
+    assert sorted(asked) == list(range(60)) and iid.repeats == 0
+    iid.take(60)
+    assert iid.repeats == pytest.approx(0.5)
+    hot = Traffic("hot", samples, classes, [IMAGE], 0)
+    popular = np.bincount(classes[[number_of(samples, row) for row in hot.take(200)["image"]]], minlength=4)
+    assert np.sort(popular)[-2:].sum() > 160
+
+
+def test_frames_resemble_the_one_before_and_stay_in_range() -> None:
+    samples = {
+        "image": np.random.default_rng(1).normal(2, 5, (60, 3, 1, 1)).astype(np.float32).repeat(8, 2).repeat(8, 3)
+    }
+    film = Traffic("frames", samples, np.zeros(60, int), [IMAGE], 0)
+    shown = film.take(90)["image"]
+    assert shown.dtype == np.float32 and film.repeats == 0
+    low, high = (reduce(samples["image"], axis=(0, 2, 3)) for reduce in (np.min, np.max))
+    assert (shown.min((0, 2, 3)) >= low - 1e-4).all() and (shown.max((0, 2, 3)) <= high + 1e-4).all()
+    away = np.abs(shown - shown[:1]).mean((1, 2, 3))
+    assert away[1:30].max() < away[30:].min()  # a scene lasts thirty frames
+    for tensors in ([Tensor("x", "FP32", (7,))], [IMAGE, Tensor("mask", "BOOL", (3,))]):
+        rows = {tensor.name: tensor.zeros(9) for tensor in tensors}
+        with pytest.raises(SamplesError, match="frames is for models with one input of images"):
+            Traffic("frames", rows, np.zeros(9, int), tensors, 0)
+
+
+def test_input_data_is_what_was_drawn(tmp_path: Path) -> None:
+    requests = pool(3)
+    write_inputs(tmp_path / "inputs.json", requests)
+    steps = json.loads((tmp_path / "inputs.json").read_text())["data"]
+    content = [np.frombuffer(base64.b64decode(step["image"]["content"]["b64"]), np.float32) for step in steps]
+    np.testing.assert_array_equal(np.stack(content).reshape(3, 3, 8, 8), requests["image"])
+    assert steps[0]["image"]["shape"] == [3, 8, 8]
+
+
+def latency(mean: float) -> Latency:
+    return Latency(mean, mean, 2 * mean, 3 * mean, 1e3 / mean)
+
+
+def test_speed_ups_are_taken_turn_by_turn() -> None:
+    plain, fast = Tally(), Tally()
+    for slow, quick in ((4.0, 2.0), (8.0, 2.0)):
+        plain.add(latency(slow), 8.0)
+        fast.add(latency(quick), 4.0)
+    row = fast.row("chain-inline", "iid", Load(1), plain, Verdict(0.99, {"0": 1.0}), 10.0)
+    assert (row.speedup, row.low, row.high, row.cpu_ms) == (3.0, 2.0, 4.0, 4.0)
+    limit = Tally()
+    limit.add(latency(1.0), None)
+    assert limit.row("oracle", "iid", Load(1), plain, Verdict(1.0, {}), None).low == 4.0
+    assert summed_up(np.array([1.0, 3.0])).throughput == 500
+
+
+def result_of(*means: tuple[str, float]) -> Result:
+    plain = Tally()
+    plain.add(latency(dict(means)["plain"]), 1.0)
+    rows = []
+    for name, mean in means:
+        tally = Tally()
+        tally.add(latency(mean), 1.0)
+        rows.append(tally.row(name, "iid", Load(1), plain, Verdict(0.995, {"0": 0.75, "2": 0.25}), 50.0))
+    return Result({"model": "<b>", "release": 3, "workload": "iid"}, tuple(rows), ("A note.",))
+
+
+def test_page_says_what_came_out_and_escapes_it() -> None:
+    result = result_of(("plain", 4.0), ("chain-inline", 2.0), ("hit-0", 1.0), ("oracle", 1.0))
+    assert sentence(result) == (
+        "chain-inline answers 2.00 times as fast as the plain model (mean 2.00 ms, not 4.00 ms, 1 in flight), and "
+        "99.50% of the answers agree with its."
+    )
+    assert kept_of_oracle(result) == pytest.approx(2 / 3)
+    text = page(result)
+    assert "&lt;b&gt;" in text and "<b></b>" not in text and "A note." in text and text.count("<svg") == 3
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_quantised_backbone_answers_almost_alike(exported: Exported, tmp_path: Path) -> None:
+    plain = exported.repository / PLAIN / "1" / "model.onnx"
+    quantise(plain, tmp_path / "int8.onnx", {"image": exported.images[:100]})
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * plain.stat().st_size
+    said = [
+        np.asarray(ort.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"]).run(None, images)[0])
+        for path in (plain, tmp_path / "int8.onnx")
+        for images in [{"image": exported.images[:200]}]
+    ]
+    assert (said[0].argmax(1) == said[1].argmax(1)).mean() > 0.9
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(BenchError, match="quantisation failed"):
+        quantise(broken, tmp_path / "none.onnx", {"image": exported.images[:3]})
+
+
+def options() -> ort.SessionOptions:
+    found = ort.SessionOptions()
+    found.use_per_session_threads = False
+    return found
+
+
+def test_the_oracle_leaves_at_the_first_head_that_is_right(exported: Exported, tmp_path: Path) -> None:
+    images = {"image": exported.images[:50]}
+    arena = set_up(tmp_path / "models", exported.repository, exported.chain, images, (), ("inline",), lambda *_: None)
+    assert {c.name for c in arena.contenders} >= {"plain", "chain-inline", "mechanism", "all-miss"}
+    exits = oracle_exits(arena, images)
+    assert set(exits) <= {*arena.heads(), len(exported.chain.heads)} and (exits < len(exported.chain.heads)).any()
+    plain = arena.repository / "plain" / "1" / "model.onnx"
+    assert plain.samefile(exported.repository / PLAIN / "1" / "model.onnx")  # nothing is copied that can be linked
+    first = min(arena.heads())
+    head = ort.InferenceSession(arena.heads()[first], options(), providers=["CPUExecutionProvider"])
+    backbone = ort.InferenceSession(str(plain), options(), providers=["CPUExecutionProvider"])
+    hidden = images["image"]
+    for index in range(first + 1):
+        segment = ort.InferenceSession(
+            str(exported.chain.segment_path(exported.repository, index)), options(), providers=["CPUExecutionProvider"]
+        )
+        hidden = np.asarray(segment.run(None, {segment.get_inputs()[0].name: hidden})[0])
+    answers = np.asarray(head.run([exported.chain.output.name], {head.get_inputs()[0].name: hidden})[0])
+    right = parse_agreement("top-1")(answers, np.asarray(backbone.run(None, images)[0]))
+    np.testing.assert_array_equal(exits == first, right)
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UnavailableError, match="perf_analyzer is not installed"):
+        find_analyzer()
+
+
+def test_options_are_checked(exported: Exported, tmp_path: Path) -> None:
+    base = [MODEL, "--repository", str(exported.repository), "--data", str(tmp_path / "none.npz")]
+    for more, said in (
+        (["--against", "int4"], "'int4' is not one of plain, int8, cache"),
+        (["--concurrency", "0"], "no list of positive numbers"),
+        (["--modes", "magic"], "'magic' is not one of"),
+    ):
+        done = CliRunner().invoke(bench_command, [*base, *more])
+        assert done.exit_code == 2 and said in done.output
+
+
+def test_a_failing_model_is_reported_in_a_sentence(exported: Exported, serve: Serve, tmp_path: Path) -> None:
+    served = serve(exported.copy(tmp_path), GATI_STORE="none")
+    write_inputs(tmp_path / "inputs.json", {"image": exported.images[:5]})
+    program = find_analyzer()
+    with pytest.raises(BenchError, match="perf_analyzer failed on 'nobody' at concurrency 1"):
+        measure(program, served.grpc, "nobody", tmp_path / "inputs.json", 20, Load(1))
+    before = processes.cpu_seconds(served.server.process.pid)
+    seen = measure(program, served.grpc, MODEL, tmp_path / "inputs.json", 50, Load(2))
+    assert 0 < seen.p50_ms <= seen.p95_ms <= seen.p99_ms and seen.throughput == pytest.approx(2e3 / seen.mean_ms)
+    assert processes.cpu_seconds(served.server.process.pid) > before
+    assert processes.peak_mib(served.server.process.pid, [MODEL]) > 20
+    assert processes.peak_mib(served.server.process.pid, ["nobody"]) == 0
+    assert processes.cpu_seconds(os.getpid()) > 0
+
+
+def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve, tmp_path: Path) -> None:
+    repository = exported.copy(tmp_path)
+    np.savez(tmp_path / "data.npz", image=exported.images)
+    command = [
+        str(Path(sys.executable).with_name("gati")), "bench", "--repository", str(repository), "--data",
+        str(tmp_path / "data.npz"), "--against", "int8,cache", "--concurrency", "1", "--rate", "20", "--requests", "20",
+        "--turns", "1", "--json", str(tmp_path / "bench.json"), "--html", str(tmp_path / "bench.html"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "times as fast as the plain model" in done.stdout
+    told = json.loads((tmp_path / "bench.json").read_text())
+    rows = {(row["name"], row["concurrency"]): Row(**row) for row in told["rows"]}
+    heads = {f"hit-{head['index']}" for head in release_heads(repository)}
+    everyone = {"plain", "chain-inline", "chain-bls", "mechanism", "all-miss", "response-cache", "int8", ORACLE, ENGINE}
+    assert {name for name, concurrency in rows if concurrency == 1} == everyone | heads
+    assert {name for name, concurrency in rows if concurrency is None} == {
+        "plain", "chain-inline", "chain-bls", "response-cache", "int8"
+    }  # fmt: skip
+    assert rows["plain", 1].speedup == 1 and rows["plain", 1].agreement == 1
+    last = str(len(exported.chain.heads))
+    assert rows["all-miss", 1].exits == rows["mechanism", 1].exits == {last: 1.0}
+    assert rows["all-miss", 1].agreement == 1
+    for name in heads:
+        assert rows[name, 1].exits == {name.removeprefix("hit-"): 1.0}
+    assert told["conditions"]["workload"] == "iid" and told["conditions"]["repeats"] == 0
+    assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
+    left = repository.with_name("models.gati")
+    assert not list(left.glob("bench-*"))  # the user's own repository is as it was
+    assert sorted(p.name for p in repository.iterdir()) == sorted(p.name for p in exported.repository.iterdir())
+
+
+def release_heads(repository: Path) -> list[dict]:
+    path = next(repository.glob(f"{MODEL}-head-*/1/release.json"))
+    return json.loads(path.read_text())["heads"]
+
+
+def test_a_chain_without_a_release_is_measured_too(exported: Exported, tmp_path: Path) -> None:
+    repository = exported.copy(tmp_path)
+    for path in repository.glob(f"{MODEL}-head-*/1/release.json"):
+        path.unlink()
+    chain = replace(exported.chain, mode="inline")
+    arena = set_up(
+        tmp_path / "arena", repository, chain, {"image": exported.images[:9]}, (), ("inline",), lambda *_: None
+    )
+    assert [c.name for c in arena.contenders] == ["plain", "chain-inline", "mechanism"]
+    assert any("no release" in note for note in arena.notes)
+    assert (oracle_exits(arena, {"image": exported.images[:9]}) == len(chain.heads)).all()
+
+
+def test_perf_analyzers_sums_are_read_right(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    names = [
+        "Concurrency",
+        "Inferences/Second",
+        *analyzer.PARTS,
+        "p50 latency",
+        "p90 latency",
+        "p95 latency",
+        "p99 latency",
+    ]
+    table.write_text(",".join(names) + "\n4,199.9,10,20,30,40,50,60,1790,1900,2500,3000,4000\n")
+    seen = analyzer._read(table, Load(4))
+    assert seen == Latency(2.0, 1.9, 3.0, 4.0, 2000.0)
+    assert analyzer._read(table, Load(None, 200.0)).throughput == 199.9
+    assert Load(None, 200.5).count(100) == 201 and Load(8).count(100) == 100
