@@ -5,6 +5,8 @@ A selector is fitted on samples that the predictor was not fitted to, and judges
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor as Torch
@@ -36,6 +38,15 @@ class Confidence(Selector):
     def forward(self, logits: Torch) -> Torch:
         """Scores logits."""
         return torch.softmax(logits, 1).amax(1)
+
+
+class Certainty(Selector):
+    """Low entropy of the softmax scores, as in BranchyNet (arXiv 1709.01686): 1 is none, 0 the most there can be."""
+
+    def forward(self, logits: Torch) -> Torch:
+        """Scores logits."""
+        log_p = torch.log_softmax(logits, 1)
+        return 1 + (log_p.exp() * log_p).sum(1) / math.log(max(logits.shape[1], 2))
 
 
 class Scores(Selector):

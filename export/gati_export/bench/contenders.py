@@ -16,14 +16,16 @@ from gati.chain import Chain, Mode, Segment, sha256_of
 from gati.errors import BackboneError, BenchError
 from gati.fuse import fuse
 from gati.release import Certificate, Release, Window, head_path, valid_releases
-from gati_export.bench.int8 import quantise
+from gati.session import run
+from gati_export.activations import open_segments
+from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.repository import onnx_config, plain_name, write_config, write_repository
 
 PLAIN = "plain"
-AGAINST = ("plain", "int8", "cache")
+AGAINST = ("plain", "int8", "cache", "peers")
 """What a chain can be compared with."""
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""
@@ -99,6 +101,7 @@ def set_up(
     against: Sequence[str],
     modes: Sequence[Mode],
     report: Report,
+    peers: Mapping[str, Mapping[int, bytes]] | None = None,
 ) -> Arena:
     """Writes the repository.
 
@@ -110,6 +113,7 @@ def set_up(
         against: Which of AGAINST, the plain backbone being always there.
         modes: In which the chain is to run.
         report: Told how far it is.
+        peers: Other heads for the same segments, by name and cut point.
 
     Raises:
         RepositoryError: If the chain's files can't be read, or one of them is damaged.
@@ -136,6 +140,9 @@ def set_up(
         _add_cached(arena)
     if "int8" in against:
         _add_int8(arena, samples)
+    for name, others in (peers or {}).items():
+        if others:
+            _add_chain(arena, name, "inline", others, study=True)
     report("Set up", 1)
     return arena
 
@@ -245,11 +252,33 @@ def _add_cached(arena: Arena) -> None:
 
 
 def _add_int8(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
+    """The backbone in int8, and the chain with its segments in int8 and its heads as they are."""
     path = arena.repository.with_name(f"{arena.repository.name}.int8.onnx")
     try:
         quantise(arena.backbone(), path, samples)
         _write_model(arena, "int8", path)
+        arena.contenders.append(Contender("int8"))
+        _add_int8_chain(arena, path, {name: values[:SAMPLES] for name, values in samples.items()})
     except BenchError as error:
         arena.notes.append(f"int8: {error}")
-        return
-    arena.contenders.append(Contender("int8"))
+
+
+def _add_int8_chain(arena: Arena, path: Path, samples: Mapping[str, np.ndarray]) -> None:
+    """Each segment by itself, calibrated on what the ones before, unquantised, give."""
+    chain = replace(arena.chain, model="chain-int8", mode="inline")
+    files = [arena.chain.segment_path(arena.source, segment.index) for segment in chain.segments]
+    given, segments = dict(samples), []
+    for segment, file, session in zip(chain.segments, files, open_segments(files), strict=True):
+        feeds = {name: given[name] for name in segment.inputs}
+        to = chain.segment_path(arena.repository, segment.index)
+        to.parent.mkdir(parents=True)
+        quantise(file, to, feeds)
+        singles = [
+            {name: rows[i : i + 1] for name, rows in feeds.items()} for i in range(len(next(iter(feeds.values()))))
+        ]
+        given[segment.output.name] = np.concatenate([run(session, [segment.output.name], feed)[0] for feed in singles])
+        segments.append(replace(segment, sha256=sha256_of(to)))
+    chain = replace(chain, segments=tuple(segments))
+    write_repository(arena.repository, chain)
+    _publish(arena, chain, arena.heads(), arena.release.certificate if arena.release else None)
+    arena.contenders.append(Contender("chain-int8", chain))

@@ -25,6 +25,7 @@ from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import Arena, Contender, Report, set_up
 from gati_export.bench.judge import Verdict, judge
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
+from gati_export.bench.peers import peer_heads
 from gati_export.bench.processes import cpu_seconds, peak_mib
 from gati_export.bench.rows import ENGINE, ORACLE, PLAIN, Result, Row
 from gati_export.bench.startup import seconds_to_answer
@@ -52,6 +53,7 @@ class Plan:
         requests: Of a measurement.
         turns: How often each measurement is made.
         seed: Of the order of requests.
+        learn_from: Samples that the peers' heads learn from, inputs by name, [n, ...].
     """
 
     repository: Path
@@ -64,6 +66,7 @@ class Plan:
     requests: int
     turns: int
     seed: int
+    learn_from: Feeds | None = None
 
 
 def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
@@ -81,7 +84,11 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
     folder = workspace(plan.repository)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as work:
-        arena = set_up(Path(work, "models"), plan.repository, plan.chain, samples, plan.against, plan.modes, report)
+        peers, notes = _peers(plan, report)
+        arena = set_up(
+            Path(work, "models"), plan.repository, plan.chain, samples, plan.against, plan.modes, report, peers
+        )
+        arena.notes += notes
         session = open_session(arena.backbone())
         classes = outputs_of(session, plan.chain, samples).argmax(1)
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
@@ -92,6 +99,16 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
         with Server(arena.repository, Ports(0, 0, 0), options=_cache_options()) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
         return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
+
+
+def _peers(plan: Plan, report: Report) -> tuple[dict[str, dict[int, bytes]], list[str]]:
+    """The peers' heads, and why one has none."""
+    if "peers" not in plan.against:
+        return {}, []
+    if plan.learn_from is None:
+        raise SamplesError("The peers' heads have to learn from samples: give those of the export with --samples.")
+    segments = [plan.chain.segment_path(plan.repository, segment.index) for segment in plan.chain.segments]
+    return peer_heads(plan.chain, segments, plan.learn_from, report)
 
 
 def _cache_options() -> list[str]:

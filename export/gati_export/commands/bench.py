@@ -80,7 +80,11 @@ def _words(allowed: tuple[str, ...]) -> click.ParamType:
     type=_words(AGAINST),
     default="plain",
     show_default=True,
-    help=f"What else to measure, of {', '.join(AGAINST)}: the backbone in int8, and behind Triton's response cache.",
+    help=f"What else to measure, of {', '.join(AGAINST)}: backbone and chain in int8; Triton's response cache; "
+    "the heads of GATI, SelfXit, BranchyNet and nearest neighbours.",
+)
+@click.option(
+    "--samples", type=click.Path(path_type=Path), help="For peers: what their heads learn from, as in gati export."
 )
 @click.option("--modes", type=_words(MODES), default="inline,bls", show_default=True, help="How the chain is run.")
 @click.option(
@@ -101,6 +105,7 @@ def bench_command(
     image: str | None,
     workload: str,
     against: tuple[str, ...],
+    samples: Path | None,
     modes: tuple[Mode, ...],
     concurrency: tuple[int, ...],
     rate: tuple[float, ...],
@@ -123,10 +128,12 @@ def bench_command(
     gati bench resnet18 --repository models --data test.npz --workload hot --against int8,cache --json bench.json
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     chain = read_chain(repository, found_model(repository, find_chains(repository), model))
-    samples = load_samples(data, inputs=chain.inputs, decode=parse_decode(image) if image else None)
-    plan = Plan(repository, chain, workload, against, modes, concurrency, rate, requests, turns, seed)
+    decode = parse_decode(image) if image else None
+    pool = load_samples(data, inputs=chain.inputs, decode=decode)
+    learn_from = load_samples(samples, inputs=chain.inputs, decode=decode) if samples else None
+    plan = Plan(repository, chain, workload, against, modes, concurrency, rate, requests, turns, seed, learn_from)
     with progress() as report:
-        result = bench(plan, samples, report)
+        result = bench(plan, pool, report)
     _tell(result)
     write_json(json_path, result.as_json())
     if html is not None:

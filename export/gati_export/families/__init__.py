@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gati.chain import Tensor
 from gati.errors import BackboneError, SamplesError
-from gati_export.families import gati, nearest, pooled, recent, regression, selfxit, spatial
+from gati_export.families import branchynet, gati, nearest, pooled, recent, regression, selfxit, spatial
 from gati_export.families.family import Family, Lookup
 
 FAMILIES: dict[str, Family] = {
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Family] = {
     "recent": recent.lookups,
     "gati": gati.lookups,
     "selfxit": selfxit.lookups,
+    "branchynet": branchynet.lookups,
     "nearest": nearest.lookups,
     "regression": regression.lookups,
 }

@@ -6,7 +6,7 @@ in `gati_export.families`. Training, ONNX, replay, certificate and composition a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -99,7 +99,7 @@ class Lookup(nn.Module):
 class Family(Protocol):
     """A way to make heads."""
 
-    def __call__(self, cut: Tensor, classes: int) -> list[Lookup]:
+    def __call__(self, cut: Tensor, classes: int) -> Sequence[Lookup]:
         """Untrained lookups for a cut tensor, each a candidate of its own.
 
         Raises:

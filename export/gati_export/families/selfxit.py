@@ -17,22 +17,23 @@ from torch.nn import functional
 from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.distillation import Predictor, Schedule
-from gati_export.families.family import Distilled, Lookup
+from gati_export.families.family import Distilled
 from gati_export.families.layout import channel_axis, planes
 from gati_export.selector import Confidence
 
+NAME = "selfxit"
 SIDE = 8
 """Height and width that a plane is averaged down to first."""
 
 
-def lookups(cut: Tensor, classes: int) -> list[Lookup]:
+def lookups(cut: Tensor, classes: int) -> list[Distilled]:
     """An exit without a hidden layer, one with a narrow and one with a wider one; see `families.family.Family`."""
     try:
         planes(cut)
         exits: dict[str, Predictor] = {f"c{width}": Exit(cut, classes, width) for width in (0, 32, 96)}
     except BackboneError:
         exits = {f"l{width}": Exit(cut, classes, width) for width in (0, 64, 256)}
-    return [Distilled(f"selfxit-{name}", f"plane{SIDE}", exit_, Confidence()) for name, exit_ in exits.items()]
+    return [Distilled(f"{NAME}-{name}", f"plane{SIDE}", exit_, Confidence()) for name, exit_ in exits.items()]
 
 
 class Exit(Predictor):

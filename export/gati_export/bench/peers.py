@@ -1,0 +1,74 @@
+"""The peers' ways, on the chain's own segments and samples: what their papers would serve here.
+
+`gati` (arXiv 2101.07344) and `knn` (Freeze Inference, arXiv 2002.02645) have selectors, and keep the chain's own
+promise: their heads are chosen and certified as ours are. `selfxit` (arXiv 2209.08625) and `branchynet` (arXiv
+1709.01686) leave at fixed thresholds, at every exit, whatever share of the answers then differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gati.agreement import parse_agreement
+from gati.chain import Chain
+from gati.errors import BenchError
+from gati_export.activations import Progress, open_segments
+from gati_export.candidates import Candidate, ask, fit_candidates
+from gati_export.heads import with_threshold
+from gati_export.latency import Times
+from gati_export.splitting import SHARES, find_runs, split
+from gati_export.training import Terms, train_heads
+
+CERTIFIED = {"gati": "gati", "knn": "nearest"}
+"""Peer: the family of its heads."""
+FIXED = "selfxit", "branchynet"
+SURE = 0.9
+"""SelfXit's fixed threshold of confidence, and BranchyNet's of certainty, 1 − entropy ÷ its maximum."""
+
+
+def peer_heads(
+    chain: Chain, segments: Sequence[Path], samples: Mapping[str, np.ndarray], report: Progress
+) -> tuple[dict[str, dict[int, bytes]], list[str]]:
+    """Trains every peer's heads.
+
+    Args:
+        chain: The chain.
+        segments: Its segments' files.
+        samples: To learn from, inputs by name, [n, ...]: the chain's own, for a fair comparison.
+        report: Told how far it is.
+
+    Returns:
+        The heads of each peer by cut point, thresholds inside, and why a peer has none, in sentences.
+    """
+    parts = split(samples, find_runs(samples), SHARES)
+    found: dict[str, dict[int, bytes]] = {}
+    notes = []
+    for peer, family in CERTIFIED.items():
+        terms = replace(Terms.of(chain, 0), families=family, memory=None, p99=None)
+        trained = train_heads(chain, segments, samples, parts, terms, report)
+        found[peer] = trained.heads
+        if trained.why_not:
+            notes.append(f"{peer}: {trained.why_not}")
+    sessions, none = open_segments(segments), Times(np.zeros(len(segments)), np.zeros(len(segments) - 1))
+    for peer in FIXED:
+        candidates = fit_candidates(chain, sessions, samples, parts, [peer], none, report, 0, {})
+        said, outputs = ask(chain, sessions, candidates.heads, samples, parts.tune, report)
+        agree = parse_agreement(chain.agreement)
+        rates = [float(agree(one.answers, outputs).mean()) for one in said]
+        found[peer] = {cut: with_threshold(head.model, SURE) for cut, head in _best(candidates.heads, rates).items()}
+    return found, notes
+
+
+def _best(heads: Sequence[Candidate], rates: Sequence[float]) -> dict[int, Candidate]:
+    """At each cut point the head that agrees most often."""
+    if not heads:
+        raise BenchError("No exit of the peers fits any cut point of this chain.")
+    chosen: dict[int, tuple[float, Candidate]] = {}
+    for head, rate in zip(heads, rates, strict=True):
+        if head.cut not in chosen or rate > chosen[head.cut][0]:
+            chosen[head.cut] = (rate, head)
+    return {cut: head for cut, (_, head) in sorted(chosen.items())}
