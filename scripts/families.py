@@ -8,19 +8,21 @@ time of both is taken in this process, batch 1: the backbone's is the engine's, 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import numpy as np
 import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t
 
 from gati.chain import Chain
 from gati.errors import GatiError
@@ -31,7 +33,7 @@ from gati.orchestrator import Observer, Orchestrator
 from gati.release import Window
 from gati.session import open_session, run
 from gati.watch import ReleaseWatch
-from gati_export.activations import open_segments
+from gati_export.activations import Progress, open_segments
 from gati_export.backbone import load_backbone
 from gati_export.candidates import Candidates, ask, fit_candidates
 from gati_export.commands.common import progress
@@ -47,19 +49,19 @@ from gati_export.views import ENOUGH, with_views
 
 OURS = ("pooled", "spatial", "recent")
 TURN = 100
-COLUMNS = (
-    "families",
-    "heads",
-    "bound",
-    "differs",
-    "hits",
-    "early",
-    "MACs saved",
-    "speed-up",
-    "oracle",
-    "lookups",
-    "memory",
+SHOWN = (
+    ("bound", ".2%"),
+    ("disagreement", ".2%"),
+    ("hits", ".1%"),
+    ("early", ".1%"),
+    ("macs_saved", ".1%"),
+    ("speedup", ".2f"),
+    ("oracle", ".1f"),
+    ("lookups", ".1%"),
+    ("memory", ".1%"),
 )
+"""Columns of the table, and how their numbers are written."""
+COLUMNS = ("families", "heads", *(name.replace("_", " ") for name, _ in SHOWN))
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Row:
 
     Attributes:
         families: Their names.
+        seed: Of their training.
         heads: The heads chosen, by cut point.
         bound: What the certificate says; None where no heads serve.
         disagreement: Share of the evaluation requests answered otherwise than by the backbone.
@@ -83,6 +86,7 @@ class Row:
     """
 
     families: str
+    seed: int
     heads: dict[int, str]
     bound: float | None
     disagreement: float
@@ -119,7 +123,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Trial:
     """What does not change from one set of families to the next.
 
     Attributes:
@@ -129,6 +133,12 @@ class Bench:
         requests: The evaluation requests, by input.
         macs: Share of the backbone's operations that are done at each exit.
         size: Bytes of the backbone.
+        terms: What chains are to keep to.
+        candidates: Heads of all families.
+        tuned: What these say to the tuning samples.
+        held_out: The same of the calibration samples.
+        groups: Which of these are one observation.
+        digest: Of these.
     """
 
     repository: Path
@@ -137,15 +147,28 @@ class Bench:
     requests: dict[str, np.ndarray]
     macs: Sequence[float]
     size: int
+    terms: Terms
+    candidates: Candidates
+    tuned: Heard
+    held_out: Heard
+    groups: np.ndarray
+    digest: str
 
-    def judge(self, name: str, trained: Trained) -> Row:
+    def compose(self, families: Sequence[str]) -> tuple[Trained, np.ndarray]:
+        """The heads of these families that are chosen and certified, and the groups of the calibration samples."""
+        few, heard = subset(self.candidates, self.tuned, families)
+        _, judged = subset(self.candidates, self.held_out, families)
+        return decide(self.chain, few, heard, judged, self.groups, self.terms, self.digest), self.groups
+
+    def judge(self, name: str, seed: int, trained: Trained, most: int) -> Row:
         """Runs a chain with these heads, and the plain backbone, on the requests in turns, and compares."""
         for index in self.chain.heads:
             shutil.rmtree(self.repository / self.chain.head_model(index), ignore_errors=True)
         if trained.certificate:
             draft = Draft(trained.heads, trained.certificate, Window("traffic", trained.certificate.n), "export")
             publish(self.repository, self.chain, draft)
-        exits, wrong, taken = self._ask(Served(self.repository, self.chain))
+        requests = {name: rows[:most] for name, rows in self.requests.items()}
+        exits, wrong, taken = self._ask(Served(self.repository, self.chain), requests)
         drawn = taken[np.random.default_rng(0).integers(0, len(taken), (2000, len(taken)))].sum(axis=1)
         low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
         times = trained.candidates.times
@@ -153,6 +176,7 @@ class Bench:
         lookups = sum(head.seconds for head in trained.candidates.heads if trained.families.get(head.cut) == head.name)
         return Row(
             families=name,
+            seed=seed,
             heads=dict(trained.families),
             bound=trained.certificate.bound if trained.certificate else None,
             disagreement=float(wrong.mean()),
@@ -167,13 +191,13 @@ class Bench:
             memory=sum(map(len, trained.heads.values())) / self.size,
         )
 
-    def _ask(self, served: Served) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _ask(self, served: Served, requests: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exits, where answers differ, and the seconds of the backbone and of the chain by turn, [turns, 2]."""
-        count = len(next(iter(self.requests.values())))
+        count = len(next(iter(requests.values())))
         exits, wrong, taken = np.empty(count, int), np.zeros(count, bool), []
         for start in range(0, count, TURN):
             rows = range(start, min(start + TURN, count))
-            single = [{name: values[row : row + 1] for name, values in self.requests.items()} for row in rows]
+            single = [{name: values[row : row + 1] for name, values in requests.items()} for row in rows]
             begun = time.perf_counter()
             expected = [run(self.plain, [self.chain.output.name], feeds)[0] for feeds in single]
             between = time.perf_counter()
@@ -197,7 +221,10 @@ def subset(candidates: Candidates, heard: Heard, families: Sequence[str]) -> tup
 @click.argument("workload")
 @click.option("--families", default="pooled,spatial,recent,gati,selfxit,nearest", show_default=True)
 @click.option("--cut-points", default=8, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seeds", default="0", show_default=True, help="Of training, separated by commas: one run each.")
+@click.option(
+    "--beside", type=click.Path(exists=True, path_type=Path), multiple=True, help="Rows of earlier runs (--json)."
+)
 @click.option("--views", default=ENOUGH, show_default=True, help="Images to train on, at least.")
 @click.option("--evaluate", default=6_000, show_default=True, help="Requests to judge by, at most.")
 @click.option(
@@ -211,7 +238,8 @@ def main(
     workload: str,
     families: str,
     cut_points: int,
-    seed: int,
+    seeds: str,
+    beside: tuple[Path, ...],
     views: int,
     evaluate: int,
     scores: Path | None,
@@ -219,47 +247,55 @@ def main(
 ) -> None:
     """Compares families of heads."""
     names = families.split(",")
+    rows = [_from_json(row) for path in beside for row in json.loads(path.read_text())["rows"]]
+    for seed in map(int, seeds.split(",")):
+        with tempfile.TemporaryDirectory() as work, progress() as report:
+            trial = _train(folder, workload, names, cut_points, views, seed, Path(work), report)
+            sets = [*((name,) for name in names), tuple(name for name in names if name in OURS), tuple(names)]
+            for chosen in dict.fromkeys(chosen for chosen in sets if chosen):
+                trained, groups = trial.compose(chosen)
+                rows.append(trial.judge("+".join(chosen), seed, trained, evaluate))
+                Console().print(rows[-1], trained.why_not or "")
+                if json_path:
+                    write_json(json_path, {"workload": workload, "rows": [vars(row) for row in rows]})
+                if scores and chosen == OURS[: len(chosen)]:
+                    _save(scores, trained, groups)
+    _show(rows, workload)
+
+
+def _train(
+    folder: Path, workload: str, names: list[str], cut_points: int, views: int, seed: int, work: Path, report: Progress
+) -> Trial:
+    """Cuts the backbone, and trains heads of all families."""
     terms = Terms(seed=seed)
     traffic = load_samples(folder / f"{workload}-traffic.npz")
-    with tempfile.TemporaryDirectory() as work, progress() as report:
-        repository = Path(work) / "models"
-        backbone = load_backbone(str(folder / "backbone.onnx"), lambda _: traffic, Path(work))
-        traffic = check_samples(traffic, backbone.inputs)
-        extra = check_samples(load_samples(folder / "extra.npz"), backbone.inputs)
-        samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), EXTRA_SHARES), extra)
-        samples, parts = with_views(backbone.inputs, samples, parts, views, seed)
-        points = choose_cutpoints(find_cutpoints(backbone, traffic), cut_points)
-        chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)
-        graphs = cut(backbone, points)
-        chain = replace(chain, segments=write_segments(graphs, lambda k: chain.segment_path(repository, k).parent))
-        paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
-        sessions, times = open_segments(paths), measure_segments(chain, paths, samples)
-        candidates = fit_candidates(chain, sessions, samples, parts, names, times, report, seed, {})
-        tuned = ask(chain, sessions, candidates.heads, samples, parts.tune, report)
-        held_out = ask(chain, sessions, candidates.heads, samples, parts.calibrate, report)
-        requests = check_samples(load_samples(folder / f"{workload}-evaluate.npz"), backbone.inputs)
-        bench = Bench(
-            repository=repository,
-            chain=chain,
-            plain=open_session(backbone.path),
-            requests={name: rows[:evaluate] for name, rows in requests.items()},
-            macs=[*(point.share for point in points), 1.0],
-            size=sum(path.stat().st_size for path in paths),
-        )
-        rows = []
-        sets = [*((name,) for name in names), tuple(name for name in names if name in OURS), tuple(names)]
-        for chosen in dict.fromkeys(sets):
-            few, heard = subset(candidates, tuned, chosen)
-            _, judged = subset(candidates, held_out, chosen)
-            groups, digest = parts.groups[parts.calibrate], fingerprint(samples, parts.calibrate)
-            trained = decide(chain, few, heard, judged, groups, terms, digest)
-            rows.append(bench.judge("+".join(chosen), trained))
-            Console().print(rows[-1], trained.why_not or "")
-            if json_path:
-                write_json(json_path, {"workload": workload, "seed": seed, "rows": [vars(row) for row in rows]})
-            if scores and chosen == OURS[: len(chosen)]:
-                _save(scores, trained, groups)
-    _show(rows, workload)
+    repository = work / "models"
+    backbone = load_backbone(str(folder / "backbone.onnx"), lambda _: traffic, work)
+    traffic = check_samples(traffic, backbone.inputs)
+    extra = check_samples(load_samples(folder / "extra.npz"), backbone.inputs)
+    samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), EXTRA_SHARES), extra)
+    samples, parts = with_views(backbone.inputs, samples, parts, views, seed)
+    points = choose_cutpoints(find_cutpoints(backbone, traffic), cut_points)
+    chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)
+    graphs = cut(backbone, points)
+    chain = replace(chain, segments=write_segments(graphs, lambda k: chain.segment_path(repository, k).parent))
+    paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
+    sessions, times = open_segments(paths), measure_segments(chain, paths, samples)
+    candidates = fit_candidates(chain, sessions, samples, parts, names, times, report, seed, {})
+    return Trial(
+        repository=repository,
+        chain=chain,
+        plain=open_session(backbone.path),
+        requests=check_samples(load_samples(folder / f"{workload}-evaluate.npz"), backbone.inputs),
+        macs=[*(point.share for point in points), 1.0],
+        size=sum(path.stat().st_size for path in paths),
+        terms=terms,
+        candidates=candidates,
+        tuned=ask(chain, sessions, candidates.heads, samples, parts.tune, report),
+        held_out=ask(chain, sessions, candidates.heads, samples, parts.calibrate, report),
+        groups=parts.groups[parts.calibrate],
+        digest=fingerprint(samples, parts.calibrate),
+    )
 
 
 def _save(path: Path, trained: Trained, groups: np.ndarray) -> None:
@@ -270,25 +306,36 @@ def _save(path: Path, trained: Trained, groups: np.ndarray) -> None:
     np.savez(path, scores=[one.scores for one, _ in used], agree=[agree for _, agree in used], groups=groups)
 
 
+def _from_json(fields: dict[str, Any]) -> Row:
+    """A row as it was written: JSON's keys are strings."""
+    numbered = {name: {int(key): value for key, value in fields[name].items()} for name in ("heads", "exits")}
+    return Row(**{"seed": 0, **fields, **numbered})
+
+
 def _show(rows: Sequence[Row], workload: str) -> None:
+    """The table: means over the seeds, with their intervals at 95 % confidence where there are several."""
     table = Table(title=f"{workload}: families of heads")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("families", "heads") else "right")
+        table.add_column(column, justify="left" if column in ("families", "heads") else "right", overflow="fold")
+    for name in dict.fromkeys(row.families for row in rows):
+        alike = [row for row in rows if row.families == name]
+        heads = " / ".join(", ".join(f"{cut}:{head}" for cut, head in row.heads.items()) or "none" for row in alike)
+        table.add_row(name, heads, *(_over_seeds([getattr(row, of) for row in alike], form) for of, form in SHOWN))
+    Console(width=200).print(table)
     for row in rows:
-        heads = ", ".join(f"{cut}:{name}" for cut, name in row.heads.items()) or "none"
-        bound = "—" if row.bound is None else f"{row.bound:.2%}"
-        shares = (row.disagreement, row.hits, row.early, row.macs_saved)
-        table.add_row(
-            row.families,
-            heads,
-            bound,
-            *(f"{share:.1%}" for share in shares),
-            f"{row.speedup:.2f} ({row.interval[0]:.2f}–{row.interval[1]:.2f})",
-            f"{row.oracle:.2f}",
-            f"{row.lookups:.1%}",
-            f"{row.memory:.1%}",
-        )
-    Console(width=160).print(table)
+        exits = ", ".join(f"{exit_}: {share:.1%} ({right:.2%} right)" for exit_, (share, right) in row.exits.items())
+        click.echo(f"{row.families}, seed {row.seed}, by exit: {exits}; speed-up by turns {row.interval}")
+
+
+def _over_seeds(values: Sequence[float | None], form: str) -> str:
+    """The mean, and ± half the width of its interval by Student's t."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "—"
+    if len(known) == 1:
+        return format(known[0], form)
+    half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / len(known) ** 0.5)
+    return f"{np.mean(known):{form}} ± {half:{form}}"
 
 
 if __name__ == "__main__":

@@ -25,10 +25,14 @@ from gati_export.bench.contenders import set_up
 from gati_export.bench.int8 import quantise
 from gati_export.bench.limits import oracle_exits
 from gati_export.bench.page import page, sentence
+from gati_export.bench.peers import peer_heads
 from gati_export.bench.rows import ENGINE, ORACLE, Result, Row, kept_of_oracle
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import bench_command
+from gati_export.distillation import Schedule
+from gati_export.families import gati, selfxit
+from gati_export.heads import threshold_of
 
 IMAGE = Tensor("image", "FP32", (3, 8, 8))
 
@@ -174,10 +178,30 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         find_analyzer()
 
 
+def test_the_peers_learn_behind_the_chains_own_segments(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    for predictor in (selfxit.Exit, gati.Flat):
+        monkeypatch.setattr(predictor, "schedule", Schedule(1, 20, 20, 32, 1e-2))
+    chain = replace(exported.chain, views=0)
+    segments = [chain.segment_path(exported.repository, segment.index) for segment in chain.segments]
+    found, notes = peer_heads(chain, segments, {"image": exported.images}, lambda *_: None)
+    assert set(found) == {"gati", "knn", "selfxit", "branchynet"}
+    for peer in ("selfxit", "branchynet"):
+        assert set(found[peer]) == set(chain.heads)  # an exit everywhere, sure or not
+        assert {threshold_of(head) for head in found[peer].values()} == {np.float32(0.9)}
+    assert found["knn"] or any(note.startswith("knn: ") for note in notes)  # it keeps the promise, or says why not
+
+
+def test_peers_need_samples(exported: Exported, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", image=exported.images)
+    command = [MODEL, "--repository", str(exported.repository), "--data", str(tmp_path / "data.npz")]
+    done = CliRunner().invoke(bench_command, [*command, "--against", "peers"])
+    assert isinstance(done.exception, SamplesError) and "--samples" in str(done.exception)
+
+
 def test_options_are_checked(exported: Exported, tmp_path: Path) -> None:
     base = [MODEL, "--repository", str(exported.repository), "--data", str(tmp_path / "none.npz")]
     for more, said in (
-        (["--against", "int4"], "'int4' is not one of plain, int8, cache"),
+        (["--against", "int4"], "'int4' is not one of plain, int8, cache, peers"),
         (["--concurrency", "0"], "no list of positive numbers"),
         (["--modes", "magic"], "'magic' is not one of"),
     ):

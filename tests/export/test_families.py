@@ -100,6 +100,7 @@ FILES = [
     ("gati", "vector"),
     ("selfxit", "half"),
     ("selfxit", "any_size"),
+    ("branchynet", "image"),
     ("nearest", "channels_last"),
     ("regression", "image"),
 ]
