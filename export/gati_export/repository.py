@@ -91,6 +91,8 @@ def _with_batch(tensor: Tensor) -> Tensor:
 
 def _config(model: str, backend: str, max_batch: int) -> ModelConfig:
     config = ModelConfig(name=model, backend=backend, max_batch_size=max_batch)
+    if max_batch > 1:
+        config.dynamic_batching.SetInParent()  # of requests that wait anyway: nobody waits for others to come
     config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=1)
     return config
 

@@ -48,10 +48,12 @@ def number_of(samples: dict[str, np.ndarray], row: np.ndarray) -> int:
 def test_requests_come_in_the_order_of_their_workload() -> None:
     samples, classes = pool(), np.arange(60) % 4
     for workload in ("iid", "hot"):
-        first, second = (Traffic(workload, samples, classes, [IMAGE], seed) for seed in (3, 3))
+        first, second = (
+            Traffic(workload, samples, classes if workload == "hot" else None, [IMAGE], seed) for seed in (3, 3)
+        )
         taken = np.concatenate([first.take(10)["image"], first.take(30)["image"]])
         np.testing.assert_array_equal(taken, second.take(40)["image"])  # in however many parts
-    iid = Traffic("iid", samples, classes, [IMAGE], 0)
+    iid = Traffic("iid", samples, None, [IMAGE], 0)
     asked = [number_of(samples, row) for row in iid.take(60)["image"]]
     assert sorted(asked) == list(range(60)) and iid.repeats == 0
     iid.take(60)
@@ -65,7 +67,7 @@ def test_frames_resemble_the_one_before_and_stay_in_range() -> None:
     samples = {
         "image": np.random.default_rng(1).normal(2, 5, (60, 3, 1, 1)).astype(np.float32).repeat(8, 2).repeat(8, 3)
     }
-    film = Traffic("frames", samples, np.zeros(60, int), [IMAGE], 0)
+    film = Traffic("frames", samples, None, [IMAGE], 0)
     shown = film.take(90)["image"]
     assert shown.dtype == np.float32 and film.repeats == 0
     low, high = (reduce(samples["image"], axis=(0, 2, 3)) for reduce in (np.min, np.max))
@@ -75,7 +77,7 @@ def test_frames_resemble_the_one_before_and_stay_in_range() -> None:
     for tensors in ([Tensor("x", "FP32", (7,))], [IMAGE, Tensor("mask", "BOOL", (3,))]):
         rows = {tensor.name: tensor.zeros(9) for tensor in tensors}
         with pytest.raises(SamplesError, match="frames is for models with one input of images"):
-            Traffic("frames", rows, np.zeros(9, int), tensors, 0)
+            Traffic("frames", rows, None, tensors, 0)
 
 
 def test_input_data_is_what_was_drawn(tmp_path: Path) -> None:
@@ -232,6 +234,8 @@ def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve
         str(tmp_path / "data.npz"), "--against", "int8,cache", "--concurrency", "1", "--rate", "20", "--requests", "20",
         "--turns", "1", "--json", str(tmp_path / "bench.json"), "--html", str(tmp_path / "bench.html"),
     ]  # fmt: skip
+    killed = repository.with_name("models.gati") / "bench-999999999-left"
+    killed.mkdir(parents=True)
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert "times as fast as the plain model" in done.stdout
@@ -290,3 +294,11 @@ def test_perf_analyzers_sums_are_read_right(tmp_path: Path) -> None:
     assert seen == Latency(2.0, 1.9, 3.0, 4.0, 2000.0)
     assert analyzer._read(table, Load(None, 200.0)).throughput == 199.9
     assert Load(None, 200.5).count(100) == 201 and Load(8).count(100) == 100
+
+
+def test_an_analyzer_that_does_not_end_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analyzer, "HUNG", 0.5)
+    served = iter(range(0, 1000, 50))
+    assert analyzer._run(["sleep", "60"], 50, lambda: next(served)) is None
+    done = analyzer._run(["echo", "said"], 50, lambda: 0)
+    assert done is not None and done.stdout == "said\n"

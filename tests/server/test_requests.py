@@ -346,6 +346,19 @@ def test_requests_that_triton_batches_get_their_own_answers(
     assert stats["execution_count"] < stats["inference_stats"]["success"]["count"], "Triton did batch"
 
 
+def test_requests_that_wait_are_batched(exported: Exported, serve: Serve, tmp_path: Path) -> None:
+    served = serve(exported.copy(tmp_path), GATI_AUDIT="0", GATI_STORE="none")
+    images = exported.images[:200]
+    for model in (MODEL, PLAIN):
+        alone = np.concatenate([ask(served, batch, model=model)[OUTPUT] for batch in batches(images, 1)])
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda image, name=model: ask(served, image[None], model=name)[OUTPUT], images))
+        np.testing.assert_allclose(np.concatenate(answers), alone, atol=1e-4, rtol=1e-4)
+        with http.InferenceServerClient(served.http) as client:
+            stats = client.get_inference_statistics(model)["model_stats"][0]
+        assert stats["execution_count"] < stats["inference_count"]
+
+
 def _declare(repository: Path, heads: dict[int, dict[str, tuple[int, ...]]]) -> None:
     """Declares the heads' state, and what they remember by, in the heads' configurations."""
     for index, state in heads.items():

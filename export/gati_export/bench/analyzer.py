@@ -7,13 +7,20 @@ import math
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import tritonclient.grpc as triton
 
 from gati.errors import BenchError, UnavailableError
 
 SECONDS = 600
 """After which a measurement is given up."""
+HUNG, TRIES = 15.0, 3
+"""Seconds that perf_analyzer may take to end when all its requests are answered: its threads then wait for one another
+now and again, for ever. It is ended and begun anew, so many times."""
 THREADS = 16
 """That send requests at a rate: perf_analyzer's own default, 4, is too few for a slow model."""
 PARTS = ("Client Send", "Network+Server Send/Recv", "Server Queue", "Server Compute Input", "Server Compute Infer",
@@ -94,7 +101,7 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
         load: How many at a time, or a second.
 
     Raises:
-        BenchError: If perf_analyzer fails, as it does when a request does.
+        BenchError: If perf_analyzer fails, as it does when a request does, or does not end.
     """
     table = inputs.with_suffix(".csv")
     table.unlink(missing_ok=True)
@@ -102,13 +109,44 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
         str(analyzer), "-i", "grpc", "-u", address, "-m", model, "--input-data", str(inputs), "-f", str(table),
         "--request-count", str(count), *load.options(),
     ]  # fmt: skip
+    with triton.InferenceServerClient(address) as client:
+        for _ in range(TRIES):
+            done = _run(command, count, lambda: _answered(client, model))
+            if done is not None and (done.returncode or not table.exists()):
+                raise BenchError(f"perf_analyzer failed on {model!r} at {load}: {_reason(done.stdout + done.stderr)}")
+            if done is not None:
+                return _read(table, load)
+    raise BenchError(f"perf_analyzer did not end with {count} requests to {model!r} at {load}.")
+
+
+def _run(command: list[str], count: int, answered: Callable[[], int]) -> subprocess.CompletedProcess[str] | None:
+    """Runs perf_analyzer to its end; None if it hangs."""
+    until = answered() + count
+    now = time.monotonic()
+    ends, finished = now + SECONDS, math.inf
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=1)
+                return subprocess.CompletedProcess(command, process.returncode, output, "")
+            except subprocess.TimeoutExpired:
+                now = time.monotonic()
+                finished = min(finished, now) if answered() >= until else finished
+                if now > min(ends, finished + HUNG):
+                    process.kill()
+                    return None
+            except BaseException:
+                process.kill()
+                raise
+
+
+def _answered(client: triton.InferenceServerClient, model: str) -> int:
+    """How many requests a model has answered, well or not; 0 for one that is not there."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"perf_analyzer did not finish {count} requests to {model!r} in {SECONDS} s.") from error
-    if done.returncode or not table.exists():
-        raise BenchError(f"perf_analyzer failed on {model!r} at {load}: {_reason(done.stdout + done.stderr)}")
-    return _read(table, load)
+        stats = client.get_inference_statistics(model).model_stats[0].inference_stats  # type: ignore[union-attr]
+    except triton.InferenceServerException:
+        return 0
+    return stats.success.count + stats.fail.count
 
 
 def _read(table: Path, load: Load) -> Latency:

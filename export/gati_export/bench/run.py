@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,14 +84,15 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
     analyzer = find_analyzer()
     folder = workspace(plan.repository)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as work:
+    _clear(folder)
+    with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-", dir=folder) as work:
         peers, notes = _peers(plan, report)
         arena = set_up(
             Path(work, "models"), plan.repository, plan.chain, samples, plan.against, plan.modes, report, peers
         )
         arena.notes += notes
         session = open_session(arena.backbone())
-        classes = outputs_of(session, plan.chain, samples).argmax(1)
+        classes = outputs_of(session, plan.chain, samples).argmax(1) if plan.workload == "hot" else None
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
         starts = {
             name: seconds_to_answer(arena, name, Path(work, f"start-{name}"), traffic.take(1))
@@ -99,6 +101,17 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
         with Server(arena.repository, Ports(0, 0, 0), options=_cache_options()) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
         return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
+
+
+def _clear(folder: Path) -> None:
+    """Removes what benchmarks that were killed have left: copies of a whole backbone, some of them."""
+    for left in folder.glob("bench-*-*"):
+        try:
+            os.kill(int(left.name.split("-")[1]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:  # somebody else's, and at work
+            continue
 
 
 def _peers(plan: Plan, report: Report) -> tuple[dict[str, dict[int, bytes]], list[str]]:

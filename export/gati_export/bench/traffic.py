@@ -31,7 +31,7 @@ class Traffic:
     Args:
         workload: One of WORKLOADS.
         samples: Model inputs by name, [samples, ...].
-        classes: The backbone's answers, [samples].
+        classes: The backbone's answers, [samples]; needed for `hot` alone.
         inputs: The model's inputs.
         seed: Of the sequence.
 
@@ -42,11 +42,14 @@ class Traffic:
         SamplesError: If `frames` is asked for and the model's input is no image.
     """
 
-    def __init__(self, workload: str, samples: Feeds, classes: np.ndarray, inputs: Sequence[Tensor], seed: int) -> None:
+    def __init__(
+        self, workload: str, samples: Feeds, classes: np.ndarray | None, inputs: Sequence[Tensor], seed: int
+    ) -> None:
         self.taken = 0
         self._samples = {tensor.name: samples[tensor.name] for tensor in inputs}
         self._film = _filmed(*_pictures(samples, inputs), seed) if workload == "frames" else None
-        self._index = hot(classes, MOST, seed=seed) if workload == "hot" else iid(len(classes), MOST, seed)
+        count = len(next(iter(self._samples.values())))
+        self._index = iid(count, MOST, seed) if classes is None else hot(classes, MOST, seed=seed)
 
     def take(self, count: int) -> Feeds:
         """The next requests, inputs by name, [count, ...] each."""
