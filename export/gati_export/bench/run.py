@@ -98,7 +98,8 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
             name: seconds_to_answer(arena, name, Path(work, f"start-{name}"), traffic.take(1))
             for name in (PLAIN, f"chain-{plan.modes[0]}")
         }
-        with Server(arena.repository, Ports(0, 0, 0), options=_cache_options()) as server:
+        options = _cache_options() if "cache" in plan.against else []
+        with Server(arena.repository, Ports(0, 0, 0), options=options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
         return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
 
