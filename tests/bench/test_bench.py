@@ -20,7 +20,7 @@ from gati.agreement import parse_agreement
 from gati.chain import Tensor
 from gati.errors import BenchError, SamplesError, UnavailableError
 from gati.server import startup_models
-from gati_export.bench import analyzer, peers, processes
+from gati_export.bench import analyzer, contenders, peers, processes
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import set_up
 from gati_export.bench.int8 import quantise
@@ -30,7 +30,7 @@ from gati_export.bench.peers import peer_heads
 from gati_export.bench.rows import ENGINE, ORACLE, Result, Row, kept_of_oracle
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
-from gati_export.commands.bench import bench_command
+from gati_export.commands.bench import MODES, bench_command
 from gati_export.distillation import Schedule
 from gati_export.families import selfxit
 from gati_export.heads import threshold_of
@@ -279,6 +279,15 @@ def test_a_chain_without_a_release_is_measured_too(exported: Exported, tmp_path:
     assert "mechanism-segment-0" not in bls  # it runs in the orchestrator
     assert any("no release" in note for note in arena.notes)
     assert (oracle_exits(arena, {"image": exported.images[:9]}) == len(chain.heads)).all()
+
+
+def test_heads_with_state_are_not_measured_in_bls_mode(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contenders, "has_state", lambda _model: True)
+    images = {"image": exported.images[:9]}
+    arena = set_up(tmp_path / "arena", exported.repository, exported.chain, images, (), MODES, lambda *_: None)
+    assert "chain-bls" not in [c.name for c in arena.contenders] and any("chain-bls" in note for note in arena.notes)
 
 
 def test_perf_analyzers_sums_are_read_right(tmp_path: Path) -> None:

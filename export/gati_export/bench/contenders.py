@@ -22,6 +22,7 @@ from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
+from gati_export.replay import has_state
 from gati_export.repository import onnx_config, plain_name, write_config, write_repository
 
 PLAIN = "plain"
@@ -123,18 +124,10 @@ def set_up(
     release = next(valid_releases(source, chain), None)
     arena = Arena(folder, source, chain, release)
     _add_plain(arena)
-    heads = arena.heads()
-    if release is None:
-        arena.notes.append(f"{chain.model!r} has no release: its chain is the backbone in one stage.")
-    for mode in modes:
-        _add_chain(arena, f"chain-{mode}", mode, heads, release.certificate if release else None)
+    _add_served(arena, modes)
     report("Set up", 0.3)
     _add_mechanism(arena)
-    if heads:
-        closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
-        _add_chain(arena, "all-miss", "inline", closed, study=True)
-        for index, model in heads.items():
-            _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)}, study=True)
+    _add_forced(arena)
     report("Set up", 0.6)
     if "cache" in against:
         _add_cached(arena)
@@ -155,6 +148,28 @@ def _add_plain(arena: Arena) -> None:
     else:
         _write_model(arena, PLAIN, _fused(arena, range(len(arena.chain.segments))))
     arena.contenders.append(Contender(PLAIN))
+
+
+def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
+    """The chain as it is."""
+    heads, release = arena.heads(), arena.release
+    if release is None:
+        arena.notes.append(f"{arena.chain.model!r} has no release: its chain is the backbone in one stage.")
+    for mode in modes:
+        if mode == "bls" and any(map(has_state, heads.values())):
+            arena.notes.append("chain-bls: heads with state are for inline chains.")
+        else:
+            _add_chain(arena, f"chain-{mode}", mode, heads, release.certificate if release else None)
+
+
+def _add_forced(arena: Arena) -> None:
+    """The chain with its own heads forced to miss, and to hit at each exit."""
+    heads = arena.heads()
+    closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
+    if heads:
+        _add_chain(arena, "all-miss", "inline", closed, study=True)
+    for index, model in heads.items():
+        _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)}, study=True)
 
 
 def _fused(arena: Arena, part: range) -> bytes:

@@ -96,7 +96,7 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
         starts = {
             name: seconds_to_answer(arena, name, Path(work, f"start-{name}"), traffic.take(1))
-            for name in (PLAIN, f"chain-{plan.modes[0]}")
+            for name in [c.name for c in arena.contenders if not c.study][:2]  # the plain model, and the chain
         }
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), options=options) as server:
