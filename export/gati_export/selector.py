@@ -79,8 +79,8 @@ class Scores(Selector):
 class Learned(Selector):
     """Ours: a logistic model of "the backbone agrees", by how far the best class is ahead and which it is.
 
-    Entropy, energy, the hidden features and the opinions of earlier heads say little that the margin does not, and
-    each operation costs a lookup behind a segment some 3 µs: there are as few as can be.
+    Each operation has its price in a lookup, whatever it does: there are as few as can be. Entropy and energy were
+    tried, and said nothing that the margin does not.
     """
 
     weight: Torch

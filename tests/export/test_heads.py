@@ -130,6 +130,15 @@ def test_colliding_names_are_refused():
         PooledPredictor(Tensor("x", "FP32", (-1, -1)), CLASSES)
 
 
+def test_standardisation_inside_the_first_layer_changes_nothing():
+    predictor = PooledPredictor(CUTS["image"], CLASSES, dropout=0)
+    features = predictor.reduce(torch.from_numpy(hidden_rows(CUTS["image"], 64)))
+    predictor.adapt(features)
+    shouting = torch.cat([features, 100 * features])
+    with torch.no_grad():
+        torch.testing.assert_close(predictor.eval()(shouting), predictor.train()(shouting), atol=1e-4, rtol=1e-4)
+
+
 def test_lookup_is_quick():
     cuts = [CUTS["image"], CUTS["vector"]]
     sessions = [open_session(head_model(make_head(c), c, OUTPUT)) for c in cuts]
