@@ -25,7 +25,7 @@ from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
 from gati_export.families import AUTO, chosen_families
 from gati_export.heads import with_threshold
-from gati_export.latency import measure_segments
+from gati_export.latency import Times, measure_segments
 from gati_export.replay import Said
 from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
 from gati_export.views import ENOUGH, with_views
@@ -146,10 +146,7 @@ def train_heads(
     missing = _too_few(chain, split, terms, extra)
     if missing:
         return without_heads(chain, Candidates([], {}, times), missing)
-    if extra is not None:
-        samples, split = with_extra(samples, split, extra)
-    most = min(terms.views, int(VIEW_SECONDS / times.segments.sum()))
-    samples, split = with_views(chain.inputs, samples, split, most, terms.seed)
+    samples, split = enlarged(chain, samples, split, terms, times, extra)
     candidates = fit_candidates(
         chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, numbers
     )
@@ -159,6 +156,21 @@ def train_heads(
     held_out = ask(chain, sessions, candidates.heads, samples, split.calibrate, progress)
     digest = fingerprint(samples, split.calibrate)
     return decide(chain, candidates, tuned, held_out, split.groups[split.calibrate], terms, digest)
+
+
+def enlarged(
+    chain: Chain,
+    samples: Mapping[str, np.ndarray],
+    split: Split,
+    terms: Terms,
+    times: Times,
+    extra: Mapping[str, np.ndarray] | None,
+) -> tuple[Mapping[str, np.ndarray], Split]:
+    """Samples with extra ones, and with views as far as the terms ask and the backbone's time allows, to train on."""
+    if extra is not None:
+        samples, split = with_extra(samples, split, extra)
+    most = min(terms.views, int(VIEW_SECONDS / times.segments.sum()))
+    return with_views(chain.inputs, samples, split, most, terms.seed)
 
 
 def _has_runs(split: Split) -> bool:

@@ -102,8 +102,10 @@ def test_speed_ups_are_taken_turn_by_turn() -> None:
     row = fast.row("chain-inline", "iid", Load(1), plain, Verdict(0.99, {"0": 1.0}), 10.0)
     assert (row.speedup, row.low, row.high, row.cpu_ms) == (3.0, 2.0, 4.0, 4.0)
     limit = Tally()
-    limit.add(latency(1.0), None)
-    assert limit.row("oracle", "iid", Load(1), plain, Verdict(1.0, {}), None).low == 4.0
+    for _ in range(2):
+        limit.add(latency(1.0), None)
+    row = limit.row("oracle", "iid", Load(1), plain, Verdict(None, {}), None)
+    assert (row.low, row.cpu_ms, row.agreement) == (4.0, None, None)
     assert summed_up(np.array([1.0, 3.0])).throughput == 500
 
 
@@ -177,7 +179,7 @@ def test_the_peers_learn_behind_the_chains_own_segments(exported: Exported, monk
     monkeypatch.setattr(peers, "CERTIFIED", {"knn": "nearest"})  # GATI's heads take longer, and nothing else
     chain = replace(exported.chain, views=0)
     segments = [chain.segment_path(exported.repository, segment.index) for segment in chain.segments]
-    found, notes = peer_heads(chain, segments, {"image": exported.images}, lambda *_: None)
+    found, notes = peer_heads(chain, segments, {"image": exported.images}, None, lambda *_: None)
     assert set(found) == {"knn", "selfxit", "branchynet"}
     for peer in ("selfxit", "branchynet"):
         assert set(found[peer]) == set(chain.heads)  # an exit everywhere, sure or not
@@ -196,7 +198,7 @@ def test_options_are_checked(exported: Exported, tmp_path: Path) -> None:
     base = [MODEL, "--repository", str(exported.repository), "--data", str(tmp_path / "none.npz")]
     for more, said in (
         (["--against", "int4"], "'int4' is not one of plain, int8, cache, peers"),
-        (["--concurrency", "0"], "no list of positive numbers"),
+        (["--concurrency", "0"], "'0' is no positive number"),
         (["--modes", "magic"], "'magic' is not one of"),
     ):
         done = CliRunner().invoke(bench_command, [*base, *more])
@@ -312,5 +314,5 @@ def test_an_analyzer_that_does_not_end_is_begun_anew(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(analyzer, "HUNG", 0.5)
     served = iter(range(0, 1000, 50))
     assert analyzer._run(["sleep", "60"], 50, lambda: next(served)) is None
-    done = analyzer._run(["echo", "said"], 50, lambda: 0)
-    assert done is not None and done.stdout == "said\n"
+    assert analyzer._run(["echo", "said"], 50, lambda: 0) == (0, "said\n")
+    assert analyzer._run(["false"], 50, lambda: 0) == (1, "")

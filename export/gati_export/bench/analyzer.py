@@ -111,28 +111,28 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
     ]  # fmt: skip
     with triton.InferenceServerClient(address) as client:
         for _ in range(TRIES):
-            done = _run(command, count, lambda: _answered(client, model))
-            if done is not None and (done.returncode or not table.exists()):
-                raise BenchError(f"perf_analyzer failed on {model!r} at {load}: {_reason(done.stdout + done.stderr)}")
-            if done is not None:
+            ended = _run(command, count, lambda: _answered(client, model))
+            if ended is not None:
+                code, output = ended
+                if code or not table.exists():
+                    raise BenchError(f"perf_analyzer failed on {model!r} at {load}: {_reason(output)}")
                 return _read(table, load)
     raise BenchError(f"perf_analyzer did not end with {count} requests to {model!r} at {load}.")
 
 
-def _run(command: list[str], count: int, answered: Callable[[], int]) -> subprocess.CompletedProcess[str] | None:
-    """Runs perf_analyzer to its end; None if it hangs."""
+def _run(command: list[str], count: int, answered: Callable[[], int]) -> tuple[int, str] | None:
+    """Runs perf_analyzer to its end: its exit code, and what it printed; None if it hangs."""
     until = answered() + count
-    now = time.monotonic()
-    ends, finished = now + SECONDS, math.inf
+    ends = time.monotonic() + SECONDS
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while True:
             try:
                 output, _ = process.communicate(timeout=1)
-                return subprocess.CompletedProcess(command, process.returncode, output, "")
+                return process.returncode, output
             except subprocess.TimeoutExpired:
-                now = time.monotonic()
-                finished = min(finished, now) if answered() >= until else finished
-                if now > min(ends, finished + HUNG):
+                if answered() >= until:
+                    ends, until = time.monotonic() + HUNG, math.inf
+                if time.monotonic() > ends:
                     process.kill()
                     return None
             except BaseException:

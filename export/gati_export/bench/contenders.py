@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,23 +17,21 @@ from gati.errors import BackboneError, BenchError
 from gati.fuse import fuse
 from gati.release import Certificate, Release, Window, head_path, valid_releases
 from gati.session import run
-from gati_export.activations import open_segments
+from gati_export.activations import Progress, open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
+from gati_export.bench.rows import PLAIN
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
 from gati_export.repository import onnx_config, plain_name, write_config, write_repository
 
-PLAIN = "plain"
 AGAINST = ("plain", "int8", "cache", "peers")
 """What a chain can be compared with."""
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""
 CERTAIN = 1 - 1e-9
 """An ε that no answer breaks: a chain that is made to hit answers wrongly, and its breaker would open."""
-
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,10 @@ class Contender:
     Attributes:
         name: Of the row, and of the model on the server.
         chain: The chain, of a chain.
-        study: Whether it shows where time goes, and is not a way to serve.
     """
 
     name: str
     chain: Chain | None = None
-    study: bool = False
 
     @property
     def models(self) -> list[str]:
@@ -98,10 +94,10 @@ def set_up(
     folder: Path,
     source: Path,
     chain: Chain,
-    samples: Mapping[str, np.ndarray],
+    calibration: Mapping[str, np.ndarray],
     against: Sequence[str],
     modes: Sequence[Mode],
-    report: Report,
+    report: Progress,
     peers: Mapping[str, Mapping[int, bytes]] | None = None,
 ) -> Arena:
     """Writes the repository.
@@ -110,7 +106,7 @@ def set_up(
         folder: An empty folder for it, best on the file system of `source`: files are linked then.
         source: The repository of the chain.
         chain: The chain.
-        samples: To calibrate int8 with, inputs by name.
+        calibration: To calibrate int8 with, inputs by name.
         against: Which of AGAINST, the plain backbone being always there.
         modes: In which the chain is to run.
         report: Told how far it is.
@@ -132,10 +128,10 @@ def set_up(
     if "cache" in against:
         _add_cached(arena)
     if "int8" in against:
-        _add_int8(arena, samples)
+        _add_int8(arena, calibration)
     for name, others in (peers or {}).items():
         if others:
-            _add_chain(arena, name, "inline", others, study=True)
+            _add_chain(arena, name, "inline", others)
     report("Set up", 1)
     return arena
 
@@ -167,9 +163,9 @@ def _add_forced(arena: Arena) -> None:
     heads = arena.heads()
     closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
     if heads:
-        _add_chain(arena, "all-miss", "inline", closed, study=True)
+        _add_chain(arena, "all-miss", "inline", closed)
     for index, model in heads.items():
-        _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)}, study=True)
+        _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)})
 
 
 def _fused(arena: Arena, part: range) -> bytes:
@@ -201,17 +197,16 @@ def _add_chain(
     mode: Mode,
     heads: Mapping[int, bytes],
     certificate: Certificate | None = None,
-    study: bool = False,
 ) -> None:
-    """The chain under another name, with these heads."""
-    chain = replace(arena.chain, model=name, mode=mode, epsilon=CERTAIN if study else arena.chain.epsilon)
+    """The chain under another name, with these heads; its breaker keeps to the promise where there is one."""
+    chain = replace(arena.chain, model=name, mode=mode, epsilon=arena.chain.epsilon if certificate else CERTAIN)
     for segment in chain.segments:
         path = chain.segment_path(arena.repository, segment.index)
         path.parent.mkdir(parents=True)
         _link(arena.chain.segment_path(arena.source, segment.index), path)
     write_repository(arena.repository, chain)
     _publish(arena, chain, heads, certificate)
-    arena.contenders.append(Contender(name, chain, study))
+    arena.contenders.append(Contender(name, chain))
 
 
 def _publish(arena: Arena, chain: Chain, heads: Mapping[int, bytes], certificate: Certificate | None) -> None:
@@ -246,7 +241,7 @@ def _add_mechanism(arena: Arena) -> None:
         return
     write_repository(arena.repository, chain)
     _publish(arena, chain, heads, None)
-    arena.contenders.append(Contender("mechanism", chain, study=True))
+    arena.contenders.append(Contender("mechanism", chain))
 
 
 def _even_cuts(chain: Chain) -> list[int]:

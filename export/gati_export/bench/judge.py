@@ -16,9 +16,9 @@ from gati_client.errors import ClientError
 
 @dataclass(frozen=True)
 class Verdict:
-    """Share of requests answered as the backbone does, and shares by exit, the backbone's being the last one."""
+    """Share of requests answered as the backbone does, if that was seen; and shares by exit, the backbone's last."""
 
-    agreement: float
+    agreement: float | None
     exits: dict[str, float]
 
 
@@ -46,5 +46,10 @@ def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndar
     except ClientError as error:
         raise BenchError(f"{model!r} failed on a request of the benchmark: {error}") from error
     agreement = float(parse_agreement(chain.agreement)(answers, outputs).mean())
-    seen, counts = np.unique(exits[exits >= 0], return_counts=True)
-    return Verdict(agreement, {str(e): float(count) / len(outputs) for e, count in zip(seen, counts, strict=True)})
+    return Verdict(agreement, shares(exits[exits >= 0]))
+
+
+def shares(exits: np.ndarray) -> dict[str, float]:
+    """The share of requests that left at each exit, of the exits of all of them, [n]."""
+    seen, counts = np.unique(exits, return_counts=True)
+    return {str(exit_): float(count) / len(exits) for exit_, count in zip(seen, counts, strict=True)}

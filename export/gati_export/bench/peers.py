@@ -15,13 +15,12 @@ import numpy as np
 
 from gati.agreement import parse_agreement
 from gati.chain import Chain
-from gati.errors import BenchError
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.heads import with_threshold
-from gati_export.latency import Times
-from gati_export.splitting import SHARES, find_runs, split
-from gati_export.training import Terms, train_heads
+from gati_export.latency import measure_segments
+from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
+from gati_export.training import Terms, enlarged, train_heads
 
 CERTIFIED = {"gati": "gati", "knn": "nearest"}
 """Peer: the family of its heads."""
@@ -31,42 +30,49 @@ SURE = 0.9
 
 
 def peer_heads(
-    chain: Chain, segments: Sequence[Path], samples: Mapping[str, np.ndarray], report: Progress
+    chain: Chain,
+    segments: Sequence[Path],
+    samples: Mapping[str, np.ndarray],
+    extra: Mapping[str, np.ndarray] | None,
+    report: Progress,
 ) -> tuple[dict[str, dict[int, bytes]], list[str]]:
-    """Trains every peer's heads.
+    """Trains every peer's heads, on as much as the chain's own were.
 
     Args:
         chain: The chain.
         segments: Its segments' files.
         samples: To learn from, inputs by name, [n, ...]: the chain's own, for a fair comparison.
+        extra: More samples to train on, likewise.
         report: Told how far it is.
 
     Returns:
         The heads of each peer by cut point, thresholds inside, and why a peer has none, in sentences.
     """
-    parts = split(samples, find_runs(samples), SHARES)
+    terms = replace(Terms.of(chain, 0), memory=None, p99=None)
+    parts = split(samples, find_runs(samples), SHARES if extra is None else EXTRA_SHARES)
     found: dict[str, dict[int, bytes]] = {}
     notes = []
     for peer, family in CERTIFIED.items():
-        terms = replace(Terms.of(chain, 0), families=family, memory=None, p99=None)
-        trained = train_heads(chain, segments, samples, parts, terms, report)
+        asked = replace(terms, families=family)
+        trained = train_heads(chain, segments, samples, parts, asked, report, extra=extra)
         found[peer] = trained.heads
         if trained.why_not:
             notes.append(f"{peer}: {trained.why_not}")
-    sessions, none = open_segments(segments), Times(np.zeros(len(segments)), np.zeros(len(segments) - 1))
+    sessions, times = open_segments(segments), measure_segments(chain, segments, samples)
+    rows, parts = enlarged(chain, samples, parts, terms, times, extra)
     for peer in FIXED:
-        candidates = fit_candidates(chain, sessions, samples, parts, [peer], none, report, 0, {})
-        said, outputs = ask(chain, sessions, candidates.heads, samples, parts.tune, report)
+        candidates = fit_candidates(chain, sessions, rows, parts, [peer], times, report, terms.seed, {})
+        said, outputs = ask(chain, sessions, candidates.heads, rows, parts.tune, report)
         agree = parse_agreement(chain.agreement)
         rates = [float(agree(one.answers, outputs).mean()) for one in said]
         found[peer] = {cut: with_threshold(head.model, SURE) for cut, head in _best(candidates.heads, rates).items()}
+        if not found[peer]:
+            notes.append(f"{peer}: no exit of it fits any cut point.")
     return found, notes
 
 
 def _best(heads: Sequence[Candidate], rates: Sequence[float]) -> dict[int, Candidate]:
     """At each cut point the head that agrees most often."""
-    if not heads:
-        raise BenchError("No exit of the peers fits any cut point of this chain.")
     chosen: dict[int, tuple[float, Candidate]] = {}
     for head, rate in zip(heads, rates, strict=True):
         if head.cut not in chosen or rate > chosen[head.cut][0]:

@@ -22,13 +22,14 @@ from gati.server import HOST, Ports, Server
 from gati.session import open_session, run, threads
 from gati.settings import workspace
 from gati.triton import find_triton
+from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
-from gati_export.bench.contenders import Arena, Contender, Report, set_up
-from gati_export.bench.judge import Verdict, judge
+from gati_export.bench.contenders import Arena, Contender, set_up
+from gati_export.bench.judge import Verdict, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.processes import cpu_seconds, peak_mib
-from gati_export.bench.rows import ENGINE, ORACLE, PLAIN, Result, Row
+from gati_export.bench.rows import ENGINE, ORACLE, PLAIN, Result, Row, serves
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Feeds, Traffic, write_inputs
@@ -54,7 +55,8 @@ class Plan:
         requests: Of a measurement.
         turns: How often each measurement is made.
         seed: Of the order of requests.
-        learn_from: Samples that the peers' heads learn from, inputs by name, [n, ...].
+        learn_from: Samples that the peers' heads learn from, and int8 is calibrated on, inputs by name, [n, ...].
+        extra: More samples for the peers to train on.
     """
 
     repository: Path
@@ -68,9 +70,10 @@ class Plan:
     turns: int
     seed: int
     learn_from: Feeds | None = None
+    extra: Feeds | None = None
 
 
-def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
+def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
     """Runs a benchmark.
 
     Args:
@@ -87,16 +90,19 @@ def bench(plan: Plan, samples: Feeds, report: Report) -> Result:
     _clear(folder)
     with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-", dir=folder) as work:
         peers, notes = _peers(plan, report)
-        arena = set_up(
-            Path(work, "models"), plan.repository, plan.chain, samples, plan.against, plan.modes, report, peers
-        )
+        models, calibration = Path(work, "models"), plan.learn_from or samples
+        arena = set_up(models, plan.repository, plan.chain, calibration, plan.against, plan.modes, report, peers)
         arena.notes += notes
+        if "int8" in plan.against and plan.learn_from is None:
+            arena.notes.append(
+                "int8 was calibrated on the requests' own samples, in its favour; --samples gives others."
+            )
         session = open_session(arena.backbone())
         classes = outputs_of(session, plan.chain, samples).argmax(1) if plan.workload == "hot" else None
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
         starts = {
             name: seconds_to_answer(arena, name, Path(work, f"start-{name}"), traffic.take(1))
-            for name in [c.name for c in arena.contenders if not c.study][:2]  # the plain model, and the chain
+            for name in [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
         }
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), options=options) as server:
@@ -115,14 +121,14 @@ def _clear(folder: Path) -> None:
             continue
 
 
-def _peers(plan: Plan, report: Report) -> tuple[dict[str, dict[int, bytes]], list[str]]:
+def _peers(plan: Plan, report: Progress) -> tuple[dict[str, dict[int, bytes]], list[str]]:
     """The peers' heads, and why one has none."""
     if "peers" not in plan.against:
         return {}, []
     if plan.learn_from is None:
         raise SamplesError("The peers' heads have to learn from samples: give those of the export with --samples.")
     segments = [plan.chain.segment_path(plan.repository, segment.index) for segment in plan.chain.segments]
-    return peer_heads(plan.chain, segments, plan.learn_from, report)
+    return peer_heads(plan.chain, segments, plan.learn_from, plan.extra, report)
 
 
 def _cache_options() -> list[str]:
@@ -182,7 +188,7 @@ class _Run:
         server: Server,
         analyzer: Path,
         inputs: Path,
-        report: Report,
+        report: Progress,
     ) -> None:
         self._plan = plan
         self._arena = arena
@@ -218,9 +224,9 @@ class _Run:
 
     def _measure(self, load: Load, verdicts: Mapping[str, Verdict], before: float) -> None:
         """Measures all contenders under one load, in turns, and adds their rows."""
-        contenders = [c for c in self._arena.contenders if load.concurrency is not None or not c.study]
+        contenders = [c for c in self._arena.contenders if load.concurrency is not None or serves(c.name)]
         tallies = {contender.name: Tally() for contender in contenders}
-        engine: list[np.ndarray] = []
+        engine = Tally()
         for turn in range(self._plan.turns):
             requests = self._traffic.take(load.count(self._plan.requests))
             write_inputs(self._inputs, requests)
@@ -228,7 +234,7 @@ class _Run:
             for contender in contenders[first:] + contenders[:first]:
                 tallies[contender.name].add(*self._ask(contender, load))
             if load.concurrency == 1:
-                engine.append(time_engine(self._session, self._plan.chain, requests) * 1e3)
+                engine.add(summed_up(time_engine(self._session, self._plan.chain, requests) * 1e3), None)
             self._report("Measure", before + (turn + 1) / self._plan.turns / (len(self._plan.concurrency) + 1))
         plain = tallies[PLAIN]
         for contender in contenders:
@@ -237,8 +243,8 @@ class _Run:
             self._rows.append(
                 tallies[contender.name].row(contender.name, self._plan.workload, load, plain, verdict, peak)
             )
-        if engine:
-            self._rows += self._limits(load, plain, np.concatenate(engine))
+        if engine.seen:
+            self._rows += self._limits(load, plain, engine)
 
     def _ask(self, contender: Contender, load: Load) -> tuple[Latency, float]:
         """One measurement, and the time on cores that it took, in ms a request."""
@@ -246,16 +252,16 @@ class _Run:
         seen = measure(self._analyzer, self._address, contender.name, self._inputs, count, load)
         return seen, (cpu_seconds(self._server.process.pid) - used) * 1e3 / count
 
-    def _limits(self, load: Load, plain: Tally, engine: np.ndarray) -> list[Row]:
-        """The engine alone; and the oracle, whose server takes as long as the plain model's."""
+    def _limits(self, load: Load, plain: Tally, engine: Tally) -> list[Row]:
+        """The engine alone; and the oracle, to whose time the server adds what it adds to the plain model's."""
         exits = oracle_exits(self._arena, self._first)
         until = seconds_until(self._arena, self._first)
-        oracle = until[exits] / until[-1] * engine.mean() + plain.mean("mean_ms") - engine.mean()
-        seen, counts = np.unique(exits, return_counts=True)
-        shares = {str(e): float(count) / len(exits) for e, count in zip(seen, counts, strict=True)}
-        found = []
-        for name, taken, by_exit in ((ENGINE, engine, {}), (ORACLE, oracle, shares)):
-            tally = Tally()
-            tally.add(summed_up(taken), None)
-            found.append(tally.row(name, self._plan.workload, load, plain, Verdict(1.0, by_exit), None))
-        return found
+        oracle = Tally()
+        for served, alone in zip(plain.seen, engine.seen, strict=True):
+            taken = until[exits] / until[-1] * alone.mean_ms + served.mean_ms - alone.mean_ms
+            oracle.add(summed_up(taken), None)
+        workload = self._plan.workload
+        return [
+            engine.row(ENGINE, workload, load, plain, Verdict(None, {}), None),
+            oracle.row(ORACLE, workload, load, plain, Verdict(None, shares(exits)), None),
+        ]

@@ -34,9 +34,7 @@ class Tally:
 
     def row(self, name: str, workload: str, load: Load, plain: Tally, verdict: Verdict, peak: float | None) -> Row:
         """The row; `plain` is the plain model's under the same load."""
-        # a limit has one turn: its own mean stands against each of the plain model's
-        means = [one.mean_ms for one in self.seen] * (len(plain.seen) // len(self.seen))
-        ratios = [other.mean_ms / mean for other, mean in zip(plain.seen, means, strict=True)]
+        ratios = [other.mean_ms / own.mean_ms for other, own in zip(plain.seen, self.seen, strict=True)]
         used = [value for value in self.cpu_ms if value is not None]
         return Row(
             name=name,

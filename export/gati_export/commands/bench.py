@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -22,39 +25,37 @@ from gati_export.samples import load_samples
 MODES = get_args(Mode)
 
 
-def _numbers(kind: type) -> click.ParamType:
-    """A list of positive numbers, separated by commas."""
+def _list(each: Callable[[str], Any]) -> Callable[..., tuple]:
+    """Reads an option's values, separated by commas."""
 
-    class Numbers(click.ParamType):
-        name = "list"
+    def read(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple:
+        if value is None:
+            return ()
+        try:
+            return tuple(each(word.strip()) for word in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
 
-        def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
-            if isinstance(value, tuple):
-                return value
-            try:
-                numbers = tuple(kind(word) for word in str(value).split(",") if word)
-            except ValueError:
-                numbers = (0,)
-            if min(numbers, default=0) <= 0:
-                self.fail(f"{value!r} is no list of positive numbers, such as 1,4,16.", param, ctx)
-            return numbers
-
-    return Numbers()
+    return read
 
 
-def _words(allowed: tuple[str, ...]) -> click.ParamType:
-    """A list of words, separated by commas."""
+def _positive(kind: type) -> Callable[[str], Any]:
+    def read(word: str) -> Any:
+        with suppress(ValueError):
+            if (number := kind(word)) > 0:
+                return number
+        raise ValueError(f"{word!r} is no positive number; give some, such as 1,4,16.")
 
-    class Words(click.ParamType):
-        name = "list"
+    return read
 
-        def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
-            words = value if isinstance(value, tuple) else tuple(word for word in str(value).split(",") if word)
-            if unknown := [word for word in words if word not in allowed]:
-                self.fail(f"{unknown[0]!r} is not one of {', '.join(allowed)}.", param, ctx)
-            return words
 
-    return Words()
+def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
+    def read(word: str) -> str:
+        if word not in allowed:
+            raise ValueError(f"{word!r} is not one of {', '.join(allowed)}.")
+        return word
+
+    return read
 
 
 @click.command("bench")
@@ -77,21 +78,46 @@ def _words(allowed: tuple[str, ...]) -> click.ParamType:
 )
 @click.option(
     "--against",
-    type=_words(AGAINST),
+    metavar="LIST",
+    callback=_list(_one_of(AGAINST)),
     default="plain",
     show_default=True,
     help=f"What else to measure, of {', '.join(AGAINST)}: backbone and chain in int8; Triton's response cache; "
     "the heads of GATI, SelfXit, BranchyNet and nearest neighbours.",
 )
 @click.option(
-    "--samples", type=click.Path(path_type=Path), help="For peers: what their heads learn from, as in gati export."
-)
-@click.option("--modes", type=_words(MODES), default="inline,bls", show_default=True, help="How the chain is run.")
-@click.option(
-    "--concurrency", type=_numbers(int), default="1,2,4,8,16", show_default=True, help="Requests in flight at a time."
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="For peers: what their heads learn from, as in gati export; int8 is calibrated on it, too.",
 )
 @click.option(
-    "--rate", type=_numbers(float), default=(), help="Requests a second.  [default: 70 % of what the plain model takes]"
+    "--train-samples",
+    "extra",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="For peers: more to train on, as in gati export.",
+)
+@click.option(
+    "--modes",
+    metavar="LIST",
+    callback=_list(_one_of(MODES)),
+    default="inline,bls",
+    show_default=True,
+    help="How the chain is run.",
+)
+@click.option(
+    "--concurrency",
+    metavar="LIST",
+    callback=_list(_positive(int)),
+    default="1,2,4,8,16",
+    show_default=True,
+    help="Requests in flight at a time.",
+)
+@click.option(
+    "--rate",
+    metavar="LIST",
+    callback=_list(_positive(float)),
+    help="Requests a second, with Poisson arrivals.  [default: 70 % of what the plain model takes]",
 )
 @click.option("--requests", type=click.IntRange(20), default=300, show_default=True, help="Of each measurement.")
 @click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each.")
@@ -106,6 +132,7 @@ def bench_command(
     workload: str,
     against: tuple[str, ...],
     samples: Path | None,
+    extra: Path | None,
     modes: tuple[Mode, ...],
     concurrency: tuple[int, ...],
     rate: tuple[float, ...],
@@ -128,10 +155,9 @@ def bench_command(
     gati bench resnet18 --repository models --data test.npz --workload hot --against int8,cache --json bench.json
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     chain = read_chain(repository, found_model(repository, find_chains(repository), model))
-    decode = parse_decode(image) if image else None
-    pool = load_samples(data, inputs=chain.inputs, decode=decode)
-    learn_from = load_samples(samples, inputs=chain.inputs, decode=decode) if samples else None
-    plan = Plan(repository, chain, workload, against, modes, concurrency, rate, requests, turns, seed, learn_from)
+    load = partial(load_samples, inputs=chain.inputs, decode=parse_decode(image) if image else None)
+    pool, learn_from, more = load(data), load(samples) if samples else None, load(extra) if extra else None
+    plan = Plan(repository, chain, workload, against, modes, concurrency, rate, requests, turns, seed, learn_from, more)
     with progress() as report:
         result = bench(plan, pool, report)
     _tell(result)
