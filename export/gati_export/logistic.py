@@ -12,7 +12,13 @@ POSITIVE: Bound = (0, None)
 FREE: Bound = (None, None)
 
 
-def regress(rows: np.ndarray, targets: np.ndarray, penalties: np.ndarray, bounds: Sequence[Bound]) -> np.ndarray:
+def regress(
+    rows: np.ndarray,
+    targets: np.ndarray,
+    penalties: np.ndarray,
+    bounds: Sequence[Bound],
+    prior: np.ndarray | None = None,
+) -> np.ndarray:
     """Finds the weights w of P = 1 / (1 + exp(−rows · w)).
 
     Args:
@@ -20,15 +26,18 @@ def regress(rows: np.ndarray, targets: np.ndarray, penalties: np.ndarray, bounds
         targets: How likely each is, 0..1, [n].
         penalties: Of each weight: roughly, how many samples it takes to believe in it.
         bounds: The least and the largest value of each weight, or None.
+        prior: What weights are believed to be before any sample, [weights]; 0 if None.
 
     Returns:
         Float64 [weights].
     """
+    before = np.zeros(rows.shape[1]) if prior is None else prior
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         odds = rows @ weights
         residuals = 0.5 * (1 + np.tanh(odds / 2)) - targets
-        value = np.sum(np.logaddexp(0, odds) - targets * odds) + penalties @ weights**2 / 2
-        return float(value) / len(rows), (rows.T @ residuals + penalties * weights) / len(rows)
+        off = weights - before
+        value = np.sum(np.logaddexp(0, odds) - targets * odds) + penalties @ off**2 / 2
+        return float(value) / len(rows), (rows.T @ residuals + penalties * off) / len(rows)
 
-    return minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return minimize(loss, before, jac=True, method="L-BFGS-B", bounds=bounds).x

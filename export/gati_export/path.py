@@ -47,7 +47,11 @@ def path(options: Sequence[Option], composition: Composition, segment_seconds: n
 
 
 def _risks(option: Option) -> np.ndarray:
-    """How probable it is that each answer is wrong, by its score, [n]; 1 where the head never hits."""
+    """How probable it is that each answer is wrong, by its score, [n]; 1 where the head never hits.
+
+    A score is taken for the probability that it says it is, until samples speak against that: where all agree, they
+    don't say which are surer.
+    """
     known = option.scores >= 0
     if not known.any():
         return np.ones(len(known))
@@ -55,7 +59,7 @@ def _risks(option: Option) -> np.ndarray:
     rows = np.column_stack([np.log(score / (1 - score)), np.ones(len(score))])
     right = int(option.agree[known].sum())
     targets = np.where(option.agree[known], (right + 1) / (right + 2), 1 / (len(score) - right + 2))
-    weights = regress(rows, targets, np.zeros(2), [POSITIVE, FREE])
+    weights = regress(rows, targets, np.array([1.0, 0.0]), [POSITIVE, FREE], np.array([1.0, 0.0]))
     risks = np.ones(len(known))
     risks[known] = 1 / (1 + np.exp(rows @ weights))
     return risks

@@ -95,13 +95,14 @@ class Learned(Selector):
         """Logistic regression, the margin's weight ≥ 0, with Platt's targets.
 
         Those are the answers smoothed by one sample of either kind, so that samples that all agree, or none, give a
-        probability short of 1, or above 0, and no infinite weights. No samples give a selector that says 0.5.
+        probability short of 1, or above 0, and no infinite weights. They also say nothing of what tells right from
+        wrong: that a wider margin does is believed beforehand. No samples give a selector that says 0.5.
         """
         if not len(agree):
             return
         best = logits.double().topk(2, 1)
         margin = (best.values[:, 0] - best.values[:, 1]).numpy()
-        center, scale = margin.mean(), margin.std() + 1e-6
+        center, scale = margin.mean(), max(margin.std(), margin.mean() / 10) + 1e-6
         weight, biases = _weigh((margin - center) / scale, best.indices[:, 0].numpy(), agree, logits.shape[1])
         weight /= scale
         self.weight.copy_(torch.tensor([weight, -weight, 1, 0]))
@@ -120,5 +121,6 @@ def _weigh(margin: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: i
     targets = np.where(agree, (right + 1) / (right + 2), 1 / (len(agree) - right + 2))
     rows = np.column_stack([margin, np.ones(len(margin)), np.eye(classes)[answer]])
     penalties = np.concatenate([[FIRMNESS, 0], np.full(classes, CLASS_FIRMNESS)])
-    x = regress(rows, targets, penalties, [POSITIVE] + [FREE] * (1 + classes))
+    prior = np.eye(2 + classes)[0]
+    x = regress(rows, targets, penalties, [POSITIVE] + [FREE] * (1 + classes), prior)
     return float(x[0]), x[1] + x[2:]

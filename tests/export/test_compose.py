@@ -410,6 +410,15 @@ def test_a_path_does_not_follow_the_luck_of_a_few_samples():
     assert thresholds[0] == pytest.approx(thresholds[1], abs=0.05)
 
 
+def test_a_path_goes_from_sure_to_unsure_where_all_samples_agree():
+    """Other samples will not all agree, and the least sure answers are the first to doubt."""
+    scores = np.linspace(0.6, 0.999, 300, dtype=np.float32)
+    options = [option(0, scores, agree=np.ones(300, bool))]
+    settings_ = path(options, Composition((0,), (0.6,), 1.0, 2.0, 0.0), np.ones(2), 50)
+    hits = (scores >= settings_).sum(axis=1)
+    assert hits[0] < 30 and hits[-1] == 300 and (np.diff(hits) < 100).all()
+
+
 @given(traffic)
 @settings(max_examples=25, deadline=None)
 def test_a_larger_epsilon_is_never_slower(case):

@@ -247,3 +247,11 @@ def test_selectors_survive_samples_of_one_kind(kind, agree):
     if kind in ("scores", "learned"):
         assert 0 < score < 1
         assert len(agree) < 20 or (score > 0.8 if agree.all() else score < 0.2)
+
+
+def test_samples_that_all_agree_leave_the_surer_answers_ahead():
+    selector = selector_of("learned")
+    logits, agree = judged(2000, 0)
+    selector.fit(logits[agree][:200], np.ones(200, bool))
+    logits, agree = judged(4000, 1)
+    assert auc(selector(logits).numpy(), agree) > 0.7

@@ -74,7 +74,8 @@ class Recent(Lookup):
         scale = found.std(0) + 1e-6
         rows = np.column_stack([found / scale, np.ones(len(found))])
         penalties = np.append(np.full(SIGNALS, FIRMNESS), 0)
-        weights = regress(rows, agree.astype(float), penalties, [POSITIVE] * SIGNALS + [FREE])
+        prior = np.append(np.full(SIGNALS, 1 / SIGNALS), 0)  # where all agree, nothing says which are surer
+        weights = regress(rows, agree.astype(float), penalties, [POSITIVE] * SIGNALS + [FREE], prior)
         self.weight.copy_(torch.from_numpy(weights[:-1] / scale))
         self.bias.copy_(torch.tensor(weights[-1]))
 
