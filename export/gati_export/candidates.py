@@ -104,6 +104,7 @@ def fit_candidates(
     seed: int,
     init: Mapping[int, bytes],
     numbers: bool = False,
+    known: Mapping[tuple[int, str], float] | None = None,
 ) -> Candidates:
     """Fits heads of all families at all cut points and measures them; heads with state only for inline chains.
 
@@ -120,6 +121,7 @@ def fit_candidates(
         seed: Of all training.
         init: Earlier heads by cut point, to go on from where they fit.
         numbers: Whether answers are numbers, and not which class has the largest score.
+        known: Seconds of a lookup by cut point and name, where they need not be measured.
 
     Raises:
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
@@ -147,9 +149,31 @@ def fit_candidates(
             progress("Train heads", done / total)
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
-    seconds = measure_heads(chain, sessions, [(cut, model) for cut, _, model in models], samples)
-    heads = [Candidate(*model, taken) for model, taken in zip(models, seconds, strict=True)]
-    return Candidates(heads, notes, times)
+    return Candidates(timed(chain, sessions, models, samples, known or {}), notes, times)
+
+
+def timed(
+    chain: Chain,
+    sessions: Sequence[ort.InferenceSession],
+    models: Sequence[tuple[int, str, bytes]],
+    samples: Mapping[str, np.ndarray],
+    known: Mapping[tuple[int, str], float],
+) -> list[Candidate]:
+    """Heads with what a lookup takes: as it is known, else as it is measured now.
+
+    Args:
+        chain: The chain.
+        sessions: Its segments.
+        models: Cut point, name and ONNX file of each head.
+        samples: Model inputs by name, [n, ...]; the first is run.
+        known: Seconds by cut point and name.
+    """
+    new = [(cut, model) for cut, name, model in models if (cut, name) not in known]
+    measured = iter(measure_heads(chain, sessions, new, samples) if new else ())
+    return [
+        Candidate(cut, name, model, known[cut, name] if (cut, name) in known else next(measured))
+        for cut, name, model in models
+    ]
 
 
 def _written(

@@ -11,6 +11,7 @@ import numpy as np
 from gati.chain import Chain
 from gati.release import Release
 from gati_export.candidates import Candidate
+from gati_export.latency import Measured, Times
 from gati_export.replay import Said
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, Option, Point, Report
@@ -73,7 +74,24 @@ def _cut(chain: Chain, trained: Trained, index: int) -> Cut:
         hits=trained.exits[index],
         used=trained.families.get(index),
         options=tuple(options),
+        cost=float(trained.candidates.times.cuts[index]),
     )
+
+
+def measured_in(report: Report) -> Measured | None:
+    """The times that a report's heads were chosen by; None where it does not say what cuts cost."""
+    costs = [cut.cost for cut in report.cuts]
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return None
+    until = report.backbone_seconds * np.array([0.0, *(cut.share for cut in report.cuts), 1.0])
+    heads = {
+        (cut.index, option.family): option.seconds
+        for cut in report.cuts
+        for option in cut.options
+        if option.seconds is not None
+    }
+    return Measured(Times(np.diff(until), np.array(known)), heads)
 
 
 def _option(trained: Trained, place: int, head: Candidate) -> Option:

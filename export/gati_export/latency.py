@@ -35,6 +35,29 @@ class Times:
     segments: np.ndarray
     cuts: np.ndarray
 
+    def until_exits(self, heads: Sequence[tuple[int, float]]) -> np.ndarray:
+        """Seconds until a request is answered at each exit, cuts and lookups on the way included, [cut points + 1].
+
+        Args:
+            heads: Cut point of each head in use, and seconds of a lookup in it.
+        """
+        added = np.zeros(len(self.segments))
+        for cut, seconds in heads:
+            added[cut] = self.cuts[cut] + seconds
+        return np.cumsum(self.segments + added)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured before: times of a chain's parts, and seconds of a lookup by cut point and name of the head.
+
+    A head's time depends on its shape and not on its weights. Beside a busy server, on some of the cores, all that
+    could be measured now is how busy it is.
+    """
+
+    times: Times
+    heads: Mapping[tuple[int, str], float]
+
 
 def measure(
     sessions: Sequence[ort.InferenceSession],

@@ -1,83 +1,188 @@
-"""One turn of the offline job: recent samples, heads, certificate, release."""
+"""One turn of the offline job: recent samples, heads, certificate, comparison with what serves, release."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from gati.chain import Chain
-from gati.errors import PublishError
-from gati.release import Release, head_path, valid_releases
+from gati.errors import GatiError, PublishError
+from gati.release import Release
+from gati.settings import workspace
 from gati_export.activations import Progress
 from gati_export.control import Control, publish_to
-from gati_export.evidence import backbone_bytes, report_of
+from gati_export.evidence import backbone_bytes, measured_in, report_of
+from gati_export.history import Turn, note
 from gati_export.publish import Draft
 from gati_export.report.data import Report, write
 from gati_export.splitting import find_runs, split
-from gati_export.store import read_recent
-from gati_export.training import Terms, train_heads
+from gati_export.standing import Live, Standing, judge, live_release
+from gati_export.store import Recorded, read_recent
+from gati_export.training import Terms, Trained, train_heads
+
+BETTER = 0.02
+"""How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to refresh, and how.
+
+    Attributes:
+        repository: The model repository.
+        chain: The chain.
+        store: fsspec URL of the sample store.
+        window: How many of the newest samples to learn from.
+        server: HOST:GRPC_PORT of the server that shall take the release, or None to only write it.
+        always: Whether to publish what is certified even where it is not faster than what serves.
+        measure: Whether to measure latencies anew, and not to take those that were measured for the release before.
+        seed: Of the training.
+    """
+
+    repository: Path
+    chain: Chain
+    store: str
+    window: int = 20_000
+    server: str | None = None
+    always: bool = False
+    measure: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: what it learned, and the release that it became."""
+    """What a refresh did: what it learned, what it decided, and the release that came of it, if one did."""
 
     report: Report
-    release: Release
+    turn: Turn
+    release: Release | None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"release": asdict(self.release), "report": self.report.as_json()}
+        release = asdict(self.release) if self.release else None
+        return {"release": release, "turn": asdict(self.turn), "report": self.report.as_json()}
 
 
-def refreshed(
-    repository: Path,
-    chain: Chain,
-    store: str,
-    window: int,
-    server: str | None,
-    report: Progress,
-    seed: int = 0,
-) -> Refreshed:
-    """Turns recent samples into the next release.
+@dataclass
+class _Notes:
+    """What becomes a turn, as far as it is known."""
+
+    live: Live | None
+    started: float = field(default_factory=time.monotonic)
+    samples: int = 0
+    standing: Standing | None = None
+    trained: Trained | None = None
+
+    def turn(self, release: Release | None, why: str) -> Turn:
+        """The turn that ends with this."""
+        certified = self.trained is not None and self.trained.certificate is not None
+        plain = sum(self.trained.segment_seconds) if self.trained else None
+        return Turn(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            took=time.monotonic() - self.started,
+            samples=self.samples,
+            live=self.live.number if self.live else 0,
+            release=release.number if release else None,
+            why=why,
+            plain_seconds=plain,
+            live_seconds=self.standing.seconds if self.standing else None,
+            new_seconds=_expected(self.trained) if self.trained and certified else None,
+            live_differs=self.standing.differs if self.standing else None,
+        )
+
+
+def refreshed(plan: Plan, report: Progress) -> Refreshed:
+    """Turns recent samples into the next release, if that is better than the one that serves.
+
+    What was decided, and why, is kept (`gati_export.history`), also where this fails.
 
     Args:
-        repository: The model repository.
-        chain: The chain to refresh.
-        store: fsspec URL of the sample store.
-        window: How many of the newest samples to learn from.
-        server: HOST:GRPC_PORT of the server that shall take the release, or None to only write it.
+        plan: What to refresh, and how.
         report: Told what is being done and how far it is.
-        seed: Of the training.
 
     Raises:
         SamplesError: If there are too few samples.
-        PublishError: If no heads can be certified, or the release could not be made live.
+        PublishError: If no heads can be certified, or the release could not be made live, or another refresh of this
+            chain is at work.
         UnavailableError: If no server answers; found out before the training.
     """
-    if server is not None:
-        with Control(server, repository) as control:
+    with _alone(plan):
+        notes = _Notes(live_release(plan.repository, plan.chain))
+        try:
+            return _refreshed(plan, notes, report)
+        except GatiError as error:
+            note(plan.repository, plan.chain.model, notes.turn(None, str(error)))
+            raise
+
+
+def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
+    repository, chain, live = plan.repository, plan.chain, notes.live
+    if plan.server is not None:
+        with Control(plan.server, repository) as control:
             control.live_release(chain)
-    recorded = read_recent(store, chain, window)
+    recorded = read_recent(plan.store, chain, plan.window)
+    notes.samples = recorded.window.samples
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
-    terms = Terms.of(chain, seed)
+    terms = Terms.of(chain, plan.seed)
     parts = split(recorded.inputs, find_runs(recorded.inputs))
-    trained = train_heads(chain, paths, recorded.inputs, parts, terms, report, _live_heads(repository, chain))
-    whole = backbone_bytes(paths)
+    heads = live.heads if live else {}
+    known = measured_in(live.report) if live and live.report and not plan.measure else None
+    trained = train_heads(chain, paths, recorded.inputs, parts, terms, report, heads, known=known)
+    notes.trained = trained
+    if live is not None and trained.candidates.heads:
+        notes.standing = judge(live, chain, paths, recorded.inputs, parts, terms, trained.candidates, report)
+    learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
     if trained.certificate is None:
-        write(repository, report_of(chain, trained, terms, None, whole))
+        write(repository, learned)
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
-    draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")
-    release = publish_to(repository, chain, draft, server, lambda step: report(f"Publish: {step}", 1))
-    learned = report_of(chain, trained, terms, release, whole)
+    why, publish = verdict(notes.standing, _expected(trained))
+    release = _publish(plan, trained, recorded, report) if publish or plan.always else None
+    turn = notes.turn(release, why)
+    learned = replace(learned, release=release.number if release else None)
     write(repository, learned)
-    return Refreshed(learned, release)
+    note(repository, chain.model, turn)
+    return Refreshed(learned, turn, release)
 
 
-def _live_heads(repository: Path, chain: Chain) -> dict[int, bytes]:
-    """The heads of the newest valid release, by cut point: training goes on from them where they fit."""
-    live = next(valid_releases(repository, chain), None)
+def verdict(live: Standing | None, seconds: float) -> tuple[str, bool]:
+    """Whether a certified release that takes `seconds` a request, expected, is better than the live one, and why."""
     if live is None:
-        return {}
-    return {head.index: head_path(repository, chain, head.index, live.number).read_bytes() for head in live.heads}
+        return "Nothing served before.", True
+    times = f"{seconds * 1e3:.3g} ms a request, the live release {live.seconds * 1e3:.3g} ms"
+    if live.broken:
+        return f"The live release differs on {live.differs:.2%} of the held-out samples, more than promised.", True
+    if seconds <= (1 - BETTER) * live.seconds:
+        return f"It is faster on held-out samples: {times}.", True
+    return f"It would not be faster on held-out samples: {times}.", False
+
+
+def _expected(trained: Trained) -> float:
+    """Mean seconds of a request."""
+    return sum(trained.segment_seconds) / trained.speedup
+
+
+def _publish(plan: Plan, trained: Trained, recorded: Recorded, report: Progress) -> Release:
+    if trained.certificate is None:
+        raise PublishError("What has no certificate is not published.")
+    draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")
+    return publish_to(plan.repository, plan.chain, draft, plan.server, lambda step: report(f"Publish: {step}", 1))
+
+
+@contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """Held by the one refresh of a chain that is at work; the kernel lets go of it when that is killed."""
+    folder = workspace(plan.repository)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / f"refresh-{plan.chain.model}.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise PublishError(f"Another refresh of {plan.chain.model!r} is at work.") from error
+    with lock:
+        yield

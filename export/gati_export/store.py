@@ -39,12 +39,10 @@ def read_recent(store: str, chain: Chain, limit: int) -> Recorded:
     Raises:
         SamplesError: If there are none.
     """
-    url = f"{store.rstrip('/')}/{chain.model}"
-    fs, folder = fsspec.core.url_to_fs(url)
-    names = sorted(fs.glob(f"{folder}/[0-9]*.parquet"), reverse=True) if fs.exists(folder) else []
+    fs, url, names = _shards(store, chain)
     parts: list[dict[str, np.ndarray]] = []
     count = 0
-    for name in names:
+    for name in reversed(names):
         part = _read(fs, name, chain)
         if part is None or (parts and _shapes(part, chain) != _shapes(parts[0], chain)):
             continue
@@ -58,6 +56,33 @@ def read_recent(store: str, chain: Chain, limit: int) -> Recorded:
     times = joined.pop(TIME)
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
     return Recorded(joined, window)
+
+
+def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
+    """How many samples lie in the shards that came after a mark ("": all), and the mark of the newest of them."""
+    fs, _, names = _shards(store, chain)
+    new = [name for name in names if _mark(name) > mark]
+    return sum(_rows(fs, name) for name in new), _mark(new[-1]) if new else mark
+
+
+def _shards(store: str, chain: Chain) -> tuple[Any, str, list[str]]:
+    """The file system of a store, the URL of a model's samples there, and the names of their shards, oldest first."""
+    url = f"{store.rstrip('/')}/{chain.model}"
+    fs, folder = fsspec.core.url_to_fs(url)
+    return fs, url, sorted(fs.glob(f"{folder}/[0-9]*.parquet")) if fs.exists(folder) else []
+
+
+def _mark(name: str) -> str:
+    """What tells a shard's age: the name of its file, which begins with the time."""
+    return name.rsplit("/", 1)[-1]
+
+
+def _rows(fs: Any, name: str) -> int:
+    try:
+        with fs.open(name, "rb") as file:
+            return pq.read_metadata(file).num_rows
+    except (OSError, ValueError):
+        return 0
 
 
 def _read(fs: Any, name: str, chain: Chain) -> dict[str, np.ndarray] | None:

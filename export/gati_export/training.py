@@ -18,14 +18,14 @@ from gati.agreement import DEFAULT, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, open_segments
-from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
+from gati_export.candidates import Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
 from gati_export.families import AUTO, chosen_families
 from gati_export.heads import with_threshold
-from gati_export.latency import Times, measure_segments
+from gati_export.latency import Measured, Times, measure_segments
 from gati_export.replay import Said
 from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
 from gati_export.views import ENOUGH, with_views
@@ -115,6 +115,7 @@ def train_heads(
     progress: Progress,
     init: Mapping[int, bytes] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    known: Measured | None = None,
 ) -> Trained:
     """Trains, chooses and certifies heads; images are also shifted and mirrored to train on, where they are few.
 
@@ -127,6 +128,7 @@ def train_heads(
         progress: Told what is being done and how far that is.
         init: Earlier heads by cut point, whose weights training goes on from where they fit.
         extra: More samples to train on, and for nothing else.
+        known: Times that need not be measured again.
 
     Returns:
         The heads. A chain without any, because samples are too few or nothing pays, is a result too.
@@ -141,14 +143,15 @@ def train_heads(
     numbers = of_numbers(terms.agreement)
     families = chosen_families(terms.families, _has_runs(split), numbers)
     sessions = open_segments(segment_paths)
-    times = measure_segments(chain, segment_paths, samples)
+    times = known.times if known else measure_segments(chain, segment_paths, samples)
     check_p99(float(times.segments.sum()), terms.p99)
     missing = _too_few(chain, split, terms, extra)
     if missing:
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
+    lookups = known.heads if known else {}
     candidates = fit_candidates(
-        chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, numbers
+        chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, numbers, lookups
     )
     if not candidates.heads:
         return without_heads(chain, candidates, "No family of heads fits any cut point.")
@@ -250,7 +253,7 @@ def decide(
     where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
     shares = np.bincount(where, minlength=len(chain.segments)) / len(where)
     plain = float(candidates.times.segments.sum())
-    mean = float(_seconds(candidates, used) @ shares)
+    mean = float(candidates.times.until_exits([(head.cut, head.seconds) for head in used]) @ shares)
     if mean >= plain:
         hits = 1 - shares[-1]
         return refused(f"At thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups.")
@@ -274,14 +277,6 @@ def _none_pays(terms: Terms) -> str:
     limits += [f"with 99 % answered in {terms.p99 * 1e3:.3g} ms"] if terms.p99 is not None else []
     asked = "".join(f", {limit}" for limit in limits)
     return f"No head saves more than it costs, with so few errors as can be promised{asked}; more samples may help."
-
-
-def _seconds(candidates: Candidates, used: Sequence[Candidate]) -> np.ndarray:
-    """Time until a request is answered at each exit, cuts and lookups on the way included, [cut points + 1]."""
-    added = np.zeros(len(candidates.times.segments))
-    for head in used:
-        added[head.cut] = candidates.times.cuts[head.cut] + head.seconds
-    return np.cumsum(candidates.times.segments + added)
 
 
 def _certificate(verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str) -> Certificate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,9 +17,11 @@ from gati.session import open_session
 from gati_export import training
 from gati_export.activations import collect, open_segments
 from gati_export.candidates import ask
+from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
 from gati_export.heads import threshold_of
 from gati_export.splitting import Split, find_runs, fingerprint, split
+from gati_export.standing import Live, judge
 from gati_export.training import Terms, Trained, decide, train_heads
 
 CLASSES, INPUTS, WIDTH = 4, 16, 1024
@@ -113,11 +115,41 @@ def test_heads_are_certified_and_keep_their_promise_on_new_samples(trial, traine
     assert ((answers >= 0) & (answers != truth)).mean() <= EPSILON
 
 
-def test_same_seed_gives_the_same_heads(trial, trained):
+def test_same_seed_and_known_times_give_the_same_choice(trial, trained):
     heads, _, rows = trained
-    again = train_heads(*trial, rows, split(rows), TERMS, quiet)  # which of them pay depends on measured times
-    first, second = ([(head.cut, head.name, head.model) for head in each.candidates.heads] for each in (heads, again))
+    known = measured_in(report_of(trial.chain, heads, TERMS, None, 1))
+    assert known is not None
+    again = train_heads(*trial, rows, split(rows), TERMS, quiet, known=known)
+    first, second = ([(h.cut, h.name, h.model, h.seconds) for h in one.candidates.heads] for one in (heads, again))
     assert first == second
+    assert again.segment_seconds == pytest.approx(heads.segment_seconds)
+    assert again.heads == heads.heads and again.speedup == pytest.approx(heads.speedup)
+
+
+def live(trained: Trained, **changes: Any) -> Live:
+    """What was trained, as the release that serves."""
+    assert trained.certificate is not None
+    return replace(Live(1, trained.heads, trained.certificate.thresholds, None), **changes)
+
+
+def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, trained):
+    heads, _, rows = trained
+    parts = split(rows)
+    args = trial.chain, trial.paths, rows, parts, TERMS, heads.candidates, quiet
+    itself = judge(live(heads, report=report_of(trial.chain, heads, TERMS, None, 1)), *args)
+    assert itself.seconds == pytest.approx(sum(heads.segment_seconds) / heads.speedup)
+    assert itself.differs == pytest.approx(heads.certificate.errors / heads.certificate.n)
+    assert not itself.broken
+    guessing = judge(live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf)), *args)
+    assert guessing.seconds < itself.seconds and guessing.differs > EPSILON and guessing.broken
+
+
+def test_scenes_count_once_in_judging_the_live_release(trial, trained):
+    heads, _, rows = trained
+    guessing = live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf))
+    parts = split(rows)
+    one_scene = replace(parts, groups=np.zeros_like(parts.groups))
+    assert not judge(guessing, *trial, rows, one_scene, TERMS, heads.candidates, quiet).broken
 
 
 def test_too_few_samples_leave_a_chain_without_heads(trial):

@@ -7,8 +7,6 @@ import re
 import signal
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, Exported, Serve
 from drafts import ALWAYS, DAMAGES, damaged, in_mode, marked_draft, place
@@ -19,11 +17,10 @@ from tritonclient import grpc as triton
 from gati.chain import Mode
 from gati.cli import main
 from gati.errors import PublishError, UnavailableError
-from gati.release import Release, numbers_on_disk, valid_releases
+from gati.release import numbers_on_disk, valid_releases
 from gati.server import HEADER, read_or_create_token
 from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
-from gati_client import Client
 from gati_export import control
 from gati_export.control import publish_to
 
@@ -245,44 +242,3 @@ def test_status_shows_what_the_server_counts(
     assert fields["release"] == release.number
     assert sum(fields["exits"].values()) == before + 4
     assert fields["p50_ms"] > 0 and not fields["breaker_open"]
-
-
-def test_refresh_learns_from_what_was_served(
-    exported: Exported, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    running = started(exported, serve, tmp_path, "inline", GATI_STORE="")
-    options = [MODEL, "--repository", running.repository, "--server", running.served.grpc]
-    noise = np.random.default_rng(0).normal(0, 0.02, (2, *exported.images.shape)).astype(np.float32)
-    images = np.concatenate(exported.images + noise)[:1400]
-
-    def served(part: np.ndarray, total: int) -> None:
-        """Sends images, and waits until all that was sent is on disk."""
-        with Client(running.served.grpc, MODEL) as client:
-            for start in range(0, len(part), 32):
-                client.infer(part[start : start + 32])
-        store = workspace(running.repository) / "samples" / MODEL
-        assert eventually(lambda: recorded(store) == total)
-
-    served(images[:64], 64)
-    assert gati("refresh", *options) == 1
-    error = capsys.readouterr().err
-    assert "Error: Nothing is published, the live release stays: Too few samples" in error
-    assert running.live() == 1
-
-    served(images[64:], 1400)
-    result = tmp_path / "result.json"
-    assert gati("refresh", *options, "--json", result) == 0
-    assert "Release 2 of digits is live." in capsys.readouterr().out
-    assert running.live() == 2
-    fields = json.loads(result.read_text())
-    release = next(valid_releases(running.repository, running.chain))
-    assert Release.from_json(json.dumps({"format": 2, **fields["release"]})) == release
-    assert release.reason == "refresh" and release.window.samples == 1400
-    with Client(running.served.grpc, MODEL) as client:
-        answer, exact = client.infer(images[:32]), client.infer(images[:32], exact=True)
-    assert set(answer.release.tolist()) <= {0, 2} and answer.hit.any()
-    assert (answer.output.argmax(1) == exact.output.argmax(1)).mean() > 0.9
-
-
-def recorded(store: Path) -> int:
-    return sum(pq.read_metadata(shard).num_rows for shard in store.glob("[0-9]*.parquet"))

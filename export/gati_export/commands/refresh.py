@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from gati.chain import read_chain
 from gati.options import json_option, write_json
+from gati.session import THREADS
 from gati_export.commands.common import model_argument, progress, repository_option, results, server_option
-from gati_export.refresh import refreshed
-from gati_export.report.table import cuts_table
-from gati_export.store import default_store
+from gati_export.store import count_since, default_store
+from gati_export.vigil import Vigil
+
+WATCHING = {"watch", "every", "fresh", "threads", "nice"}
+"""Options of a watch, and not of its turns."""
 
 
 @click.command()
@@ -22,28 +26,103 @@ from gati_export.store import default_store
 @click.option(
     "--window", type=click.IntRange(1), default=20_000, show_default=True, help="How many of the newest samples count."
 )
+@click.option("--always", is_flag=True, help="Publish what is certified even where it would not be faster.")
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure latencies anew: on another machine than the export's, say. The server should be idle meanwhile.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads.")
+@click.option("--watch", is_flag=True, help="Go on, one refresh after another, until Ctrl-C or SIGTERM.")
+@click.option(
+    "--every",
+    type=click.FloatRange(1),
+    default=300,
+    show_default=True,
+    help="With --watch: seconds from the beginning of one refresh to that of the next, at least.",
+)
+@click.option(
+    "--fresh",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="With --watch: how many samples must have come since the last refresh.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=lambda: max(1, (os.cpu_count() or 1) // 2),
+    show_default="half of the cores",
+    help="With --watch: threads to work with, so that the server beside it has cores of its own.",
+)
+@click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=10,
+    show_default=True,
+    help="With --watch: how far to stand back behind the server, as in nice(1).",
+)
 @json_option
+@click.pass_context
 def refresh(
+    context: click.Context,
     model: str,
     repository: Path,
     server: str | None,
     store: str | None,
     window: int,
+    always: bool,
+    measure: bool,
     seed: int,
+    watch: bool,
+    every: float,
+    fresh: int,
+    threads: int,
+    nice: int,
     json_path: Path | None,
 ) -> None:
     """Learn MODEL's heads anew from what it served, and publish them while it goes on answering.
 
     Reads the newest recorded samples, asks the segments for the backbone's answers, trains a head per cut point,
-    certifies the chain on samples that no training has seen, and publishes the next release. Where nothing can be
-    certified, nothing is published and the reason is given.
-    """
+    certifies the chain on samples that no training has seen, and compares it with the live release on these samples.
+    The next release is published if it is faster there, or if the live one no longer keeps its promise; where nothing
+    can be certified, nothing is published and the reason is given. `gati report` shows what was decided.
+
+    \b
+    gati refresh resnet18 --repository models --server localhost:8001
+    gati refresh resnet18 --repository models --server localhost:8001 --watch
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     chain = read_chain(repository, model)
+    store = store or default_store(repository)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait busily else, on the server's cores
+    if watch:
+        os.nice(nice)
+        os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
+        Vigil(_once(context), lambda mark: count_since(store, chain, mark), fresh, every, click.echo).keep()
+        return
+    from gati_export.refresh import Plan, refreshed  # brings PyTorch, which a watch leaves to its turns
+    from gati_export.report.table import cuts_table
+
+    plan = Plan(repository, chain, store, window, server, always, measure, seed)
     with progress() as report:
-        result = refreshed(repository, chain, store or default_store(repository), window, server, report, seed)
+        result = refreshed(plan, report)
     results.print(cuts_table(result.report))
-    release = result.release
-    click.echo(f"Release {release.number} of {model} is {'live' if server else 'written'}.")
-    click.echo(str(release.certificate))
+    click.echo(result.turn.why)
+    if result.release is None:
+        click.echo(f"Nothing is published: release {result.turn.live} of {model} goes on. Ask for --always to publish.")
+    else:
+        click.echo(f"Release {result.release.number} of {model} is {'live' if server else 'written'}.")
+        click.echo(str(result.release.certificate))
     write_json(json_path, result.as_json())
+
+
+def _once(context: click.Context) -> list[str]:
+    """The arguments of `gati` that do once what a watch does again and again."""
+    arguments = ["refresh"]
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if option.name in WATCHING or value is None or value is False:
+            continue
+        name = [option.opts[0]] if isinstance(option, click.Option) else []
+        arguments += name if value is True else [*name, str(value)]
+    return arguments

@@ -124,7 +124,7 @@ def _ask(traffic: Traffic, repository: Path, address: str, requests: int, output
     where = ("--repository", repository, "--server", address)
     _warm_up(traffic, address)
     before = _measure("before the refresh", traffic, address, requests, timeline)
-    _publish(traffic, address, timeline, "refresh", MODEL, *where, "--json", output / "refresh.json")
+    _publish(traffic, address, timeline, "refresh", MODEL, *where, "--always", "--json", output / "refresh.json")
     after = _measure("after the refresh", traffic, address, requests, timeline)
     _publish(traffic, address, timeline, "rollback", MODEL, *where, "--json", output / "rollback.json")
     gati("status", MODEL, "--repository", repository, "--once")

@@ -61,6 +61,7 @@ class Cut:
         hits: Share of all requests that its head answers, 0 without one.
         used: Family of the head in use, or None.
         options: All heads that were tried here.
+        cost: Seconds that ending a stage here adds, whatever its head takes; None in reports of earlier versions.
     """
 
     index: int
@@ -69,6 +70,7 @@ class Cut:
     hits: float
     used: str | None
     options: tuple[Option, ...]
+    cost: float | None = None
 
     @property
     def shown(self) -> Option | None:

@@ -1,0 +1,114 @@
+"""How the release that serves now does on the samples that certify the next one: what comes has to be better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from gati.agreement import parse_agreement
+from gati.chain import Chain
+from gati.errors import RepositoryError
+from gati.release import head_path, valid_releases
+from gati_export.activations import Progress, open_segments
+from gati_export.candidates import Candidates, ask, timed
+from gati_export.replay import replay
+from gati_export.report.data import Report, read
+from gati_export.splitting import Split
+from gati_export.training import Terms
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """The release that serves.
+
+    Attributes:
+        number: Its number.
+        heads: ONNX files of its heads, rising by cut point.
+        thresholds: Theirs.
+        report: What was learned for it; None where that is not known.
+    """
+
+    number: int
+    heads: Mapping[int, bytes]
+    thresholds: Mapping[int, float]
+    report: Report | None
+
+    @property
+    def models(self) -> list[tuple[int, str, bytes]]:
+        """Cut point, family (empty where it is not known) and file of each head."""
+        families = {cut.index: cut.used for cut in self.report.cuts} if self.report else {}
+        return [(index, families.get(index) or "", model) for index, model in self.heads.items()]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a release would do with held-out samples.
+
+    Attributes:
+        seconds: Mean time of a request, expected.
+        differs: Share of the answers that don't agree with the backbone's.
+        broken: Whether these samples show, at the promise's own confidence, that the promise is not kept.
+    """
+
+    seconds: float
+    differs: float
+    broken: bool
+
+
+def live_release(repository: Path, chain: Chain) -> Live | None:
+    """The newest valid release; None if there is none."""
+    release = next(valid_releases(repository, chain), None)
+    if release is None:
+        return None
+    indices = sorted(head.index for head in release.heads)
+    heads = {index: head_path(repository, chain, index, release.number).read_bytes() for index in indices}
+    try:
+        report = read(repository, chain.model, release.origin)
+    except RepositoryError:  # it was made elsewhere, or its report is gone
+        report = None
+    return Live(release.number, heads, release.certificate.thresholds, report)
+
+
+def judge(
+    live: Live,
+    chain: Chain,
+    segment_paths: Sequence[Path],
+    samples: Mapping[str, np.ndarray],
+    split: Split,
+    terms: Terms,
+    candidates: Candidates,
+    progress: Progress,
+) -> Standing:
+    """Judges the live release by the calibration samples, none of which any release was trained on.
+
+    Args:
+        live: The release.
+        chain: The chain.
+        segment_paths: Its segments' files, in order.
+        samples: Model inputs by name, [n, ...].
+        split: Their parts.
+        terms: What heads are to keep to.
+        candidates: The heads that want to replace it, whose times tell those of its own.
+        progress: Told what is being done and how far that is.
+    """
+    sessions = open_segments(segment_paths)
+    known = {(head.cut, head.name): head.seconds for head in candidates.heads}
+    heads = timed(chain, sessions, live.models, samples, known)
+    said, outputs = ask(chain, sessions, heads, samples, split.calibrate, progress)
+    exits, served = replay(said, [live.thresholds[head.cut] for head in heads], outputs)
+    wrong = (exits < len(heads)) & ~parse_agreement(terms.agreement)(served, outputs)
+    until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
+    seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
+    broken = _broken(wrong, split.groups[split.calibrate], terms)
+    return Standing(float(seconds.mean()), float(wrong.mean()), broken)
+
+
+def _broken(wrong: np.ndarray, groups: np.ndarray, terms: Terms) -> bool:
+    """Whether so many errors are rarer than delta where the promise is kept; a group counts by its share of errors."""
+    of = np.unique(groups, return_inverse=True)[1]
+    errors = int((np.bincount(of, wrong) / np.bincount(of)).sum())
+    return bool(stats.binom.sf(errors - 1, of.max() + 1, terms.epsilon) <= terms.delta)

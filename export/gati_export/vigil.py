@@ -1,0 +1,83 @@
+"""`gati refresh --watch`: one refresh after another, each in a process of its own, whenever enough has been served.
+
+A process of its own gives its memory back, has its own limits, and may be killed or run out of memory: the next turn
+comes all the same.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from gati.errors import GatiError
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the clock, and at whether to end."""
+
+
+class Vigil:
+    """Refreshes until it is told to end, by SIGTERM or Ctrl-C; a turn under way is ended with it.
+
+    Args:
+        command: The arguments of `gati` that make one turn.
+        fresh: Counts the samples that came after a mark, and gives the mark of the newest; at first, after "".
+        enough: How many make a turn worth while.
+        every: Seconds from the beginning of one turn to the next, at least.
+        say: Told what is done.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        fresh: Callable[[str], tuple[int, str]],
+        enough: int,
+        every: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._command = [sys.executable, "-c", "from gati.cli import main; main()", *command]
+        self._fresh = fresh
+        self._enough = enough
+        self._every = every
+        self._say = say
+        self._mark = ""
+        self._ending = False
+
+    def keep(self) -> None:
+        """Watches until told to end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        self._say(f"Watching: {self._enough:,} new samples make a turn, at most one every {self._every:g} s.")
+        while not self._ending:
+            due = time.monotonic() + self._every
+            if self._worth_while():
+                self._turn()
+            while not self._ending and time.monotonic() < due:
+                time.sleep(min(LOOK_SECONDS, self._every))
+
+    def _worth_while(self) -> bool:
+        try:
+            count, mark = self._fresh(self._mark)
+        except (GatiError, OSError) as error:  # the store is away: it may come back
+            self._say(f"No turn: {error}")
+            return False
+        if count < self._enough:
+            return False
+        self._mark = mark
+        return True
+
+    def _turn(self) -> None:
+        """Runs a turn to its end. It says itself what it did, or why it did not."""
+        process = subprocess.Popen(self._command)
+        while process.poll() is None:
+            time.sleep(LOOK_SECONDS / 10)
+            if self._ending:
+                process.terminate()
+        if process.returncode < 0 and not self._ending:
+            self._say(f"The turn was killed by signal {-process.returncode}; the next one comes in its time.")
+
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        self._ending = True

@@ -1,0 +1,132 @@
+"""Refreshing: what is decided, and that it is remembered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gati.errors import PublishError, SamplesError
+from gati_export import history
+from gati_export.history import Turn, note, turns
+from gati_export.refresh import Plan, _alone, refreshed, verdict
+from gati_export.standing import Standing
+from gati_export.vigil import Vigil
+
+TURN = Turn("2026-01-01T00:00:00+00:00", 12.5, 2000, 1, 2, "It is faster.", 0.004, 0.003, 0.002, 0.001)
+
+
+def quiet(_what: str, _share: float) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("live", "seconds", "publish", "why"),
+    [
+        (None, 0.002, True, "Nothing served before"),
+        (Standing(0.003, 0.001, False), 0.002, True, "faster"),
+        (Standing(0.003, 0.001, False), 0.00299, False, "would not be faster"),
+        (Standing(0.003, 0.001, False), 0.004, False, "4 ms a request, the live release 3 ms"),
+        (Standing(0.003, 0.05, True), 0.004, True, "differs on 5.00%"),
+    ],
+)
+def test_what_is_published_is_faster_or_replaces_what_broke_its_promise(
+    live: Standing | None, seconds: float, publish: bool, why: str
+) -> None:
+    said, decided = verdict(live, seconds)
+    assert decided is publish and why in said
+
+
+def test_turns_are_remembered_in_order(tmp_path: Path) -> None:
+    assert turns(tmp_path / "models", "m") == []
+    failed = Turn("2026-01-01T00:05:00+00:00", 0.5, 0, 2, None, "Too few.")
+    note(tmp_path / "models", "m", TURN)
+    note(tmp_path / "models", "m", failed)
+    note(tmp_path / "models", "other", TURN)
+    assert turns(tmp_path / "models", "m") == [TURN, failed]
+
+
+def test_a_line_that_was_cut_off_costs_that_turn_alone(tmp_path: Path) -> None:
+    note(tmp_path / "models", "m", TURN)
+    path = tmp_path / "models.gati" / "refreshes" / "m.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 2])
+    note(tmp_path / "models", "m", TURN)
+    assert turns(tmp_path / "models", "m") == [TURN, TURN]
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
+    assert turns(tmp_path / "models", "m") == [TURN]
+
+
+def test_old_turns_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "KEPT", 3)
+    for number in range(10):
+        note(tmp_path / "models", "m", replace(TURN, samples=number))
+    kept = [turn.samples for turn in turns(tmp_path / "models", "m")]
+    assert kept == [*range(kept[0], 10)] and 3 <= len(kept) <= 6
+
+
+def test_a_refresh_that_fails_says_so_and_remembers_it(exported, tmp_path: Path) -> None:
+    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    with pytest.raises(SamplesError, match="No samples of 'digits' are recorded") as error:
+        refreshed(plan, quiet)
+    (turn,) = turns(plan.repository, plan.chain.model)
+    assert (turn.live, turn.release, turn.why) == (1, None, str(error.value))
+
+
+def test_two_refreshes_of_a_chain_are_not_at_work_at_once(exported, tmp_path: Path) -> None:
+    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    with _alone(plan), pytest.raises(PublishError, match=r"^Another refresh of 'digits' is at work\.$"):
+        refreshed(plan, quiet)
+    with _alone(replace(plan, chain=replace(exported.chain, model="other"))), pytest.raises(SamplesError):
+        refreshed(plan, quiet)  # another chain's does not matter
+
+
+def kept(vigil: Vigil, seconds: float) -> None:
+    """Keeps a vigil, and ends it by a signal after a while."""
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        vigil.keep()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothing() -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    answers = iter([(5, "a"), OSError("the store is away"), (10, "b"), (9, "c"), (12, "d")])
+
+    def fresh(mark: str) -> tuple[int, str]:
+        asked.append(mark)
+        answer = next(answers, (0, mark))
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    vigil = Vigil(["no-such-command"], fresh, 10, 0.01, said.append)
+    turns_made: list[float] = []
+    vigil._turn = lambda: turns_made.append(time.monotonic())  # what a turn does is tried on a real server
+    kept(vigil, 1)
+    assert len(turns_made) == 2
+    assert asked[:6] == ["", "", "", "b", "b", "d"]
+    assert any("the store is away" in line for line in said)
+
+
+def test_a_turn_that_is_killed_is_told_and_the_end_ends_a_turn() -> None:
+    said: list[str] = []
+    vigil = Vigil([], lambda mark: (1, mark), 1, 0.01, said.append)
+    vigil._command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    kept(vigil, 1)
+    assert sum("killed by signal 9" in line for line in said) >= 1
+    vigil = Vigil([], lambda mark: (1, mark), 1, 0.01, said.append)
+    vigil._command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = time.monotonic()
+    kept(vigil, 0.5)
+    assert time.monotonic() - started < 30

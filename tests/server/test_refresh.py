@@ -1,0 +1,138 @@
+"""The offline job beside a real server: once, and again and again while requests go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import MODEL, Exported, Serve
+from running import Running, eventually, started
+
+from gati.chain import chain_path
+from gati.cli import main
+from gati.release import Release, valid_releases
+from gati.settings import workspace
+from gati_client import Client
+from gati_export.history import turns
+
+GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def running(exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Running:
+    """A server that records. Its promise is one that few samples can certify."""
+    folder = tmp_path_factory.mktemp("refresh")
+    repository = exported.copy(folder)
+    chain = replace(exported.chain, epsilon=0.05)
+    chain_path(repository, MODEL).write_text(chain.to_json())
+    return replace(started(exported, serve, folder, "inline", repository, GATI_STORE=""), chain=chain)
+
+
+@pytest.fixture(scope="module")
+def images(exported: Exported) -> np.ndarray:
+    """[2800, 1, 16, 16]: all different."""
+    noise = np.random.default_rng(0).normal(0, 0.02, (3, *exported.images.shape)).astype(np.float32)
+    return np.concatenate(exported.images + noise)[:2800]
+
+
+def ask(running: Running, images: np.ndarray, recorded: int) -> None:
+    """Sends images, and waits until so many samples are on disk."""
+    with Client(running.served.grpc, MODEL) as client:
+        for start in range(0, len(images), 32):
+            client.infer(images[start : start + 32])
+    store = workspace(running.repository) / "samples" / MODEL
+    assert eventually(
+        lambda: sum(pq.read_metadata(shard).num_rows for shard in store.glob("[0-9]*.parquet")) == recorded
+    )
+
+
+def gati(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_refresh_learns_from_what_was_served(
+    running: Running, images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [MODEL, "--repository", running.repository, "--server", running.served.grpc]
+    ask(running, images[:64], 64)
+    assert gati("refresh", *options) == 1
+    error = capsys.readouterr().err
+    assert "Error: Nothing is published, the live release stays: Too few samples" in error
+    assert running.live() == 1
+
+    ask(running, images[64:1400], 1400)
+    result = tmp_path / "result.json"
+    assert gati("refresh", *options, "--always", "--json", result) == 0
+    assert "Release 2 of digits is live." in capsys.readouterr().out
+    assert running.live() == 2
+    fields = json.loads(result.read_text())
+    release = next(valid_releases(running.repository, running.chain))
+    assert Release.from_json(json.dumps({"format": 2, **fields["release"]})) == release
+    assert release.reason == "refresh" and release.window.samples == 1400
+    with Client(running.served.grpc, MODEL) as client:
+        answer, exact = client.infer(images[:32]), client.infer(images[:32], exact=True)
+    assert set(answer.release.tolist()) <= {0, 2} and answer.hit.any()
+    assert (answer.output.argmax(1) == exact.output.argmax(1)).mean() > 0.9
+    failed, made = turns(running.repository, MODEL)
+    assert (failed.live, failed.release, failed.samples) == (1, None, 64)
+    assert (made.live, made.release, made.samples) == (1, 2, 1400)
+    assert made.plain_seconds and made.live_seconds and made.new_seconds
+    assert made.new_seconds < made.plain_seconds and made.live_differs is not None
+
+
+@contextmanager
+def watching(running: Running, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`gati refresh --watch` beside the server."""
+    where = ["--repository", str(running.repository), "--server", running.served.grpc]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*GATI, "refresh", MODEL, *where, "--watch", *options], stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_watch_goes_on_over_killed_turns_and_ends_when_it_is_told(
+    running: Running, images: np.ndarray, tmp_path: Path
+) -> None:
+    before, live = len(turns(running.repository, MODEL)), running.live()
+    log = tmp_path / "watch.log"
+    with watching(running, log, "--every", "1", "--fresh", "700", "--always") as watch:
+        assert eventually(lambda: bool(children(watch.pid)), 60)
+        (turn,) = children(watch.pid)
+        assert os.getpriority(os.PRIO_PROCESS, turn) == 10
+        os.kill(turn, signal.SIGKILL)
+        assert eventually(lambda: "killed by signal 9" in log.read_text())
+        assert eventually(lambda: not children(watch.pid))
+        ask(running, images[1400:2100], 2164)
+        assert eventually(lambda: len(turns(running.repository, MODEL)) == before + 1, 120), log.read_text()
+        assert eventually(lambda: running.live() == live + 1)
+        ask(running, images[2100:], 2864)
+        assert eventually(lambda: bool(children(watch.pid)), 60)
+        (turn,) = children(watch.pid)
+        watch.terminate()
+        assert watch.wait(60) == 0
+        assert not Path(f"/proc/{turn}").exists()
+    text = log.read_text()
+    assert re.search(rf"Release {live + 1} of digits is live\.", text) and "Traceback" not in text
+    assert running.marks()[1] and running.live() == live + 1
