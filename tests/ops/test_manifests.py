@@ -17,6 +17,7 @@ import yaml
 
 from gati.serve import serve
 from gati.server import Ports
+from gati.session import THREADS
 from gati.settings import workspace
 from gati_export.commands.refresh import refresh
 from gati_export.store import default_store
@@ -129,6 +130,10 @@ def test_a_pod_is_confined_and_mounts_what_there_is(name: str) -> None:
     assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert container["resources"]["limits"]["memory"]
+    if name != "loader":
+        assert container["resources"]["limits"]["cpu"]
+        threads = {variable["name"]: variable["valueFrom"] for variable in container["env"]}
+        assert threads[THREADS] == {"resourceFieldRef": {"resource": "limits.cpu"}}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
     for volume in volumes.values():
