@@ -11,7 +11,7 @@ import click
 
 from gati.errors import UnavailableError
 from gati.options import existing_folder, json_option, port_option, write_json
-from gati.server import HOST, Ports, Server
+from gati.server import ANYWHERE, HOST, Ports, Server
 from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspace
 
 
@@ -20,6 +20,9 @@ from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspac
 @port_option("grpc", 8001)
 @port_option("http", 8000)
 @port_option("metrics", 8002)
+@click.option(
+    "--host", type=click.Choice([HOST, ANYWHERE]), default=HOST, show_default=True, help=f"{ANYWHERE}: all interfaces."
+)
 @click.option("--store", metavar="URL", help="Where served samples go (fsspec URL).  [default: DIR.gati/samples]")
 @click.option("--no-record", is_flag=True, help="Keep no samples. `gati refresh` then has nothing to learn from.")
 @click.option("--store-mib", type=click.IntRange(1), help="Budget for a model's samples in MiB.  [default: 1024]")
@@ -28,7 +31,9 @@ from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspac
     "--workers", type=click.IntRange(0), help="Threads for requests; 0: Triton's own.  [default: 0 inline, 4 bls]"
 )
 @click.option(
-    "--log", type=click.Path(dir_okay=False, path_type=Path), help="Triton's log.  [default: DIR.gati/server.log]"
+    "--log",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Triton's log; - for stderr.  [default: DIR.gati/server.log]",
 )
 @json_option
 def serve(
@@ -36,6 +41,7 @@ def serve(
     grpc_port: int,
     http_port: int,
     metrics_port: int,
+    host: str,
     store: str | None,
     no_record: bool,
     store_mib: int | None,
@@ -47,8 +53,9 @@ def serve(
     """Serve a model repository on this machine's tritonserver.
 
     Takes the tritonserver on PATH (as in NVIDIA's container), else the one in the pip wheel nvidia-pytriton, and
-    listens on loopback. Models can be loaded and unloaded only by who can read DIR.gati/token. Ends on SIGTERM or
-    Ctrl-C, when the requests in flight are answered. The file of --json is written when the server is ready.
+    listens on loopback; with --host 0.0.0.0, whoever reaches this machine may ask it. Models can be loaded and
+    unloaded only by who can read DIR.gati/token. Ends on SIGTERM or Ctrl-C, when the requests in flight are answered.
+    The file of --json is written when the server is ready.
     """
     options = {
         STORE: NO_STORE if no_record else store,
@@ -60,7 +67,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     click.echo(f"Starting tritonserver on {repository} ...", err=True)
-    with Server(repository, Ports(grpc_port, http_port, metrics_port), environment, log) as server:
+    with Server(repository, Ports(grpc_port, http_port, metrics_port), environment, log, host=host) as server:
         _announce(server, json_path)
         while server.process.poll() is None:
             time.sleep(0.2)
@@ -76,21 +83,21 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _announce(server: Server, json_path: Path | None) -> None:
-    ports = server.ports
+    host, ports = server.host, server.ports
     for reason in server.refused:
         click.echo(f"Not served: {reason}", err=True)
-    click.echo(f"gRPC     {HOST}:{ports.grpc}")
-    click.echo(f"HTTP     {HOST}:{ports.http}")
-    click.echo(f"metrics  http://{HOST}:{ports.metrics}/metrics")
+    click.echo(f"gRPC     {host}:{ports.grpc}")
+    click.echo(f"HTTP     {host}:{ports.http}")
+    click.echo(f"metrics  http://{host}:{ports.metrics}/metrics")
     click.echo(f"models   {', '.join(server.models)}")
     click.echo(f"log      {server.log}; token and samples are in {workspace(server.repository)}")
     write_json(
         json_path,
         {
             "pid": server.process.pid,
-            "grpc": f"{HOST}:{ports.grpc}",
-            "http": f"{HOST}:{ports.http}",
-            "metrics": f"{HOST}:{ports.metrics}",
+            "grpc": f"{host}:{ports.grpc}",
+            "http": f"{host}:{ports.http}",
+            "metrics": f"{host}:{ports.metrics}",
             "models": server.models,
         },
     )

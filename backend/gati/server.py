@@ -10,10 +10,12 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,12 @@ from gati.settings import workspace
 from gati.triton import find_triton
 
 HOST = "127.0.0.1"
+ANYWHERE = "0.0.0.0"
 HEADER = "gati"
 """Key of the header that carries the token; on gRPC it is `triton-grpc-protocol-gati`."""
 RESTRICTED = "model-repository,logging,trace"
+STDERR = Path("-")
+"""In place of a log file: Triton writes where this process does, as containers want it."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
 START_SECONDS = 120
 EXIT_SECONDS = 15
@@ -49,10 +54,11 @@ class Server:
 
     Args:
         repository: The model repository.
-        ports: Where to listen, on loopback.
+        ports: Where to listen.
         environment: Settings of the chains, as `GATI_` variables (gati.settings).
-        log: File for Triton's log.
+        log: File for Triton's log, or `STDERR`.
         options: More options for tritonserver.
+        host: `HOST`, or `ANYWHERE`: all interfaces, where registering shared memory takes the token, too.
 
     Raises:
         UnavailableError: If there is no Triton, a port is taken, or it does not come up.
@@ -66,25 +72,27 @@ class Server:
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
         options: Sequence[str] = (),
+        host: str = HOST,
     ) -> None:
         self.repository = repository.resolve()
+        self.host = host
         self.refused = clear_before_start(self.repository)
         self.models = startup_models(self.repository)
         folder = workspace(self.repository)
         folder.mkdir(parents=True, exist_ok=True)
-        self.ports = _choose(ports or Ports())
+        self.ports = _choose(ports or Ports(), host)
         self.log = log or folder / "server.log"
         self._backends = tempfile.TemporaryDirectory(prefix="gati-backends-")
         triton = find_triton()
         triton.prepare(Path(self._backends.name))
         command = [str(triton.executable), *self._options(read_or_create_token(self.repository)), *options]
-        with self.log.open("wb") as output:
+        with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 env=triton.environment() | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=output,
                 start_new_session=True,  # Ctrl-C is ours to handle
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
             )
@@ -96,19 +104,20 @@ class Server:
         (folder / "server.json").write_text(json.dumps({"pid": self.process.pid, **asdict(self.ports)}) + "\n")
 
     def _options(self, token: str) -> list[str]:
+        restricted = RESTRICTED if self.host == HOST else f"{RESTRICTED},shared-memory"
         options = {
             "model-repository": self.repository,
             "backend-directory": self._backends.name,
             "model-control-mode": "explicit",
-            "http-address": HOST,
+            "http-address": self.host,
             "http-port": self.ports.http,
-            "grpc-address": HOST,
+            "grpc-address": self.host,
             "grpc-port": self.ports.grpc,
-            "metrics-address": HOST,
+            "metrics-address": self.host,
             "metrics-port": self.ports.metrics,
             "metrics-config": "summary_latencies=true",
-            "http-restricted-api": f"{RESTRICTED}:{HEADER}={token}",
-            "grpc-restricted-protocol": f"{RESTRICTED}:{HEADER}={token}",
+            "http-restricted-api": f"{restricted}:{HEADER}={token}",
+            "grpc-restricted-protocol": f"{restricted}:{HEADER}={token}",
             "exit-timeout-secs": EXIT_SECONDS - 5,
         }
         # Configurations are complete as exported; asking every backend to complete them starts each stub twice.
@@ -204,7 +213,8 @@ def read_or_create_token(repository: Path) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        path.chmod(0o600)
+        with suppress(OSError):  # a mounted secret is read-only, and its owner's business
+            path.chmod(0o600)
         return path.read_text(encoding="ascii").strip()
     token = secrets.token_urlsafe(32)
     with open(descriptor, "w", encoding="ascii") as file:
@@ -231,7 +241,7 @@ def is_ready(http_port: int) -> bool:
         return False
 
 
-def _choose(ports: Ports) -> Ports:
+def _choose(ports: Ports, host: str) -> Ports:
     """Checks that ports are free, and chooses those that are 0."""
     chosen: dict[str, int] = {}
     held = []
@@ -241,7 +251,7 @@ def _choose(ports: Ports) -> Ports:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.append(listener)
             try:
-                listener.bind((HOST, port))
+                listener.bind((host, port))
             except OSError as error:
                 raise UnavailableError(
                     f"The {name} port {port} is not free ({error.strerror}); choose another with --{name}-port."
@@ -255,6 +265,8 @@ def _choose(ports: Ports) -> Ports:
 
 def _failure(log: Path) -> str:
     """One sentence out of a failed server's log."""
+    if log == STDERR:
+        return "tritonserver ended while starting; its log is above."
     text = log.read_text(encoding="utf-8", errors="replace")
     for pattern in (
         r"Poll failed for model directory ('[^']+': .+)",

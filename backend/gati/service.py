@@ -161,6 +161,10 @@ class Service:
         """Counters start at zero, so that a rate is known from the first request on."""
         for segment in self.chain.segments:
             self._metrics.add("gati_requests_total", 0, exit=segment.index)
+        for head in self.chain.heads:
+            self._metrics.add("gati_head_failures_total", 0, exit=head)
+            for agreed in ("true", "false"):
+                self._metrics.add("gati_audits_total", 0, exit=head, agreed=agreed)
         self._metrics.add("gati_samples_dropped_total", 0)
         self._metrics.add("gati_releases_refused_total", 0)
         self._metrics.set("gati_release", 0)

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `gati serve`, and ends what a test has left running."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(repository: Path, *options: str) -> Running:
+    def run(repository: Path, *options: str, under: Sequence[str] = ()) -> Running:
         said = tmp_path / f"serve-{len(started)}.json"
-        command = [*GATI, "serve", str(repository), *FREE, "--json", str(said), *options]
+        command = [*under, *GATI, "serve", str(repository), *FREE, "--json", str(said), *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         _until(lambda: process.poll() is not None or (said.exists() and said.read_text().endswith("}\n")))
@@ -224,6 +224,36 @@ def test_models_are_controlled_only_with_the_token(exported: Exported, start: St
     with urllib.request.urlopen(urllib.request.Request(url, b"{}", {HEADER: token}), timeout=5) as answer:
         assert answer.status == 200
     assert running.images(exported.images[:1]).shape == (1, 1)
+
+
+READ_ONLY = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
+"""Runs a script that may mount, and what it mounts is seen by nobody else."""
+
+
+@pytest.mark.skipif(
+    subprocess.run([*READ_ONLY, "true"], capture_output=True, check=False).returncode != 0,
+    reason="no mount namespaces here",
+)
+def test_it_serves_as_a_container_does(exported: Exported, start: Start, tmp_path: Path) -> None:
+    """On all interfaces, from a repository and with a token that are mounted read-only, its log on stderr."""
+    repository = exported.copy(tmp_path)
+    token = workspace(repository) / "token"
+    token.parent.mkdir()
+    token.write_text("of-a-secret\n")
+    mounts = [f'mount --bind "{path}" "{path}"; mount -o remount,bind,ro "{path}"' for path in (repository, token)]
+    script = "; ".join([*mounts, f'if touch "{repository}/file" 2>/dev/null; then exit 9; fi', 'exec "$@"'])
+    running = start(repository, "--host", "0.0.0.0", "--log", "-", under=[*READ_ONLY, script, "sh"])
+    address = running.said["grpc"].replace("0.0.0.0", "127.0.0.2")  # what binds 127.0.0.1 does not hear this one
+    with grpc.InferenceServerClient(address) as client:
+        for headers, refusal in ((None, "restricted"), ({f"triton-grpc-protocol-{HEADER}": "of-a-secret"}, "open")):
+            with pytest.raises(InferenceServerException, match=refusal):
+                client.register_system_shared_memory("theirs", "/nonesuch", 64, headers=headers)
+    assert running.images(exported.images[:8]).shape == (8, 1)
+    running.process.terminate()
+    _, err = running.process.communicate(timeout=SECONDS)
+    assert "release 1 is live" in err
+    assert read_recent(default_store(repository), exported.chain, 100).window.samples == 8
+    assert sorted(path.name for path in workspace(repository).iterdir()) == ["samples", "token"]
 
 
 def _halve(path: Path) -> None:

@@ -1,0 +1,207 @@
+"""What lies in docker/: valid by the schemas of its formats, and of one piece with itself and with gati."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+
+from gati.serve import serve
+from gati.server import Ports
+from gati.session import THREADS
+from gati.settings import workspace
+from gati_export.commands.refresh import refresh
+from gati_export.store import default_store
+
+DOCKER = Path(__file__).parents[2] / "docker"
+BIN = Path(sys.executable).parent
+KUBERNETES = {
+    path.name: [*yaml.safe_load_all(path.read_text())] for path in sorted((DOCKER / "kubernetes").glob("*.yaml"))
+}
+KUSTOMIZATION = KUBERNETES.pop("kustomization.yaml")[0]
+OBJECTS = {(thing["kind"], thing["metadata"]["name"]): thing for file in KUBERNETES.values() for thing in file}
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+RUNTIME, INFERENCE = yaml.safe_load_all((DOCKER / "kserve.yaml").read_text())
+TEMPLATE = OBJECTS["Deployment", "gati-triton"]["spec"]["template"]
+PODS = {
+    "triton": TEMPLATE["spec"],
+    "refresher": OBJECTS["CronJob", "gati-refresher"]["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+    "loader": OBJECTS["Pod", "gati-loader"]["spec"],
+    "kserve": {key: RUNTIME["spec"][key] for key in ("containers", "volumes")},
+}
+COMMAND = json.loads(re.findall(r"^CMD (.+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)[0])
+REPOSITORY = Path(COMMAND[2])
+VERSION = "1.34"
+
+
+def lint(*command: str) -> None:
+    done = subprocess.run([BIN / command[0], *command[1:]], cwd=DOCKER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def mounts(pod: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    return {Path(mount["mountPath"]): mount for mount in pod["containers"][0]["volumeMounts"]}
+
+
+def options(command: click.Command, arguments: list[str]) -> dict[str, Any]:
+    """What a command understands of arguments; the folders that they name are on another machine."""
+    parsed, rest, _ = command.make_parser(click.Context(command)).parse_args(arguments)
+    assert not rest
+    return parsed
+
+
+def images() -> Iterator[str]:
+    yield from (container["image"] for pod in PODS.values() for container in pod["containers"])
+    yield from (service["image"] for service in COMPOSE["services"].values())
+
+
+def test_the_dockerfile_is_good_and_ends_as_nobody_special() -> None:
+    lint("hadolint", "Dockerfile")
+    stages = re.split(r"^FROM ", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert re.search(r"^ARG TRITON=\d\d\.\d\d$", stages[0], re.MULTILINE)
+    for stage in stages[1:]:
+        assert re.findall(r"^USER (.+)$", stage, re.MULTILINE)[-1] == "1000:1000"
+
+
+def test_the_compose_file_is_good() -> None:
+    lint("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+
+
+@pytest.mark.parametrize("thing", OBJECTS.values(), ids=lambda thing: f"{thing['kind']} {thing['metadata']['name']}")
+def test_kubernetes_knows_every_field(thing: dict[str, Any]) -> None:
+    kubernetes_validate.validate(thing, VERSION, strict=True)
+
+
+def test_kubernetes_knows_every_field_of_the_runtime_s_pod() -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gati"}, "spec": PODS["kserve"]}
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    formats = {known["name"] for known in RUNTIME["spec"]["supportedModelFormats"]}
+    assert INFERENCE["spec"]["predictor"]["model"]["modelFormat"]["name"] in formats
+
+
+def test_the_kustomization_names_every_file_and_image() -> None:
+    assert {*KUSTOMIZATION["resources"], "loader.yaml"} == set(KUBERNETES)
+    named = {image["name"] for image in KUSTOMIZATION["images"]}
+    assert {pod["containers"][0]["image"] for name, pod in PODS.items() if name in ("triton", "refresher")} == named
+
+
+def test_no_image_is_whatever_is_latest() -> None:
+    for image in {*images()} - {"gati", "gati-offline"}:  # these two get their tags from the kustomization
+        assert re.search(r":[^:/]+$", image), image
+        assert not image.endswith(":latest")
+
+
+def test_services_and_the_autoscaler_find_the_servers() -> None:
+    labels = TEMPLATE["metadata"]["labels"]
+    ports = {port["name"]: port["containerPort"] for port in PODS["triton"]["containers"][0]["ports"]}
+    assert ports == {"grpc": Ports.grpc, "http": Ports.http, "metrics": Ports.metrics}
+    assert TEMPLATE["metadata"]["annotations"]["prometheus.io/port"] == str(Ports.metrics)
+    assert OBJECTS["Deployment", "gati-triton"]["spec"]["selector"]["matchLabels"] == labels
+    assert OBJECTS["Service", "gati-replicas"]["spec"]["clusterIP"] == "None"
+    for name in ("gati", "gati-replicas"):
+        service = OBJECTS["Service", name]["spec"]
+        assert service["selector"] == labels
+        assert all(ports[port["targetPort"]] == port["port"] for port in service["ports"])
+    autoscaler = OBJECTS["HorizontalPodAutoscaler", "gati-triton"]["spec"]
+    target = autoscaler["scaleTargetRef"]
+    assert (target["kind"], target["name"]) in OBJECTS
+    assert {metric["resource"]["name"] for metric in autoscaler["metrics"]} <= set(
+        PODS["triton"]["containers"][0]["resources"]["requests"]
+    )
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert PODS["triton"]["containers"][0][probe]["httpGet"]["port"] in ports
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_is_confined_and_mounts_what_there_is(name: str) -> None:
+    pod = PODS[name]
+    container = pod["containers"][0]
+    security = pod.get("securityContext", {}) | container["securityContext"]
+    assert security["runAsNonRoot"] and security["runAsUser"] == 1000
+    assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert container["resources"]["limits"]["memory"]
+    if name != "loader":
+        assert container["resources"]["limits"]["cpu"]
+        threads = {variable["name"]: variable["valueFrom"] for variable in container["env"]}
+        assert threads[THREADS] == {"resourceFieldRef": {"resource": "limits.cpu"}}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    for volume in volumes.values():
+        claim = volume.get("persistentVolumeClaim")
+        assert claim is None or ("PersistentVolumeClaim", claim["claimName"]) in OBJECTS
+
+
+@pytest.mark.parametrize("name", ["triton", "kserve"])
+def test_a_server_may_write_where_gati_does_and_its_repository_is_read_only(name: str) -> None:
+    container = PODS[name]["containers"][0]
+    command = container.get("args", COMMAND)
+    said = options(serve, command[2:])
+    assert command[:2] == ["gati", "serve"]
+    assert said["host"] == "0.0.0.0"
+    places = mounts(PODS[name])
+    repository = Path(said["repository"])
+    assert not places[workspace(repository)].get("readOnly")
+    memory = places[Path("/dev/shm")]["name"]
+    assert [v["emptyDir"]["medium"] for v in PODS[name]["volumes"] if v["name"] == memory] == ["Memory"]
+    if name == "triton":
+        assert places[repository]["readOnly"]
+        assert not places[Path(default_store(repository))].get("readOnly")
+        assert places[workspace(repository) / "token"]["readOnly"]
+
+
+def test_server_and_refresher_mean_the_same_folders() -> None:
+    served, refreshed = mounts(PODS["triton"]), mounts(PODS["refresher"])
+    root = next(path for path, mount in refreshed.items() if mount["name"] == "data")
+    shared = {path: mount["subPath"] for path, mount in served.items() if mount["name"] == "data"}
+    assert shared == {path: str(path.relative_to(root)) for path in (REPOSITORY, Path(default_store(REPOSITORY)))}
+    assert {path for path, mount in served.items() if mount["name"] == "token"} == {
+        path for path, mount in refreshed.items() if mount["name"] == "token"
+    }
+    assert root in mounts(PODS["loader"])
+    said = options(refresh, PODS["refresher"]["containers"][0]["args"][2:])
+    assert Path(said["repository"]) == REPOSITORY
+    host, _, port = str(said["server"]).strip("[]'").partition(":")
+    service = OBJECTS["Service", host]["spec"]
+    assert [p["port"] for p in service["ports"] if p["name"] == "grpc"] == [int(port)]
+
+
+def test_compose_gives_each_the_folders_it_needs_and_the_world_nothing() -> None:
+    services = COMPOSE["services"]
+    triton, refresher = services["triton"], services["refresher"]
+    folder = "${GATI_DATA:-./data}"
+    assert triton["volumes"] == [
+        f"{folder}/{REPOSITORY.name}:{REPOSITORY}:ro",
+        f"{folder}/{workspace(REPOSITORY).name}:{workspace(REPOSITORY)}",
+    ]
+    assert refresher["volumes"] == [f"{folder}:{REPOSITORY.parent}"]
+    assert f"--repository {REPOSITORY} --server triton:{Ports.grpc}" in refresher["command"][-1]
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    sources = [v.partition(":")[0] for s in services.values() for v in s["volumes"] if v.startswith("./")]
+    assert sources and all((DOCKER / source).exists() for source in sources)
+    for service in (triton, refresher):
+        assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+
+
+def test_grafana_finds_prometheus_and_prometheus_finds_triton() -> None:
+    provisioning = DOCKER / "grafana" / "provisioning"
+    source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"][0]
+    scrape = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    assert source["url"] == "http://prometheus:9090"
+    assert source["jsonData"]["timeInterval"] == scrape["global"]["scrape_interval"]
+    assert scrape["scrape_configs"][0]["static_configs"] == [{"targets": [f"triton:{Ports.metrics}"]}]
+    assert {"prometheus", "triton"} <= set(COMPOSE["services"])
+    home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    provider = yaml.safe_load((provisioning / "dashboards" / "gati.yaml").read_text())["providers"][0]
+    assert str(Path(home).parent) == provider["options"]["path"]
+    assert any(volume.endswith(f":{home}:ro") for volume in COMPOSE["services"]["grafana"]["volumes"])
