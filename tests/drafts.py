@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from hostile import HARMS
 from onnx import TensorProto, helper, numpy_helper
 
 from gati.chain import Chain
@@ -173,16 +174,6 @@ def _restamped(value: str) -> Callable[[Chain, int, Files], Files]:
     )
 
 
-def _elsewhere(model: bytes) -> bytes:
-    """The model with a constant that lies in a file outside."""
-    proto = onnx.ModelProto.FromString(model)
-    tensor = next(t for t in proto.graph.initializer if t.name == "said")
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../../../secret")
-    return proto.SerializeToString()
-
-
 def _renamed_output(model: bytes) -> bytes:
     proto = onnx.ModelProto.FromString(model)
     for node in proto.graph.node:
@@ -236,11 +227,14 @@ DAMAGES = [
         "gives .*'sure'",
         deep=True,
     ),
-    Damage(
-        "heads with data elsewhere",
-        lambda chain, number, files: with_models(chain, number, files, _elsewhere),
-        "not an ONNX model",
-        deep=True,
+    *(
+        Damage(
+            f"heads with {harm.name}",
+            lambda chain, number, files, harm=harm: with_models(chain, number, files, harm),
+            harm.reason,
+            deep=True,
+        )
+        for harm in HARMS
     ),
     Damage("garbage", lambda _chain, _number, _files: {(0, "notes.txt"): b"?"}, "has no release.json"),
 ]

@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from gati.chain import Chain
 from gati.errors import GatiError
 from gati_export.control import publish_to
 from gati_export.publish import Draft, publish
+from gati_export.refresh import refreshed
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["gati_export.control"])
+PROCESSES.set_forkserver_preload(["gati_export.control", "gati_export.refresh"])
 
 SECONDS = 60
 
@@ -85,6 +87,12 @@ def publish_often(repository: Path, chain: Chain, draft: Draft, address: str | N
     """Publishes so often; writes down the numbers."""
     numbers = [publish_to(repository, chain, draft, address).number for _ in range(times)]
     said.write_text(" ".join(map(str, numbers)))
+
+
+def refresh_once(repository: Path, chain: Chain, store: str, window: int, address: str) -> None:
+    """Refreshes; what it can't do, it leaves."""
+    with suppress(GatiError):
+        refreshed(repository, chain, store, window, address, lambda _what, _done: None)
 
 
 def race(

@@ -171,6 +171,8 @@ class Chain:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RepositoryError(f"chain.json is damaged ({error}); export the model again.") from error
+        if [segment.index for segment in chain.segments] != list(range(len(chain.segments))):
+            raise RepositoryError("chain.json is damaged (its segments are not in order); export the model again.")
         if chain.mode not in MODES or not chain.segments:
             raise RepositoryError(f"chain.json names no segments or an unknown mode ({chain.mode!r}).")
         return chain

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from gati.chain import Chain, Tensor
 from gati.errors import ReleaseRefused
+from gati.inspection import inspect
 from gati.session import open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 
@@ -64,9 +65,11 @@ def open_head(model: bytes, chain: Chain, index: int) -> tuple[ort.InferenceSess
     The session comes back warm: it has answered a batch of one and a batch of the largest size.
 
     Raises:
-        ReleaseRefused: If it can't be read, doesn't keep the contract, or was trained behind other segments.
+        ReleaseRefused: If it can't be read, is more than a head may be (gati.inspection), doesn't keep the contract, or
+            was trained behind other segments.
     """
     name = f"head {index} of {chain.model!r}"
+    inspect(model, chain, index)
     try:
         session = open_session(model)
     except Exception as error:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +32,8 @@ SHAPE = b"shape"
 QUEUE_BYTES = 64 << 20
 SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
+ABANDONED_NS = 600 * 10**9
+"""A shard that is this much older than the newest, and still half-written, never will be whole."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Recorder:
         self._queued = 0
         self._wake = threading.Condition()
         self._closing = False
-        self._complained = 0.0
+        self._complained: float | None = None
         self._thread = threading.Thread(target=self._work, name="gati-recorder", daemon=True)
         self._thread.start()
 
@@ -117,7 +121,8 @@ class Recorder:
                 samples, self._queue, self._queued = list(self._queue), deque(), 0
                 closing = self._closing
             for shapes in {sample.shapes for sample in samples}:
-                self._write([sample for sample in samples if sample.shapes == shapes])
+                with suppress(Exception):  # not even a loss that can't be counted ends the thread
+                    self._write([sample for sample in samples if sample.shapes == shapes])
             if closing:
                 return
 
@@ -125,10 +130,10 @@ class Recorder:
         try:
             write_shard(self._url, shard(self._chain, samples), self._budget)
         except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
-            self._dropped(sum(sample.rows for sample in samples))
-            if time.monotonic() - self._complained > 60:
+            if self._complained is None or time.monotonic() - self._complained > 60:
                 self._complained = time.monotonic()
                 self._log(f"samples can't be written to {self._url}: {error}")
+            self._dropped(sum(sample.rows for sample in samples))
 
 
 def shard(chain: Chain, samples: list[Sample]) -> pa.Table:
@@ -171,24 +176,44 @@ def _flat_lists(values: np.ndarray) -> pa.Array:
 
 
 def write_shard(url: str, table: pa.Table, budget: int) -> str:
-    """Writes a shard and deletes the oldest ones that are over the budget; returns its path."""
+    """Writes a shard and deletes the oldest ones that are over the budget; returns its path.
+
+    Shards are numbered by time, and by more than any that is there: a clock that is set back changes no order. On a
+    local disk, only their owner can read them.
+    """
     import fsspec
 
     pq = _parquet()
     fs, folder = fsspec.core.url_to_fs(url)
-    fs.makedirs(folder, exist_ok=True)
-    path = f"{folder}/{time.time_ns():020d}-{os.getpid()}.parquet"
+    local = "file" in fs.protocol
+    try:
+        files = {file["name"]: file["size"] for file in fs.ls(folder, detail=True)}
+    except FileNotFoundError:
+        files = {}
+        fs.makedirs(folder, exist_ok=True)
+        if local:
+            os.chmod(folder, 0o700)
+    newest = max((_number(name) for name in files), default=0)
+    path = f"{folder}/{max(time.time_ns(), newest + 1):020d}-{os.getpid()}.parquet"
     partial = f"{folder}/.{os.path.basename(path)}.part"
     try:
         with fs.open(partial, "wb") as file:
+            if local:
+                os.chmod(partial, 0o600)
             pq.write_table(table, file, compression="zstd")
         fs.mv(partial, path)
     except BaseException:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
-    _prune(fs, folder, budget)
+    _prune(fs, files | {path: fs.size(path)}, budget)
     return path
+
+
+def _number(path: str) -> int:
+    """What a shard's name begins with, whole or half-written; 0 for any other file."""
+    found = re.match(r"\.?([0-9]{20})-", os.path.basename(path))
+    return int(found[1]) if found else 0
 
 
 def _parquet() -> Any:
@@ -212,12 +237,17 @@ def _parquet() -> Any:
     return pq
 
 
-def _prune(fs: Any, folder: str, budget: int) -> None:
-    """Deletes the oldest shards until the rest fits the budget; names sort by time."""
-    shards = sorted((f["name"], f["size"]) for f in fs.ls(folder, detail=True) if f["name"].endswith(".parquet"))
-    excess = sum(size for _, size in shards) - budget
-    for name, size in shards[:-1]:
+def _prune(fs: Any, files: dict[str, int], budget: int) -> None:
+    """Deletes the oldest shards until the rest fits the budget, and what writers that were killed have left."""
+    shards = sorted((name for name in files if name.endswith(".parquet")), key=_number)
+    excess = sum(files[name] for name in shards) - budget
+    abandoned = _number(shards[-1]) - ABANDONED_NS
+    old = [name for name in files if name.endswith(".part") and 0 < _number(name) < abandoned]
+    for name in shards[:-1]:
         if excess <= 0:
             break
-        fs.rm_file(name)
-        excess -= size
+        old.append(name)
+        excess -= files[name]
+    for name in old:
+        with suppress(FileNotFoundError):  # another writer was first
+            fs.rm_file(name)

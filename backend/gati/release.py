@@ -6,18 +6,24 @@ that dies half-way leaves folders that nobody reads, and a damaged file costs it
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gati.agreement import difference
-from gati.chain import Chain, sha256_of
+from gati.chain import Chain
 from gati.errors import ReleaseRefused
+from gati.inspection import LARGEST_FILE
 
 FORMAT = 2
+LARGEST_MANIFEST = 1 << 20
+"""Bytes of a release.json."""
 ROLLBACK = "rollback to "
 """How the reason of a release begins that publishes earlier heads again; the number follows."""
 
@@ -148,7 +154,7 @@ class Release:
             if release.origin > release.number:
                 raise ValueError("it goes back to a later release")
             return release
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ReleaseRefused(f"release.json is damaged ({error}).") from error
 
 
@@ -197,7 +203,7 @@ def read_release(repository: Path, chain: Chain, number: int) -> Release:
     for head in release.heads:
         path = head_path(repository, chain, head.index, number)
         try:
-            digest = sha256_of(path)
+            digest = hashlib.sha256(_read(path, LARGEST_FILE)).hexdigest()
         except OSError as error:
             raise ReleaseRefused(f"{name} is incomplete: {path.name} of head {head.index} is missing.") from error
         if digest != head.sha256:
@@ -205,12 +211,22 @@ def read_release(repository: Path, chain: Chain, number: int) -> Release:
     return release
 
 
+def _read(path: Path, limit: int) -> bytes:
+    """Reads a file of a release; never waits for one that is a pipe, nor takes in more than `limit` bytes."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise ReleaseRefused(f"{path.parent.parent.name}/{path.name} is no plain file of at most {limit:,} bytes.")
+        return file.read(limit)
+
+
 def _manifest(repository: Path, chain: Chain, number: int) -> Release:
     """The manifest of a release; every folder of it carries the same text."""
     texts = set()
     for index in chain.heads:
         try:
-            texts.add((head_folder(repository, chain, index, number) / "release.json").read_text(encoding="utf-8"))
+            path = head_folder(repository, chain, index, number) / "release.json"
+            texts.add(_read(path, LARGEST_MANIFEST).decode())
         except (OSError, UnicodeDecodeError):
             continue
     if len(texts) != 1:

@@ -71,6 +71,8 @@ def serve(
         _announce(server, json_path)
         while server.process.poll() is None:
             time.sleep(0.2)
+            for model in server.revive():
+                click.echo(f"The process of {model!r} was killed; it is loaded again.", err=True)
         raise UnavailableError(
             f"tritonserver ended by itself (exit code {server.process.returncode}); its log is {server.log}."
         )
@@ -86,11 +88,17 @@ def _announce(server: Server, json_path: Path | None) -> None:
     host, ports = server.host, server.ports
     for reason in server.refused:
         click.echo(f"Not served: {reason}", err=True)
+    if server.keeps_nothing:
+        folder = workspace(server.repository)
+        click.echo(
+            f"Warning: {folder} can't be written: no samples are kept there, and no release can be published.", err=True
+        )
     click.echo(f"gRPC     {host}:{ports.grpc}")
     click.echo(f"HTTP     {host}:{ports.http}")
     click.echo(f"metrics  http://{host}:{ports.metrics}/metrics")
     click.echo(f"models   {', '.join(server.models)}")
-    click.echo(f"log      {server.log}; token and samples are in {workspace(server.repository)}")
+    kept = "" if server.keeps_nothing else f"; token and samples are in {workspace(server.repository)}"
+    click.echo(f"log      {server.log}{kept}")
     write_json(
         json_path,
         {

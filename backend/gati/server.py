@@ -23,14 +23,15 @@ from typing import Any
 from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError, UnavailableError
 from gati.quarantine import clear_before_start
-from gati.settings import workspace
+from gati.settings import NO_STORE, STORE, workspace
+from gati.stubs import Stubs
 from gati.triton import find_triton
 
 HOST = "127.0.0.1"
 ANYWHERE = "0.0.0.0"
 HEADER = "gati"
 """Key of the header that carries the token; on gRPC it is `triton-grpc-protocol-gati`."""
-RESTRICTED = "model-repository,logging,trace"
+RESTRICTED = "model-repository,shared-memory,logging,trace"
 STDERR = Path("-")
 """In place of a log file: Triton writes where this process does, as containers want it."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
@@ -58,7 +59,10 @@ class Server:
         environment: Settings of the chains, as `GATI_` variables (gati.settings).
         log: File for Triton's log, or `STDERR`.
         options: More options for tritonserver.
-        host: `HOST`, or `ANYWHERE`: all interfaces, where registering shared memory takes the token, too.
+        host: `HOST`, or `ANYWHERE`: all interfaces.
+
+    Attributes:
+        keeps_nothing: Whether the repository's workspace can't be written: neither samples nor the log are kept then.
 
     Raises:
         UnavailableError: If there is no Triton, a port is taken, or it does not come up.
@@ -78,14 +82,23 @@ class Server:
         self.host = host
         self.refused = clear_before_start(self.repository)
         self.models = startup_models(self.repository)
-        folder = workspace(self.repository)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.keeps_nothing = not _writable(workspace(self.repository))
         self.ports = _choose(ports or Ports(), host)
+        self._own = tempfile.TemporaryDirectory(prefix="gati-")
+        folder = Path(self._own.name) if self.keeps_nothing else workspace(self.repository)
+        self._state = folder / "server.json"
+        try:
+            self._token = read_or_create_token(self.repository)
+        except OSError:  # nowhere to keep one: nobody but this process controls the server
+            self._token = secrets.token_urlsafe(32)
         self.log = log or folder / "server.log"
-        self._backends = tempfile.TemporaryDirectory(prefix="gati-backends-")
+        if self.keeps_nothing:
+            environment = {STORE: NO_STORE} | dict(environment or {})
+        backends = Path(self._own.name) / "backends"
+        backends.mkdir()
         triton = find_triton()
-        triton.prepare(Path(self._backends.name))
-        command = [str(triton.executable), *self._options(read_or_create_token(self.repository)), *options]
+        triton.prepare(backends)
+        command = [str(triton.executable), *self._options(backends), *options]
         with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -96,18 +109,19 @@ class Server:
                 start_new_session=True,  # Ctrl-C is ours to handle
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
             )
+        self._stubs = Stubs(self.process.pid)
         try:
             self._wait()
         except BaseException:
             self.stop()
             raise
-        (folder / "server.json").write_text(json.dumps({"pid": self.process.pid, **asdict(self.ports)}) + "\n")
+        self._stubs.killed()  # from now on it knows them
+        self._state.write_text(json.dumps({"pid": self.process.pid, **asdict(self.ports)}) + "\n")
 
-    def _options(self, token: str) -> list[str]:
-        restricted = RESTRICTED if self.host == HOST else f"{RESTRICTED},shared-memory"
+    def _options(self, backends: Path) -> list[str]:
         options = {
             "model-repository": self.repository,
-            "backend-directory": self._backends.name,
+            "backend-directory": backends,
             "model-control-mode": "explicit",
             "http-address": self.host,
             "http-port": self.ports.http,
@@ -116,8 +130,8 @@ class Server:
             "metrics-address": self.host,
             "metrics-port": self.ports.metrics,
             "metrics-config": "summary_latencies=true",
-            "http-restricted-api": f"{restricted}:{HEADER}={token}",
-            "grpc-restricted-protocol": f"{restricted}:{HEADER}={token}",
+            "http-restricted-api": f"{RESTRICTED}:{HEADER}={self._token}",
+            "grpc-restricted-protocol": f"{RESTRICTED}:{HEADER}={self._token}",
             "exit-timeout-secs": EXIT_SECONDS - 5,
         }
         # Configurations are complete as exported; asking every backend to complete them starts each stub twice.
@@ -135,6 +149,22 @@ class Server:
                 raise UnavailableError(f"tritonserver was not ready within {START_SECONDS} s; its log is {self.log}.")
             time.sleep(0.05)
 
+    def revive(self) -> list[str]:
+        """Loads models again whose process was killed, and returns their names: Triton goes on without, and "ready".
+
+        Raises:
+            UnavailableError: If one can't be loaded again.
+        """
+        models = self._stubs.killed()
+        for model in models:
+            try:
+                self._control(f"models/{model}/unload")
+                self._control(f"models/{model}/load", START_SECONDS)
+            except (OSError, ValueError) as error:
+                reason = f"The process of {model!r} was killed, and it can't be loaded again"
+                raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error
+        return models
+
     def stop(self) -> int:
         """Lets the server answer what it has taken, and ends it; returns its exit code."""
         unloaded = False
@@ -146,8 +176,9 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        (workspace(self.repository) / "server.json").unlink(missing_ok=True)
-        self._backends.cleanup()
+        self._stubs.clean()
+        self._state.unlink(missing_ok=True)
+        self._own.cleanup()
         return code
 
     def _unload(self) -> bool:
@@ -170,14 +201,14 @@ class Server:
             return False
         return True
 
-    def _control(self, path: str) -> Any:
+    def _control(self, path: str, seconds: float = EXIT_SECONDS) -> Any:
         """Calls the model-control API."""
         request = urllib.request.Request(
             f"http://{HOST}:{self.ports.http}/v2/repository/{path}",
             b"{}",
-            {HEADER: read_or_create_token(self.repository)},
+            {HEADER: self._token},
         )
-        with urllib.request.urlopen(request, timeout=EXIT_SECONDS) as response:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
             return json.loads(response.read() or b"null")
 
     def __enter__(self) -> Server:
@@ -220,6 +251,15 @@ def read_or_create_token(repository: Path) -> str:
     with open(descriptor, "w", encoding="ascii") as file:
         file.write(token + "\n")
     return token
+
+
+def _writable(folder: Path) -> bool:
+    """Whether something can be kept in a folder, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def running_ports(repository: Path) -> Ports | None:

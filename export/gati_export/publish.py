@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from google.protobuf.message import DecodeError
 from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused
 from gati.head import SEGMENTS_KEY, open_head
+from gati.inspection import inspect
 from gati.quarantine import clear, move_out, next_number, publisher_lock, refused
 from gati.release import (
     ROLLBACK,
@@ -39,6 +41,8 @@ from gati_export.heads import stamp
 
 KEPT = 10
 """Releases that stay on disk; older ones are deleted by the next publisher."""
+
+SECOND_NS = 10**9
 
 Step = Callable[[str], None]
 
@@ -152,6 +156,7 @@ def _check(staging: Path, chain: Chain, release: Release) -> None:
         raise PublishError("A release needs at least one head.")
     for head in release.heads:
         model = (staging / str(head.index) / "model.onnx").read_bytes()
+        inspect(model, chain, head.index)
         try:
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:
@@ -166,12 +171,24 @@ def _land(repository: Path, chain: Chain, release: Release, staging: Path, step:
             step(f"rename {head.index}")
             target = head_folder(repository, chain, head.index, release.number)
             target.parent.mkdir(parents=True, exist_ok=True)
+            _be_newest(staging / str(head.index), target.parent)
             os.rename(staging / str(head.index), target)
             _fsync(target.parent)
     except OSError:
         for head in release.heads:
             _move_out(repository, chain, head.index, release.number, refused(repository, chain))
         raise
+
+
+def _be_newest(folder: Path, model: Path) -> None:
+    """Dates a version as the newest of its model: Triton passes over one that is not, whatever its number.
+
+    The clock may have been set back since the others were written.
+    """
+    newest = max((path.stat().st_mtime_ns for path in [model, *model.rglob("*")]), default=0)
+    if newest >= time.time_ns():
+        for path in [*folder.iterdir(), folder]:
+            os.utime(path, ns=(newest + SECOND_NS, newest + SECOND_NS))
 
 
 def withdraw(repository: Path, chain: Chain, number: int) -> None:

@@ -27,7 +27,9 @@ chains = st.builds(
     st.sampled_from(["inline", "bls"]),
     st.lists(tensors, min_size=1, max_size=3).map(tuple),
     tensors,
-    st.lists(segments, min_size=1, max_size=4).map(tuple),
+    st.lists(segments, min_size=1, max_size=4).map(
+        lambda found: tuple(replace(s, index=i) for i, s in enumerate(found))
+    ),
     shares,
     shares,
     st.integers(1, 128),
@@ -124,3 +126,20 @@ def _write(repository: Path, chain: Chain) -> Path:
     path.parent.mkdir(parents=True)
     path.write_text(chain.to_json())
     return path
+
+
+@pytest.mark.parametrize("index", [1, -1, "../../secret", None])
+def test_segments_are_where_their_place_says_and_nowhere_else(index: Any) -> None:
+    fields = json.loads(toy_chain().to_json())
+    fields["segments"][0]["index"] = index
+    with pytest.raises(RepositoryError, match="not in order"):
+        Chain.from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("model", ["../models/toy", "/etc", "other"])
+def test_a_chain_is_read_under_its_own_name_only(tmp_path: Path, model: str) -> None:
+    path = chain_path(tmp_path / "models", "toy")
+    path.parent.mkdir(parents=True)
+    path.write_text(toy_chain().to_json())
+    with pytest.raises(RepositoryError):
+        read_chain(tmp_path / "models", model)

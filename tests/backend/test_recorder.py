@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -184,6 +185,50 @@ def test_a_shard_that_its_disk_has_lost_a_part_of_is_left_out(tmp_path: Path) ->
     paths = [Path(write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(i)]), 1 << 20)) for i in range(3)]
     paths[1].write_bytes(paths[1].read_bytes()[:-20])
     assert read_recent(str(tmp_path), CHAIN, 100).window.samples == 4
+
+
+def test_a_clock_that_is_set_back_changes_no_order_and_deletes_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = Path(write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(0)]), 1 << 20)).stat().st_size
+    monkeypatch.setattr(module.time, "time_ns", lambda: 7)
+    for start in range(1, 6):
+        write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(2 * start)]), 3 * size + size // 2)
+    recorded = read_recent(str(tmp_path), CHAIN, 100)
+    np.testing.assert_array_equal(recorded.inputs["x"][::2, 0], [24, 32, 40])
+
+
+def test_what_a_killed_writer_left_goes_in_time_and_another_writer_s_shard_does_not(tmp_path: Path) -> None:
+    first = Path(write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(0)]), 1 << 20))
+    old, young = (first.with_name(f".{number:020d}-1.parquet.part") for number in (9, time.time_ns()))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(1)]), 1 << 20)
+    assert not old.exists() and young.exists()
+
+
+def test_samples_are_for_their_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = Path(write_shard(f"{tmp_path}/samples/toy", shard(CHAIN, [sample(0)]), 1 << 20))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_the_thread_outlives_what_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+
+    def fail(_rows: Any) -> None:
+        raise RuntimeError("not even that can be said")
+
+    recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, fail, fail)
+    recorder.record(Sample({"y": np.zeros((2, 4), np.float32)}, None, np.zeros(2), np.zeros(2), 0))  # no such input
+    _until(lambda: not recorder._queue)
+    recorder.record(sample(3))
+    recorder.close()
+    assert read_recent(str(tmp_path), CHAIN, 100).window.samples == 2
 
 
 def _until(what: Callable[[], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gati.errors import ReleaseRefused
+from gati.inspection import LARGEST_FILE
 from gati.release import (
     ROLLBACK,
     Release,
@@ -150,6 +152,30 @@ def test_a_release_for_other_segments_is_refused(exported: Exported, three: Path
         path.write_text(path.read_text().replace(exported.chain.segments[0].sha256, "0" * 64))
     with pytest.raises(ReleaseRefused, match="trained behind other segments"):
         read_release(three, exported.chain, 3)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "release.json"])
+@pytest.mark.parametrize("kind", ["oversized", "pipe", "device"])
+def test_what_is_no_plain_file_of_some_size_is_refused_at_once(
+    exported: Exported, three: Path, kind: str, name: str
+) -> None:
+    path = head_folder(three, exported.chain, 0, 3) / name
+    path.unlink()
+    if kind == "oversized":
+        path.touch()
+        os.truncate(path, LARGEST_FILE + 1)  # takes no room on the disk
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ReleaseRefused, match=f"{name} is no plain file of at most"):
+        read_release(three, exported.chain, 3)
+    assert [release.number for release in valid_releases(three, exported.chain)] == [2, 1]
+
+
+def test_a_manifest_that_is_nested_without_end_is_damaged() -> None:
+    with pytest.raises(ReleaseRefused, match=r"release\.json is damaged"):
+        Release.from_json("[" * 100_000)
 
 
 def test_only_folders_that_are_numbers_are_releases(exported: Exported, three: Path) -> None:
