@@ -21,7 +21,7 @@ from typing import Any
 from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError, UnavailableError
 from gati.quarantine import clear_before_start
-from gati.settings import workspace
+from gati.settings import REPLICA, workspace
 from gati.triton import find_triton
 
 HOST = "127.0.0.1"
@@ -81,7 +81,9 @@ class Server:
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env=triton.environment() | dict(environment or {}),
+                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
+                | triton.environment()
+                | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

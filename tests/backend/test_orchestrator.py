@@ -30,6 +30,7 @@ class House:
     """
 
     def __init__(self, chain: Any = CHAIN, audit: float = 0, fails: dict[int, Exception] | None = None) -> None:
+        self.busy = False
         self.chain = chain
         self.events: list[Any] = []
         self.told: dict[str, Answer | GatiError] = {}
@@ -43,11 +44,11 @@ class House:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys = False
         self.live = self.release(1)
-        self.orchestrator = Orchestrator(chain, lambda: self.live, self, audit, self.audits.append)
+        self.orchestrator = Orchestrator(chain, lambda: self.live, self, audit, self.audits.append, lambda: self.busy)
 
     def release(self, number: int) -> LiveRelease:
         state = {i: HeadState(self.shapes) for i in (0, 1)}
-        return LiveRelease(number, self.load_stages(), self, state, Breaker(0.01, 0.05))
+        return LiveRelease(number, self.load_stages(), self, state, Breaker(0.01, 0.05, (0, 1)))
 
     def load_stages(self) -> tuple[Stage, ...]:
         return tuple(Stage(s.index, s.inputs, self.runner(s.index)) for s in self.chain.segments)
@@ -177,7 +178,7 @@ def test_the_backbone_answers_where_no_head_may(why: str) -> None:
     if why == "no release":
         house.live = replace(house.release(0), heads=None, state={})
     if why == "breaker open":
-        house.live.breaker.open = True
+        house.live.breaker.open_exits = ()
     if why == "not ready":
         house.ready = set()
     house.orchestrator.serve([house.request("a", row, exact=why == "exact")])
@@ -244,7 +245,7 @@ def test_no_hit_is_audited_at_a_share_of_zero() -> None:
 
 def test_heads_that_lie_are_closed_by_their_audits_and_a_new_release_opens_again() -> None:
     house = House(audit=1)
-    while not house.live.breaker.open:
+    while house.live.breaker.open_exits:
         house.told.clear()
         house.orchestrator.serve([house.request("lie", [0, 1, 2, 0])])
         house.orchestrator.audit(house.audits.pop())
