@@ -122,6 +122,15 @@ def test_the_exit_that_lies_closes_and_those_behind_it_while_those_before_serve_
         assert breaker.alarm.exit == EXITS[guilty]
 
 
+def test_exits_that_each_keep_to_the_promise_and_break_it_together_close_from_where_it_breaks() -> None:
+    breaker = new()
+    for _ in range(100):
+        tell(breaker, 125, [1, 0, 1][: len(breaker.open_exits)])
+    assert breaker.open_exits == EXITS[:2]
+    assert breaker.alarm is not None
+    assert breaker.alarm.differed > EPSILON * breaker.alarm.drawn
+
+
 def test_an_exit_before_those_that_are_closed_can_still_close() -> None:
     breaker = new()
     while breaker.alarm is None:
