@@ -124,9 +124,9 @@ class Service:
         """Records the rows of one request: misses with the backbone's answer, hits without one."""
         exits, kept = flight.exit[span], flight.finite[span]
         missed = exits == len(self.chain.segments) - 1
-        hit = (
-            ~missed if flight.drawn is None else ~(missed | flight.drawn.rows[span])
-        )  # audits are recorded by themselves
+        hit = ~missed
+        if flight.drawn is not None:
+            hit &= ~flight.drawn.rows[span]  # recorded when they are audited
         for part, known in ((missed, True), (hit, False)):
             chosen = part & kept
             if count := np.count_nonzero(chosen):
