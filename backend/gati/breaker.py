@@ -1,40 +1,226 @@
 """Closes a release's heads when audits show that its promise no longer holds.
 
-A test martingale (betting on the mean of a bounded variable: Waudby-Smith and Ramdas, JRSS-B 2024, section 4): while
-the share of differing answers is at most ε, the stake's expectation never grows, so by Ville's inequality the chance
-that it ever reaches 1/δ is at most δ, however often it is looked at.
+Requests are drawn at random, hits and misses alike, before anything is known of them; a hit that was drawn is audited,
+and a miss does not differ. For each exit there is a lower bound (gati.betting) on the share of requests that were
+answered at it or before it, and otherwise than the backbone would. Where that bound exceeds ε, the exit closes and all
+behind it: the certificate covers a chain that is cut short, whose errors are some of its own, but not one with a head
+left out, for later heads would be asked what they were not certified on.
+
+That takes no correction for several exits. What differs up to one exit also differs up to the next, on every path, so
+that when any bound exceeds ε the last one does, and that happens by chance with probability δ at most (half of it, for
+the interval that is shown has two sides).
+
+A request counts as one that agrees from when it is drawn until its audit says otherwise. Bounds from such counts are
+never above what they would be if audits took no time, in whatever order these come back, late, or never.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from threading import Lock
+from typing import Any
 
-BETS = (0.02, 0.1, 0.3)
-"""Shares of the largest admissible bet, 1/ε; the stake is the mean over them."""
+import numpy as np
+
+from gati.betting import log_gains, lower_bound, refuted
+
+BLOCK = 50
+"""Drawn requests between two starts of bets."""
+MOST_BLOCKS = 64
+YOUNG = 200
+"""Drawn requests after which a release is no longer new."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Why exits closed.
+
+    Attributes:
+        exit: The first that closed.
+        drawn: Requests drawn since the release went live.
+        differed: Those of them that were answered up to that exit, and not as by the backbone.
+        lower: Lower bound on the share of such answers.
+    """
+
+    exit: int
+    drawn: int
+    differed: int
+    lower: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.differed} of {self.drawn} requests drawn were answered up to exit {self.exit} and not as by the "
+            f"backbone, so more than {self.lower:.2%} of all are"
+        )
+
+
+@dataclass
+class Block:
+    """Requests drawn one after another: its place among all blocks, and what became of its requests.
+
+    Those neither agreed nor differed are on their way still, or their audit was lost.
+    """
+
+    number: int
+    drawn: int
+    agreed: int
+    differed: list[int]
 
 
 class Breaker:
-    """Watches one release; once open, it stays open.
+    """Watches one release; what it has closed stays closed.
 
     Args:
         epsilon: Promised share of differing answers, at most.
         delta: Chance of a false alarm, at most.
+        exits: The exits of the release's heads, in order.
+        past: What an earlier breaker of the same release has said of itself (`state`).
+
+    Attributes:
+        alarm: Why exits are closed, None while none is.
+        open_exits: The exits that are not.
+        eager: Whether to draw more requests than usual. It depends on what was drawn before alone, so that the bounds
+            hold whatever is made of it.
+
+    Raises:
+        ValueError: If `past` is not of such a breaker.
     """
 
-    def __init__(self, epsilon: float, delta: float) -> None:
+    def __init__(
+        self, epsilon: float, delta: float, exits: Sequence[int] = (), past: dict[str, Any] | None = None
+    ) -> None:
         self._epsilon = epsilon
-        self._bets = [bet / epsilon for bet in BETS]
-        self._stakes = [0.0] * len(BETS)
-        self._limit = math.log(len(BETS) / delta)
+        self._alpha = delta / 2
+        self._exits = tuple(exits)
+        self._blocks = [Block(0, 0, 0, [0] * len(self._exits))]
+        self._bounds: tuple[float, float] | None = (0.0, 1.0)
         self._lock = Lock()
-        self.open = False
+        self.alarm: Alarm | None = None
+        self.open_exits = self._exits
+        if past is not None:
+            self._resume(past)
+        self.eager = self._leans()
 
-    def observe(self, differs: bool) -> None:
-        """Takes in one request, drawn at random among all that the release served, hits and misses alike."""
+    @property
+    def closed_exits(self) -> tuple[int, ...]:
+        """The exits that are closed."""
+        return self._exits[len(self.open_exits) :]
+
+    def draw(self, requests: int) -> int:
+        """Takes in that requests were drawn; returns a number by which to say what became of them."""
         with self._lock:
-            for i, bet in enumerate(self._bets):
-                self._stakes[i] += math.log1p(bet * (differs - self._epsilon))
-            top = max(self._stakes)
-            total = top + math.log(sum(math.exp(stake - top) for stake in self._stakes))
-            self.open = self.open or total >= self._limit
+            if self._blocks[-1].drawn >= BLOCK:
+                self._blocks.append(Block(self._blocks[-1].number + 1, 0, 0, [0] * len(self._exits)))
+                self._thin()
+            self._blocks[-1].drawn += requests
+            self._bounds = None
+            self.eager = self.eager and self._leans()  # what agrees makes nothing lean
+            return self._blocks[-1].number
+
+    def settle(self, drawn: int, agreed: int, differed: int = 0, exit_: int | None = None) -> None:
+        """Takes in what became of requests that were drawn.
+
+        Args:
+            drawn: What `draw` said of them.
+            agreed: How many were answered as by the backbone, or not at all.
+            differed: How many were not.
+            exit_: Where these were answered.
+        """
+        with self._lock:
+            block = next(block for block in reversed(self._blocks) if block.number <= drawn)
+            block.agreed += agreed
+            self._bounds = None
+            if differed and exit_ is not None:
+                block.differed[self._exits.index(exit_)] += differed
+                self._judge()
+                self.eager = self._leans()
+
+    def bounds(self) -> tuple[float, float]:
+        """A confidence sequence for the share of answers that differ from the backbone's.
+
+        While the share is one and the same, both bounds hold at all times together with probability 1 − δ. When it
+        rises, the lower one follows soon. Where they contradict each other it has changed, and the upper one is 1.
+        """
+        with self._lock:
+            if self._bounds is None:
+                self._bounds = self._bound()
+            return self._bounds
+
+    def state(self) -> dict[str, Any]:
+        """What it knows, for JSON."""
+        with self._lock:
+            blocks = [[block.number, block.drawn, block.agreed, *block.differed] for block in self._blocks]
+            return {"alarm": self.alarm and asdict(self.alarm), "blocks": blocks}
+
+    def _bound(self) -> tuple[float, float]:
+        drawn, differed, weights = self._since_starts()
+        lower = lower_bound(drawn, differed[-1], weights, self._alpha)
+        agreed = np.array([sum(block.agreed for block in self._blocks)])
+        upper = 1 - lower_bound(drawn[:1], agreed, np.ones(1), self._alpha)
+        return lower, upper if upper >= lower else 1.0
+
+    def _judge(self) -> None:
+        """Closes from the first exit whose bound exceeds ε; what is closed already was judged."""
+        drawn, differed, weights = self._since_starts()
+        for exit_, count in zip(self.open_exits, differed, strict=False):
+            if refuted(self._epsilon, drawn, count, weights, self._alpha):
+                lower = lower_bound(drawn, count, weights, self._alpha)
+                self._close(Alarm(exit_, int(drawn[0]), int(count[0]), lower))
+                return
+
+    def _close(self, alarm: Alarm) -> None:
+        self.alarm = alarm
+        self.open_exits = tuple(exit_ for exit_ in self._exits if exit_ < alarm.exit)
+
+    def _leans(self) -> bool:
+        """Whether the release is young, or some stretch up to now speaks against one of its open exits."""
+        if sum(block.drawn for block in self._blocks) < YOUNG:
+            return True
+        drawn, differed, _ = self._since_starts()
+        still = len(self.open_exits)
+        return still > 0 and bool(log_gains(self._epsilon, drawn, differed[still - 1]).max() > 0)
+
+    def _since_starts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each start: requests drawn since, [starts]; those that differ up to each exit, [exits, starts]; weight.
+
+        Weights add up to 1: half for the first start, and for start k, 1 / (2 k (k + 1)).
+        """
+        blocks = self._blocks[::-1]
+        drawn = np.cumsum([block.drawn for block in blocks])[::-1]
+        differed = np.cumsum(np.cumsum([block.differed for block in blocks], axis=0), axis=1)[::-1]
+        number = np.array([block.number for block in self._blocks], float)
+        return drawn, differed.T, 0.5 / np.maximum(number * (number + 1), 1)
+
+    def _thin(self) -> None:
+        """Gives up a start, when there are too many: old ones lie apart in proportion to their age."""
+        if len(self._blocks) <= MOST_BLOCKS:
+            return
+        ages = np.cumsum([block.drawn for block in self._blocks[::-1]])[::-1]
+        place = 1 + int(np.argmin(ages[:-3] / ages[2:-1]))
+        gone = self._blocks.pop(place)
+        block = self._blocks[place - 1]
+        block.drawn += gone.drawn
+        block.agreed += gone.agreed
+        block.differed = [a + b for a, b in zip(block.differed, gone.differed, strict=True)]
+
+    def _resume(self, past: dict[str, Any]) -> None:
+        """Goes on from what an earlier breaker said."""
+        try:
+            blocks = [Block(number, drawn, agreed, differed) for number, drawn, agreed, *differed in past["blocks"]]
+            alarm = past["alarm"] and Alarm(**past["alarm"])
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{error!r}") from error
+        counts = [count for block in blocks for count in (block.number, block.drawn, block.agreed, *block.differed)]
+        numbers = [block.number for block in blocks]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("a count is none")
+        if numbers[:1] != [0] or numbers != sorted(set(numbers)):
+            raise ValueError("its blocks are out of order")
+        if any(len(b.differed) != len(self._exits) or b.agreed + sum(b.differed) > b.drawn for b in blocks):
+            raise ValueError("its counts do not add up")
+        if alarm is not None and alarm.exit not in self._exits:
+            raise ValueError("it closes an exit that there is not")
+        self._blocks, self._bounds = blocks, None
+        if alarm is not None:
+            self._close(alarm)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,6 +57,13 @@ class Request:
         return tuple((name, value.shape[1:]) for name, value in self.inputs.items())
 
 
+class Drawn(NamedTuple):
+    """Rows drawn at random before anything was known of them, bool [rows], and what the breaker calls the draw."""
+
+    number: int
+    rows: np.ndarray
+
+
 class Flight:
     """Requests of one signature as one batch; each is answered when the last of its rows is.
 
@@ -67,7 +75,7 @@ class Flight:
         values: The inputs, [rows, ...] each.
         finite: Rows whose inputs hold neither NaN nor Inf.
         cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
-        audited: Hits drawn for an audit: they are recorded with what the backbone says. None where there are none.
+        drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says. None without any.
         exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
         release: Release that answered each row; int64 [rows], likewise.
         output: The answers; rows that are not answered yet hold nothing of use.
@@ -83,7 +91,7 @@ class Flight:
         self.finite = finite_rows(self.values)
         exact = [request.exact for request in requests]
         self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
-        self.audited: np.ndarray | None = None
+        self.drawn: Drawn | None = None
         self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY
         self._shape = output
         self._waiting = list(range(len(requests)))
@@ -113,12 +121,6 @@ class Flight:
             else:
                 still.append(i)
         self._waiting = still
-
-    def audit(self, rows: np.ndarray) -> None:
-        """Notes that rows were drawn for an audit."""
-        if self.audited is None:
-            self.audited = np.zeros(self.rows, np.bool_)
-        self.audited[rows] = True
 
     def latencies(self) -> list[float]:
         """Seconds from each answered request's arrival to its reply."""

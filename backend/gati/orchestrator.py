@@ -15,7 +15,7 @@ from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Stage
 from gati.errors import GatiError
-from gati.flight import BACKBONE, Flight, Request
+from gati.flight import BACKBONE, Drawn, Flight, Request
 from gati.head import Heads, Prediction
 from gati.state import HeadState
 
@@ -36,14 +36,23 @@ class LiveRelease:
 
 @dataclass(frozen=True)
 class Audit:
-    """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told."""
+    """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
+
+    `drawn` is what the release's breaker calls them.
+    """
 
     index: int
     release: LiveRelease
+    drawn: int
     values: dict[str, np.ndarray]
     served: np.ndarray
     inputs: dict[str, np.ndarray]
     arrived: float
+
+
+EAGER = 5
+"""How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
+found out, and else audits cost little."""
 
 
 class Observer(Protocol):
@@ -73,8 +82,10 @@ class Orchestrator:
         chain: The chain.
         live: Gives the live release.
         observer: Who is told what was served.
-        audit_share: Share of requests drawn for an audit, 0..1.
+        audit_share: Share of requests drawn for an audit, 0..1; more, where the release's breaker asks for it.
         later: Takes audits, to be run by `audit` when the answers have left.
+        busy: Whether too many audits wait already: then none is drawn. Asked before anything is known of a request, so
+            that whether it counts does not depend on what becomes of it.
     """
 
     def __init__(
@@ -84,12 +95,14 @@ class Orchestrator:
         observer: Observer,
         audit_share: float,
         later: Callable[[Audit], None],
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._chain = chain
         self._live = live
         self._observer = observer
         self._audit_share = audit_share
         self._later = later
+        self._busy = busy
         self._agreement = parse_agreement(chain.agreement)
         self._last = len(chain.segments) - 1
         self._read_later = [
@@ -101,18 +114,22 @@ class Orchestrator:
         """Answers requests of one signature. One release answers all of them: it is looked up here, once."""
         flight = Flight(requests, self._chain.output)
         release = self._live()
-        heads = None if release.breaker.open or not flight.cacheable.any() else release.heads
+        heads = release.heads if release.breaker.open_exits and flight.cacheable.any() else None
+        if heads is not None:
+            self._draw(flight, release.breaker)
+        audits: list[Audit] = []
         try:
-            audits = self._walk(flight, release, heads)
+            self._walk(flight, release, heads, audits)
         except GatiError as error:
             flight.fail(error)
-            return
         except Exception:
             flight.fail(GatiError(f"{self._chain.model} failed on this request; the server's log says more."))
             raise
-        self._observer.served(flight)
-        for audit in audits:
-            self._later(audit)
+        else:
+            self._observer.served(flight)
+        finally:
+            if flight.drawn is not None:
+                self._follow_up(flight.drawn, release.breaker, audits)
 
     def audit(self, audit: Audit) -> None:
         """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
@@ -122,14 +139,31 @@ class Orchestrator:
                 values = self._advance(stage, values)
         outputs = values[self._chain.output.name]
         agreed = self._agreement(audit.served, outputs)
-        for agrees in agreed:
-            audit.release.breaker.observe(not agrees)
+        good = int(np.count_nonzero(agreed))
+        audit.release.breaker.settle(audit.drawn, good, len(agreed) - good, audit.index)
         self._observer.audited(audit, outputs, agreed)
 
-    def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None) -> list[Audit]:
-        """Runs a flight to its end; returns the hits that were drawn for audits."""
+    def _draw(self, flight: Flight, breaker: Breaker) -> None:
+        """Draws requests, each with the same chance, from what a head may answer; what becomes of them is open yet."""
+        share = self._audit_share * EAGER if breaker.eager else self._audit_share
+        if not share or self._busy():
+            return
+        rows = [row for row in range(flight.rows) if random.random() < share and flight.cacheable[row]]
+        if rows:
+            chosen = np.zeros(flight.rows, np.bool_)
+            chosen[rows] = True
+            flight.drawn = Drawn(breaker.draw(len(rows)), chosen)
+
+    def _follow_up(self, drawn: Drawn, breaker: Breaker, audits: Sequence[Audit]) -> None:
+        """Hands over the hits that were drawn. The others do not differ: the backbone answered, or nobody did."""
+        others = np.count_nonzero(drawn.rows) - sum(len(audit.served) for audit in audits)
+        breaker.settle(drawn.number, int(others))
+        for audit in audits:
+            self._later(audit)
+
+    def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:
+        """Runs a flight to its end; adds to `audits` the hits that were drawn."""
         rows, values = np.arange(flight.rows), flight.values
-        audits: list[Audit] = []
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         for stage in release.stages:
             values = self._advance(stage, values)
@@ -146,16 +180,15 @@ class Orchestrator:
             hits = np.count_nonzero(hit)
             if hits == len(rows):
                 flight.finish(rows, prediction.answer, index, release.number)
-                audits += self._draw(index, release, flight, rows, hit, values)
+                audits += _audits(index, release, flight, rows, hit, values)
                 rows = rows[:0]
                 break
             if hits:
                 flight.finish(rows[hit], prediction.answer[hit], index, release.number)
-                audits += self._draw(index, release, flight, rows, hit, values)
+                audits += _audits(index, release, flight, rows, hit, values)
                 rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
         if heads is not None:
-            self._learn(flight, release, rows, keys)
-        return audits
+            _learn(flight, release, keys)
 
     def _advance(self, stage: Stage, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs one stage; keeps of the values what later ones read."""
@@ -168,7 +201,7 @@ class Orchestrator:
     def _look_up(
         self, heads: Heads | None, index: int, values: dict[str, np.ndarray], release: LiveRelease
     ) -> Prediction | None:
-        if heads is None or index not in release.state:
+        if heads is None or index not in release.breaker.open_exits:
             return None
         hidden = values[self._chain.segments[index].output.name]
         try:
@@ -177,38 +210,27 @@ class Orchestrator:
             self._observer.head_failed(index, error)
             return None
 
-    def _draw(
-        self,
-        index: int,
-        release: LiveRelease,
-        flight: Flight,
-        rows: np.ndarray,
-        hit: np.ndarray,
-        values: dict[str, np.ndarray],
-    ) -> list[Audit]:
-        """Draws hits for an audit, each with the same chance."""
-        drawn = [i for i in np.flatnonzero(hit).tolist() if random.random() < self._audit_share]
-        if not drawn:
-            return []
-        flight.audit(rows[drawn])
-        inputs = {name: value[rows[drawn]] for name, value in flight.values.items()}
-        left = {name: value[drawn] for name, value in values.items()}
-        return [Audit(index, release, left, flight.output[rows[drawn]], inputs, flight.requests[0].arrived)]
 
-    def _learn(
-        self,
-        flight: Flight,
-        release: LiveRelease,
-        missed: np.ndarray,
-        keys: list[tuple[HeadState, np.ndarray, np.ndarray]],
-    ) -> None:
-        """Updates the heads' state and, for misses drawn like audits, the breaker: the backbone agrees with itself."""
-        for state in release.state.values():
-            if state.counts:
-                state.count(flight.output[flight.cacheable])
-        for state, rows, row_keys in keys:
-            known = (flight.release[rows] == BACKBONE) & flight.finite[rows]
-            state.remember(row_keys[known], flight.output[rows[known]])
-        for _ in range(np.count_nonzero(flight.cacheable[missed]) if len(missed) else 0):
-            if random.random() < self._audit_share:
-                release.breaker.observe(False)
+def _audits(
+    index: int, release: LiveRelease, flight: Flight, rows: np.ndarray, hit: np.ndarray, values: dict[str, np.ndarray]
+) -> list[Audit]:
+    """The hits that were drawn, if any, as one audit."""
+    if flight.drawn is None:
+        return []
+    chosen = np.flatnonzero(hit & flight.drawn.rows[rows])
+    if not len(chosen):
+        return []
+    inputs = {name: value[rows[chosen]] for name, value in flight.values.items()}
+    left = {name: value[chosen] for name, value in values.items()}
+    served = flight.output[rows[chosen]]
+    return [Audit(index, release, flight.drawn.number, left, served, inputs, flight.requests[0].arrived)]
+
+
+def _learn(flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]) -> None:
+    """Updates the heads' state."""
+    for state in release.state.values():
+        if state.counts:
+            state.count(flight.output[flight.cacheable])
+    for state, rows, row_keys in keys:
+        known = (flight.release[rows] == BACKBONE) & flight.finite[rows]
+        state.remember(row_keys[known], flight.output[rows[known]])

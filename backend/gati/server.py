@@ -23,7 +23,7 @@ from typing import Any
 from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError, UnavailableError
 from gati.quarantine import clear_before_start
-from gati.settings import NO_STORE, STORE, workspace
+from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.stubs import Stubs
 from gati.triton import find_triton
 
@@ -102,7 +102,9 @@ class Server:
         with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env=triton.environment() | dict(environment or {}),
+                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
+                | triton.environment()
+                | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

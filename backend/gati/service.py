@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 
 from gati.bls import BlsEngine
+from gati.breaker import Alarm
 from gati.chain import read_chain
 from gati.flight import Flight, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
+from gati.ledger import Ledger
 from gati.metrics import Metrics
-from gati.orchestrator import Audit, Orchestrator
+from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.recorder import Recorder, Sample
-from gati.settings import Settings
+from gati.settings import Settings, workspace
 from gati.watch import SECONDS, ReleaseWatch, Ticker
 from gati.workers import Workers
+
+AUDITS_WAITING = 16
+"""Audits that may wait; while there are more, requests are served and none is drawn. Each holds its activations."""
 
 
 class Service:
@@ -47,13 +52,22 @@ class Service:
         self._metrics = Metrics(pb_utils, model)
         self._failing: set[int] = set()
         self._recorder = self._open_recorder(settings)
-        self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken)
-        self._orchestrator = Orchestrator(
-            self.chain, lambda: self._releases.live, self, settings.audit_share, self._queue_audit
-        )
+        path = workspace(repository) / "breaker" / model / f"{settings.replica}.json"
+        self._ledger = Ledger(path, self.chain, self._warn)
+        self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken, self._ledger.open)
+        self._said: tuple[Any, ...] = ()
         workers = settings.workers_in(self.chain.mode)
-        self._workers = Workers(max(workers, 1), self._failed)  # at least one, for audits
+        self._workers = Workers(workers, self._failed)
+        self._auditor = Workers(1, self._failed)
         self._hand_over = self._workers.submit if workers else self._workers.run
+        self._orchestrator = Orchestrator(
+            self.chain,
+            lambda: self._releases.live,
+            self,
+            settings.audit_share,
+            lambda audit: self._auditor.add(partial(self._orchestrator.audit, audit)),
+            lambda: self._auditor.waiting >= AUDITS_WAITING,
+        )
         self._start_metrics()
         self._can_look = inline
         self._look()
@@ -76,9 +90,11 @@ class Service:
         """Answers what was taken, writes what was recorded, and stops."""
         self._ticker.close()
         self._workers.close()
+        self._auditor.close()
         if self._recorder is not None:
             self._recorder.close()
         self._report()
+        self._ledger.keep(now=True)
         self._metrics.close()
 
     def timed(self, segment: int, seconds: float) -> None:
@@ -107,10 +123,11 @@ class Service:
     def _record(self, recorder: Recorder, request: Request, flight: Flight, span: slice) -> None:
         """Records the rows of one request: misses with the backbone's answer, hits without one."""
         exits, kept = flight.exit[span], flight.finite[span]
-        if flight.audited is not None:
-            kept = kept & ~flight.audited[span]
         missed = exits == len(self.chain.segments) - 1
-        for part, known in ((missed, True), (~missed, False)):
+        hit = ~missed
+        if flight.drawn is not None:
+            hit &= ~flight.drawn.rows[span]  # recorded when they are audited
+        for part, known in ((missed, True), (hit, False)):
             chosen = part & kept
             if count := np.count_nonzero(chosen):
                 rows = slice(None) if count == len(chosen) else chosen
@@ -128,14 +145,6 @@ class Service:
         """Counts audits, and records them with the backbone's answer; see Observer."""
         for agrees in agreed:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
-        self._record_audit(audit, outputs)
-
-    def _queue_audit(self, audit: Audit) -> None:
-        """Audits wait behind requests; where all workers are busy they are left out, whatever they would say."""
-        if not self._workers.submit_if_free(partial(self._orchestrator.audit, audit)):
-            self._record_audit(audit, None)
-
-    def _record_audit(self, audit: Audit, outputs: np.ndarray | None) -> None:
         if self._recorder is not None:
             rows = len(audit.served)
             exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
@@ -181,13 +190,33 @@ class Service:
     def _leave_with_server(self) -> None:
         """Ends the process when its server was killed: the next call to that server would wait for ever."""
         if os.getppid() != self._server:
+            self._ledger.keep(now=True)
             if self._recorder is not None:
                 self._recorder.close()
             os._exit(1)
 
     def _report(self) -> None:
-        self._metrics.set("gati_breaker_open", int(self._releases.live.breaker.open))
+        live = self._releases.live
+        said = live.number, live.breaker.alarm, live.breaker.bounds()
+        self._ledger.keep()  # first: an alarm that was told survives whatever comes
+        if said != self._said:
+            self._show(live, *said[1:])
+            self._said = said
         self._metrics.flush()
+
+    def _show(self, live: LiveRelease, alarm: Alarm | None, bounds: tuple[float, float]) -> None:
+        """Sets what the breaker says; logs an alarm once."""
+        for bound, value in zip(("lower", "upper"), bounds, strict=True):
+            self._metrics.set("gati_disagreement", value, bound=bound)
+        self._metrics.set("gati_breaker_open", int(alarm is not None))
+        for index in self.chain.heads:
+            closed = alarm is not None and index in live.breaker.closed_exits
+            self._metrics.set("gati_exit_closed", int(closed), exit=index)
+        if alarm is not None and (live.number, alarm) != self._said[:2]:
+            self._warn(
+                f"release {live.number} breaks its promise of {self.chain.epsilon:.2%}: {alarm}. Closed until the next "
+                f"release: exit {', '.join(map(str, live.breaker.closed_exits))}"
+            )
 
     def _refused(self, number: int, reason: str) -> None:
         self._metrics.add("gati_releases_refused_total")

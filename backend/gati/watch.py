@@ -14,7 +14,7 @@ from gati.errors import GatiError, ReleaseRefused
 from gati.flight import BACKBONE
 from gati.head import first_line
 from gati.orchestrator import LiveRelease
-from gati.release import head_folder, numbers_on_disk, read_release
+from gati.release import Release, head_folder, numbers_on_disk, read_release
 from gati.state import HeadState
 
 SECONDS = 0.25
@@ -32,6 +32,7 @@ class ReleaseWatch:
         engine: What loads heads.
         refused: Called once for each release that is not taken, with its number and the reason.
         taken: Called with the number of each release that goes live.
+        breaker: Opens the breaker of a release that is about to go live; without it, one that knows nothing yet.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class ReleaseWatch:
         engine: Engine,
         refused: Callable[[int, str], None],
         taken: Callable[[int], None],
+        breaker: Callable[[Release], Breaker] | None = None,
     ) -> None:
         self._repository = repository
         self._chain = chain
         self._engine = engine
         self._refused = refused
         self._taken = taken
+        self._breaker = breaker or self._new_breaker
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
         self._lock = threading.Lock()
@@ -60,7 +63,9 @@ class ReleaseWatch:
         """
         with self._lock:
             if self._live is None:
-                self._live = LiveRelease(BACKBONE, self._engine.load_stages(()), None, {}, self._breaker())
+                self._live = LiveRelease(
+                    BACKBONE, self._engine.load_stages(()), None, {}, Breaker(self._chain.epsilon, self._chain.delta)
+                )
             return self._live
 
     def look(self) -> None:
@@ -96,10 +101,11 @@ class ReleaseWatch:
         release = read_release(self._repository, self._chain, number)
         heads, specs = self._engine.load_heads(release)
         state = {index: HeadState(spec.state) for index, spec in specs.items()}
-        return LiveRelease(number, self._engine.load_stages([*specs]), heads, state, self._breaker())
+        stages = self._engine.load_stages([*specs])
+        return LiveRelease(number, stages, heads, state, self._breaker(release))
 
-    def _breaker(self) -> Breaker:
-        return Breaker(self._chain.epsilon, self._chain.delta)
+    def _new_breaker(self, release: Release) -> Breaker:
+        return Breaker(self._chain.epsilon, self._chain.delta, sorted(head.index for head in release.heads))
 
     def _stamp(self, number: int) -> tuple:
         """What a release looks like from outside; while that doesn't change, nor does the verdict on it."""

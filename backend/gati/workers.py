@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 
 Job = Callable[[], None]
 
 
 class Workers:
-    """A fixed number of threads, and as many jobs at a time.
+    """A fixed number of threads, and as many submitted jobs at a time.
 
-    Further jobs wait where they come from: in Triton's own queue, where its policies and metrics see them.
+    Further ones wait where they come from: in Triton's own queue, where its policies and metrics see them.
 
     Args:
         count: How many.
@@ -39,14 +40,16 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Hands a job to a thread; waits while none is free."""
         self._free.acquire()
+        self._jobs.put(partial(self._freeing, job))
+
+    def add(self, job: Job) -> None:
+        """Puts a job where a thread will find it, and does not wait."""
         self._jobs.put(job)
 
-    def submit_if_free(self, job: Job) -> bool:
-        """Hands a job to a thread, or returns False where none is free."""
-        free = self._free.acquire(blocking=False)
-        if free:
-            self._jobs.put(job)
-        return free
+    @property
+    def waiting(self) -> int:
+        """Jobs that no thread has taken yet."""
+        return self._jobs.qsize()
 
     def close(self) -> None:
         """Ends the threads when they have done what they were given."""
@@ -58,4 +61,9 @@ class Workers:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self.run(job)
+
+    def _freeing(self, job: Job) -> None:
+        try:
+            job()
+        finally:
             self._free.release()

@@ -18,7 +18,9 @@ class Reading:
 
     Attributes:
         release: The live release, 0 for none.
-        breaker_open: Whether the heads are closed.
+        breaker_open: Whether heads are closed.
+        closed: The exits whose heads are.
+        disagreement: Bounds on the share of the live release's answers that differ, as they hold at all times.
         exits: Rows answered, by exit.
         audits: Hits audited, and those of them that agreed.
         refused: Releases not taken.
@@ -28,6 +30,8 @@ class Reading:
 
     release: int
     breaker_open: bool
+    closed: tuple[int, ...]
+    disagreement: tuple[float, float]
     exits: dict[int, int]
     audits: tuple[int, int]
     refused: int
@@ -74,12 +78,17 @@ def read_metrics(address: str, model: str) -> Reading:
 
 
 def _reading(samples: list[tuple[str, dict[str, str], float]]) -> Reading:
+    def value(name: str, **wanted: str) -> float:
+        return sum(v for n, labels, v in samples if n == name and wanted.items() <= labels.items())
+
     def total(name: str, **wanted: str) -> int:
-        return int(sum(v for n, labels, v in samples if n == name and wanted.items() <= labels.items()))
+        return int(value(name, **wanted))
 
     return Reading(
         release=total("gati_release"),
         breaker_open=bool(total("gati_breaker_open")),
+        closed=tuple(sorted(int(labels["exit"]) for n, labels, v in samples if n == "gati_exit_closed" and v)),
+        disagreement=(value("gati_disagreement", bound="lower"), value("gati_disagreement", bound="upper")),
         exits={int(labels["exit"]): int(v) for n, labels, v in samples if n == "gati_requests_total"},
         audits=(total("gati_audits_total"), total("gati_audits_total", agreed="true")),
         refused=total("gati_releases_refused_total"),

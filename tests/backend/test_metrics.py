@@ -84,6 +84,8 @@ def test_the_metrics_that_are_promised_exist() -> None:
         "gati_audits_total",
         "gati_release",
         "gati_breaker_open",
+        "gati_exit_closed",
+        "gati_disagreement",
         "gati_samples_dropped_total",
         "gati_segment_seconds_sum",
         "gati_segment_seconds_count",

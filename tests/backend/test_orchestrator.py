@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from handmade import toy_chain
 
-from gati.breaker import Breaker
+from gati.breaker import YOUNG, Breaker
 from gati.chain import Segment
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
 from gati.flight import BACKBONE, Answer, Flight, Request
 from gati.head import Prediction
-from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.orchestrator import EAGER, Audit, LiveRelease, Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
 
 CHAIN = toy_chain()
@@ -30,6 +30,7 @@ class House:
     """
 
     def __init__(self, chain: Any = CHAIN, audit: float = 0, fails: dict[int, Exception] | None = None) -> None:
+        self.busy = False
         self.chain = chain
         self.events: list[Any] = []
         self.told: dict[str, Answer | GatiError] = {}
@@ -43,11 +44,11 @@ class House:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys = False
         self.live = self.release(1)
-        self.orchestrator = Orchestrator(chain, lambda: self.live, self, audit, self.audits.append)
+        self.orchestrator = Orchestrator(chain, lambda: self.live, self, audit, self.audits.append, lambda: self.busy)
 
     def release(self, number: int) -> LiveRelease:
         state = {i: HeadState(self.shapes) for i in (0, 1)}
-        return LiveRelease(number, self.load_stages(), self, state, Breaker(0.01, 0.05))
+        return LiveRelease(number, self.load_stages(), self, state, Breaker(0.01, 0.05, (0, 1)))
 
     def load_stages(self) -> tuple[Stage, ...]:
         return tuple(Stage(s.index, s.inputs, self.runner(s.index)) for s in self.chain.segments)
@@ -177,7 +178,7 @@ def test_the_backbone_answers_where_no_head_may(why: str) -> None:
     if why == "no release":
         house.live = replace(house.release(0), heads=None, state={})
     if why == "breaker open":
-        house.live.breaker.open = True
+        house.live.breaker.open_exits = ()
     if why == "not ready":
         house.ready = set()
     house.orchestrator.serve([house.request("a", row, exact=why == "exact")])
@@ -242,9 +243,60 @@ def test_no_hit_is_audited_at_a_share_of_zero() -> None:
     assert not house.audits
 
 
+def test_a_request_is_drawn_before_anything_is_known_of_it_and_hits_are_judged_later() -> None:
+    house = House(audit=1)
+    rows = [[0, 1, 1, 0], [9, 1, 2, 0], [9, 1, 2, np.nan], [1, 1, 3, 0]]
+    house.orchestrator.serve([house.request("a", *rows)])
+    house.orchestrator.serve([house.request("exact", [0, 1, 1, 0], exact=True)])
+    assert house.live.breaker.state()["blocks"] == [[0, 3, 1, 0, 0]], "the miss agrees, the hits are open"
+    while house.audits:
+        house.orchestrator.audit(house.audits.pop())
+    assert house.live.breaker.state()["blocks"] == [[0, 3, 2, 0, 1]]
+
+
+def test_while_too_many_audits_wait_nothing_counts_as_drawn_not_even_a_miss() -> None:
+    house = House(audit=1)
+    house.busy = True
+    house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [9, 1, 2, 0])])
+    assert not house.audits
+    assert house.live.breaker.state()["blocks"] == [[0, 0, 0, 0, 0]]
+
+
+def test_hits_of_a_batch_whose_misses_fail_are_audited_all_the_same() -> None:
+    house = House(audit=1, fails={2: UnavailableError("away")})
+    house.orchestrator.serve([house.request("hit", [0, 1, 2, 0]), house.request("miss", [9, 1, 2, 0])])
+    assert isinstance(house.told["miss"], UnavailableError)
+    assert [len(audit.served) for audit in house.audits] == [1]
+    house.fails.clear()
+    house.orchestrator.audit(house.audits.pop())
+    assert house.live.breaker.state()["blocks"] == [[0, 2, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_more_requests_are_drawn_while_the_breaker_is_eager(eager: bool) -> None:
+    house = House(audit=1 / EAGER)
+    house.live.breaker.draw(YOUNG)
+    house.live.breaker.eager = eager
+    for _ in range(40):
+        house.live.breaker.eager = eager
+        house.orchestrator.serve([house.request("a", *[[0, 1, 1, 0]] * 8)])
+        house.told.clear()
+    audited = sum(len(audit.served) for audit in house.audits)
+    assert audited == 320 if eager else 30 < audited < 110
+
+
+def test_an_exit_that_is_closed_is_not_asked_and_those_before_it_are() -> None:
+    house = House()
+    while house.live.breaker.alarm is None:
+        house.live.breaker.settle(house.live.breaker.draw(1), 0, 1, 1)
+    house.orchestrator.serve([house.request("a", [0, 1, 2, 0], [1, 1, 3, 0])])
+    assert house.exits("a") == [0, LAST]
+    assert [event[1] for event in house.events if event[0] == "head"] == [0]
+
+
 def test_heads_that_lie_are_closed_by_their_audits_and_a_new_release_opens_again() -> None:
     house = House(audit=1)
-    while not house.live.breaker.open:
+    while house.live.breaker.open_exits:
         house.told.clear()
         house.orchestrator.serve([house.request("lie", [0, 1, 2, 0])])
         house.orchestrator.audit(house.audits.pop())

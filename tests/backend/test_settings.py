@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:
     settings = Settings.from_environment({}, tmp_path / "models")
     assert settings.store == str(tmp_path / "models.gati" / "samples")
     assert (settings.store_bytes, settings.audit_share) == (1 << 30, 0.02)
+    assert settings.replica == socket.gethostname()
     assert (settings.workers_in("inline"), settings.workers_in("bls")) == (0, 4)
 
 
 def test_variables_are_taken(tmp_path: Path) -> None:
     environment = {"GATI_STORE": "memory://s", "GATI_STORE_BYTES": "7", "GATI_AUDIT": "1", "GATI_WORKERS": "2"}
-    assert Settings.from_environment(environment, tmp_path) == Settings("memory://s", 7, 1.0, 2)
+    environment["GATI_REPLICA"] = "pod-0.west"
+    assert Settings.from_environment(environment, tmp_path) == Settings("memory://s", 7, 1.0, 2, "pod-0.west")
 
 
 def test_none_records_nothing(tmp_path: Path) -> None:
@@ -36,6 +39,8 @@ def test_none_records_nothing(tmp_path: Path) -> None:
         ("GATI_WORKERS", "-1"),
         ("GATI_WORKERS", "many"),
         ("GATI_STORE_BYTES", "1 GB"),
+        ("GATI_REPLICA", "../elsewhere"),
+        ("GATI_REPLICA", ".hidden"),
     ],
 )
 def test_a_variable_that_makes_no_sense_is_named(tmp_path: Path, name: str, value: str) -> None:

@@ -10,6 +10,7 @@ from gati.workers import Workers
 def test_jobs_are_done_at_the_same_time_and_further_ones_wait() -> None:
     workers = Workers(2, lambda error: None)
     both, go = threading.Barrier(3), threading.Event()
+    later: list[int] = []
 
     def job() -> None:
         both.wait(5)
@@ -18,9 +19,11 @@ def test_jobs_are_done_at_the_same_time_and_further_ones_wait() -> None:
     workers.submit(job)
     workers.submit(job)
     both.wait(5)  # two at once, or this breaks
-    assert not workers.submit_if_free(job)
+    workers.add(lambda: later.append(1))
+    assert (workers.waiting, later) == (1, [])
     go.set()
     workers.close()
+    assert later == [1]
 
 
 def test_what_a_job_raises_is_told_and_its_thread_goes_on() -> None:

@@ -112,7 +112,7 @@ class Client:
         engine = InlineEngine(trial.repository, trial.chain)
         heads, specs = engine.load_heads(replace(toy_release(trial.chain), heads=tuple(files.values())))
         states = {index: HeadState(spec.state) for index, spec in specs.items()}
-        live = LiveRelease(1, engine.load_stages([*specs]), heads, states, Breaker(0.01, 0.05))
+        live = LiveRelease(1, engine.load_stages([*specs]), heads, states, Breaker(0.01, 0.05, [*specs]))
         self.orchestrator = Orchestrator(trial.chain, lambda: live, self, 0.0, lambda _: None)
         self.answers: list[Answer] = []
 

@@ -77,7 +77,7 @@ def _table(model: str, address: str, now: Reading) -> Table:
     audited, _ = now.audits
     agreement = "no audits yet" if now.agreement is None else f"{now.agreement:.2%} of {audited} audited hits"
     table.add_row("release", str(now.release or "none: the backbone answers"))
-    table.add_row("breaker", "OPEN: the backbone answers until the next release" if now.breaker_open else "closed")
+    table.add_row("breaker", _breaker(now))
     table.add_row("requests", f"{now.requests:,}")
     table.add_row("hit rate", "—" if now.hit_rate is None else f"{now.hit_rate:.1%}")
     for exit_, count in sorted(now.exits.items()):
@@ -85,10 +85,18 @@ def _table(model: str, address: str, now: Reading) -> Table:
         share = count / now.requests if now.requests else 0.0
         table.add_row(name, f"{count:>9,}  {share:>6.1%}  {'█' * round(30 * share)}")
     table.add_row("agreement", agreement)
+    lower, upper = now.disagreement
+    table.add_row("answers that differ", f"{lower:.2%} to {upper:.2%} of all, as far as audits tell")
     table.add_row("p50 / p99", "—" if p50 is None or p99 is None else f"{p50 * 1e3:.2f} ms / {p99 * 1e3:.2f} ms")
     table.add_row("refused releases", str(now.refused))
     table.add_row("dropped samples", str(now.dropped))
     return table
+
+
+def _breaker(now: Reading) -> str:
+    if not now.breaker_open:
+        return "closed"
+    return f"OPEN: until the next release nothing leaves at exit {', '.join(map(str, now.closed))}"
 
 
 def _as_json(reading: Reading) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""What breakers know, on a real disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from handmade import toy_chain, toy_release
+
+from gati import ledger
+from gati.breaker import Breaker
+from gati.ledger import Ledger
+from gati.release import HeadFile
+
+CHAIN = toy_chain()
+RELEASE = toy_release(CHAIN, 3)
+
+
+class Desk:
+    """A file, and ledgers on it as one server after another has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "breaker" / "toy" / "host-8001.json"
+        self.warned: list[str] = []
+        self.ledger = self.restarted()
+
+    def restarted(self) -> Ledger:
+        self.ledger = Ledger(self.path, CHAIN, self.warned.append)
+        return self.ledger
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def trip(breaker: Breaker, exit_: int) -> None:
+    while breaker.alarm is None:
+        breaker.settle(breaker.draw(1), 0, 1, exit_)
+
+
+def test_an_alarm_is_written_at_once_and_outlives_a_restart(desk: Desk) -> None:
+    breaker = desk.ledger.open(RELEASE)
+    desk.ledger.keep(now=True)
+    trip(breaker, 1)
+    desk.ledger.keep()
+    again = desk.restarted().open(RELEASE)
+    assert (again.open_exits, again.closed_exits, again.alarm) == ((0,), (1,), breaker.alarm)
+    assert again.state() == breaker.state()
+    assert [file.name for file in desk.path.parent.iterdir()] == [desk.path.name]
+    assert not desk.warned
+
+
+def test_what_is_no_alarm_is_written_now_and_then_and_at_the_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaker = desk.ledger.open(RELEASE)
+    desk.ledger.keep()
+    assert not desk.path.exists(), "there is nothing to say"
+    breaker.settle(breaker.draw(7), 7)
+    desk.ledger.keep()
+    assert not desk.path.exists(), "not yet"
+    desk.ledger.keep(now=True)
+    assert desk.restarted().open(RELEASE).state() == breaker.state()
+    monkeypatch.setattr(ledger, "KEEP_SECONDS", 0.0)
+    breaker = desk.restarted().open(RELEASE)
+    for _ in range(2):
+        breaker.settle(breaker.draw(7), 7)
+        desk.ledger.keep()
+    assert json.loads(desk.path.read_text())["blocks"] == [[0, 21, 21, 0, 0]]
+
+
+def test_the_next_release_opens_again(desk: Desk) -> None:
+    trip(desk.ledger.open(RELEASE), 0)
+    desk.ledger.keep()
+    assert desk.ledger.open(toy_release(CHAIN, 4)).open_exits == (0, 1)
+    assert desk.restarted().open(toy_release(CHAIN, 4)).open_exits == (0, 1)
+    assert desk.restarted().open(RELEASE).open_exits == (), "the file is of the old one until there is more to say"
+    assert not desk.warned
+
+
+def test_a_release_of_the_same_number_with_other_heads_is_another(desk: Desk) -> None:
+    trip(desk.ledger.open(RELEASE), 0)
+    desk.ledger.keep()
+    other = replace(RELEASE, heads=(HeadFile(0, "e" * 64), HeadFile(1, "f" * 64)))
+    assert desk.restarted().open(other).open_exits == (0, 1)
+    assert "another release 3" in desk.warned[0]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"release": 3, ', b"[]", b"3", b"\xff\xfe", b'{"blocks": []}'], ids=repr)
+def test_a_file_that_is_none_is_passed_over_and_said(desk: Desk, content: bytes) -> None:
+    desk.path.parent.mkdir(parents=True)
+    desk.path.write_bytes(content)
+    assert desk.restarted().open(RELEASE).open_exits == (0, 1)
+    assert len(desk.warned) == 1
+    assert "\n" not in desk.warned[0]
+
+
+def test_a_file_whose_counts_make_no_sense_is_passed_over_and_said(desk: Desk) -> None:
+    trip(desk.ledger.open(RELEASE), 0)
+    desk.ledger.keep()
+    fields = json.loads(desk.path.read_text())
+    fields["blocks"][0][1] = -3
+    desk.path.write_text(json.dumps(fields))
+    assert desk.restarted().open(RELEASE).open_exits == (0, 1)
+    assert "is damaged" in desk.warned[0]
+
+
+def test_where_nothing_can_be_written_that_is_said_once_and_serving_goes_on(desk: Desk) -> None:
+    desk.path.parent.parent.write_text("in the way")
+    breaker = desk.restarted().open(RELEASE)
+    desk.warned.clear()
+    for _ in range(3):
+        breaker.settle(breaker.draw(1), 0, 1, 0)
+        desk.ledger.keep(now=True)
+    assert len(desk.warned) == 1
+    assert "can't be written" in desk.warned[0]
+    assert breaker.open_exits == ()

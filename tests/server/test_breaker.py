@@ -1,0 +1,79 @@
+"""The breaker on a real server: one exit lies, closes alone, stays closed through a kill, and opens with a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MODEL, PLAIN, Exported, Serve
+from handmade import draft, sure_head
+from running import MODES, Running, eventually, started
+
+from gati.chain import Mode
+from gati.release import head_path, valid_releases
+from gati_client import Client
+from gati_client.client import Answer
+from gati_export.control import publish_to
+
+TOLD = "breaks its promise"
+
+
+def asked(running: Running, images: np.ndarray) -> Answer:
+    with Client(running.served.grpc, MODEL) as client:
+        return client.infer(images)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
+    exported: Exported, serve: Serve, tmp_path: Path, mode: Mode
+) -> None:
+    running = started(exported, serve, tmp_path, mode, GATI_AUDIT="1", GATI_REPLICA="here")
+    chain, images, liar = running.chain, exported.images[:32], exported.chain.heads[-1]
+    honest = next(valid_releases(running.repository, chain)).heads[0].index
+    assert honest < liar
+    heads = {honest: head_path(running.repository, chain, honest, 1).read_bytes(), liar: sure_head(chain, liar, 3)}
+    number = publish_to(running.repository, chain, draft(heads), running.served.grpc).number
+    first = asked(running, images)
+    assert first.release is not None
+    assert first.release.tolist() == [number] * 32
+    assert set(first.exit.tolist()) == {honest, liar}
+
+    def closed() -> bool:
+        asked(running, images)
+        return running.reading().closed == (liar,)
+
+    assert eventually(closed)
+    assert running.reading().breaker_open
+    assert eventually(lambda: TOLD in running.log())
+    _serves_on(running, images, honest, number)
+
+    running.served.server.process.kill()
+    running.served.server.process.wait()
+    again = started(exported, serve, tmp_path, mode, running.repository, GATI_AUDIT="1", GATI_REPLICA="here")
+    assert eventually(lambda: again.live() == number)
+    _serves_on(again, images, honest, number)
+    assert eventually(lambda: again.reading().closed == (liar,))
+    for log in (running.log(), again.log()):
+        told = [line for line in log.splitlines() if TOLD in line]
+        assert len(told) == 1
+        assert f"release {number} {TOLD}" in told[0]
+        assert told[0].rstrip('"').endswith(f": exit {liar}")
+
+    number = publish_to(again.repository, chain, draft(heads), again.served.grpc).number
+    opened = asked(again, images)
+    assert opened.release is not None
+    assert opened.release.tolist() == [number] * 32
+
+
+def _serves_on(running: Running, images: np.ndarray, honest: int, number: int) -> None:
+    """Holds that the exit before the one that lied answers, and the backbone the rest."""
+    answer = asked(running, images)
+    with Client(running.served.grpc, PLAIN) as client:
+        plain = client.infer(images).output
+    assert answer.release is not None
+    missed = answer.release == 0
+    assert 0 < missed.sum() < len(images)
+    assert set(answer.exit[~missed].tolist()) == {honest}
+    assert set(answer.release[~missed].tolist()) == {number}
+    np.testing.assert_allclose(answer.output[missed], plain[missed], atol=1e-4, rtol=1e-4)
