@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -177,7 +179,7 @@ def write_shard(url: str, table: pa.Table, budget: int) -> str:
     pq = _parquet()
     fs, folder = fsspec.core.url_to_fs(url)
     fs.makedirs(folder, exist_ok=True)
-    path = f"{folder}/{time.time_ns():020d}-{os.getpid()}.parquet"
+    path = f"{folder}/{time.time_ns():020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
     partial = f"{folder}/.{os.path.basename(path)}.part"
     try:
         with fs.open(partial, "wb") as file:
@@ -219,5 +221,6 @@ def _prune(fs: Any, folder: str, budget: int) -> None:
     for name, size in shards[:-1]:
         if excess <= 0:
             break
-        fs.rm_file(name)
+        with suppress(FileNotFoundError):  # another replica was faster
+            fs.rm_file(name)
         excess -= size

@@ -20,8 +20,9 @@ from typing import Any
 
 from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError, UnavailableError
-from gati.quarantine import clear_before_start
+from gati.quarantine import clear_before_start, publisher_lock
 from gati.settings import workspace
+from gati.slot import Slot, running
 from gati.triton import find_triton
 
 HOST = "127.0.0.1"
@@ -51,7 +52,7 @@ class Server:
         repository: The model repository.
         ports: Where to listen, on loopback.
         environment: Settings of the chains, as `GATI_` variables (gati.settings).
-        log: File for Triton's log.
+        log: File for Triton's log; by default beside the repository, one for each server that runs there.
         options: More options for tritonserver.
 
     Raises:
@@ -70,10 +71,9 @@ class Server:
         self.repository = repository.resolve()
         self.refused = clear_before_start(self.repository)
         self.models = startup_models(self.repository)
-        folder = workspace(self.repository)
-        folder.mkdir(parents=True, exist_ok=True)
         self.ports = _choose(ports or Ports())
-        self.log = log or folder / "server.log"
+        self._slot = Slot(self.repository)
+        self.log = log or self._slot.log
         self._backends = tempfile.TemporaryDirectory(prefix="gati-backends-")
         triton = find_triton()
         triton.prepare(Path(self._backends.name))
@@ -93,7 +93,7 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        (folder / "server.json").write_text(json.dumps({"pid": self.process.pid, **asdict(self.ports)}) + "\n")
+        self._slot.announce(self.process.pid, asdict(self.ports))
 
     def _options(self, token: str) -> list[str]:
         options = {
@@ -137,7 +137,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        (workspace(self.repository) / "server.json").unlink(missing_ok=True)
+        self._slot.release()
         self._backends.cleanup()
         return code
 
@@ -198,28 +198,29 @@ def startup_models(repository: Path) -> list[str]:
 
 
 def read_or_create_token(repository: Path) -> str:
-    """The token that opens the model-control API, from a file that only its owner can read."""
+    """The token that opens the model-control API, from a file that only its owner can read.
+
+    Servers of one repository share it, and may start at the same time.
+    """
     path = workspace(repository) / "token"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)
-        return path.read_text(encoding="ascii").strip()
-    token = secrets.token_urlsafe(32)
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    return token
+    if not path.exists():
+        with publisher_lock(repository):
+            if not path.exists():
+                _write_token(path)
+    path.chmod(0o600)
+    return path.read_text(encoding="ascii").strip()
+
+
+def _write_token(path: Path) -> None:
+    partial = path.with_suffix(".part")
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    partial.rename(path)
 
 
 def running_ports(repository: Path) -> Ports | None:
-    """Where the server that `gati serve` runs on a repository listens; None while there is none."""
-    try:
-        fields = json.loads((workspace(repository) / "server.json").read_text(encoding="utf-8"))
-        os.kill(fields.pop("pid"), 0)
-        return Ports(**fields)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    """Where a server listens that `gati serve` runs on a repository on this host; None while there is none."""
+    return next((Ports(**ports) for ports in running(repository)), None)
 
 
 def is_ready(http_port: int) -> bool:
