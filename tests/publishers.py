@@ -17,11 +17,11 @@ from typing import Any
 
 from gati.chain import Chain
 from gati.errors import GatiError
-from gati_export.control import publish_to
 from gati_export.publish import Draft, publish
+from gati_export.rollout import publish_to
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["gati_export.control"])
+PROCESSES.set_forkserver_preload(["gati_export.rollout"])
 
 SECONDS = 60
 
@@ -83,7 +83,7 @@ def publish_limited(repository: Path, chain: Chain, draft: Draft, size: int, sai
 
 def publish_often(repository: Path, chain: Chain, draft: Draft, address: str | None, times: int, said: Path) -> None:
     """Publishes so often; writes down the numbers."""
-    numbers = [publish_to(repository, chain, draft, address).number for _ in range(times)]
+    numbers = [publish_to(repository, chain, draft, address).release.number for _ in range(times)]
     said.write_text(" ".join(map(str, numbers)))
 
 

@@ -10,10 +10,10 @@ from gati.chain import Chain
 from gati.errors import PublishError
 from gati.release import Release, head_path, valid_releases
 from gati_export.activations import Progress
-from gati_export.control import Control, publish_to
 from gati_export.evidence import backbone_bytes, report_of
 from gati_export.publish import Draft
 from gati_export.report.data import Report, write
+from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.splitting import find_runs, split
 from gati_export.store import read_recent
 from gati_export.training import Terms, train_heads
@@ -21,14 +21,23 @@ from gati_export.training import Terms, train_heads
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: what it learned, and the release that it became."""
+    """What a refresh did: what it learned, and how that was published."""
 
     report: Report
-    release: Release
+    rollout: Rollout
+
+    @property
+    def release(self) -> Release:
+        """What was published."""
+        return self.rollout.release
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"release": asdict(self.release), "report": self.report.as_json()}
+        return {
+            "release": asdict(self.release),
+            "replicas": self.rollout.replicas_as_json(),
+            "report": self.report.as_json(),
+        }
 
 
 def refreshed(
@@ -47,7 +56,7 @@ def refreshed(
         chain: The chain to refresh.
         store: fsspec URL of the sample store.
         window: How many of the newest samples to learn from.
-        server: HOST:GRPC_PORT of the server that shall take the release, or None to only write it.
+        server: HOST:GRPC_PORT of the servers that shall take the release, with commas, or None to only write it.
         report: Told what is being done and how far it is.
         seed: Of the training.
 
@@ -57,8 +66,7 @@ def refreshed(
         UnavailableError: If no server answers; found out before the training.
     """
     if server is not None:
-        with Control(server, repository) as control:
-            control.live_release(chain)
+        settle(repository, chain, server)
     recorded = read_recent(store, chain, window)
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, seed)
@@ -69,10 +77,10 @@ def refreshed(
         write(repository, report_of(chain, trained, terms, None, whole))
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
     draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")
-    release = publish_to(repository, chain, draft, server, lambda step: report(f"Publish: {step}", 1))
-    learned = report_of(chain, trained, terms, release, whole)
+    rollout = publish_to(repository, chain, draft, server, lambda step: report(f"Publish: {step}", 1))
+    learned = report_of(chain, trained, terms, rollout.release, whole)
     write(repository, learned)
-    return Refreshed(learned, release)
+    return Refreshed(learned, rollout)
 
 
 def _live_heads(repository: Path, chain: Chain) -> dict[int, bytes]:

@@ -8,7 +8,7 @@ import click
 
 from gati.chain import read_chain
 from gati.options import json_option, write_json
-from gati_export.commands.common import model_argument, progress, repository_option, results, server_option
+from gati_export.commands.common import announce, model_argument, progress, repository_option, results, server_option
 from gati_export.refresh import refreshed
 from gati_export.report.table import cuts_table
 from gati_export.store import default_store
@@ -43,7 +43,5 @@ def refresh(
     with progress() as report:
         result = refreshed(repository, chain, store or default_store(repository), window, server, report, seed)
     results.print(cuts_table(result.report))
-    release = result.release
-    click.echo(f"Release {release.number} of {model} is {'live' if server else 'written'}.")
-    click.echo(str(release.certificate))
+    announce(chain, result.rollout)
     write_json(json_path, result.as_json())
