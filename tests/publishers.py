@@ -18,12 +18,12 @@ from typing import Any
 
 from gati.chain import Chain
 from gati.errors import GatiError
-from gati_export.control import publish_to
 from gati_export.publish import Draft, publish
-from gati_export.refresh import refreshed
+from gati_export.refresh import Plan, refreshed
+from gati_export.rollout import publish_to
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["gati_export.control", "gati_export.refresh"])
+PROCESSES.set_forkserver_preload(["gati_export.rollout", "gati_export.refresh"])
 
 SECONDS = 60
 
@@ -85,14 +85,14 @@ def publish_limited(repository: Path, chain: Chain, draft: Draft, size: int, sai
 
 def publish_often(repository: Path, chain: Chain, draft: Draft, address: str | None, times: int, said: Path) -> None:
     """Publishes so often; writes down the numbers."""
-    numbers = [publish_to(repository, chain, draft, address).number for _ in range(times)]
+    numbers = [publish_to(repository, chain, draft, address).release.number for _ in range(times)]
     said.write_text(" ".join(map(str, numbers)))
 
 
 def refresh_once(repository: Path, chain: Chain, store: str, window: int, address: str) -> None:
     """Refreshes; what it can't do, it leaves."""
     with suppress(GatiError):
-        refreshed(repository, chain, store, window, address, lambda _what, _done: None)
+        refreshed(Plan(repository, chain, store, window, address, always=True), lambda *_: None)
 
 
 def race(

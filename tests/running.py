@@ -14,7 +14,8 @@ from drafts import in_mode, marked_draft
 from gati.chain import Chain, Mode
 from gati.release import Release, numbers_on_disk
 from gati_client import Client
-from gati_export.control import Control, publish_to
+from gati_export.control import Control
+from gati_export.rollout import publish_to
 from gati_export.scrape import Reading, read_metrics
 
 MODES: tuple[Mode, ...] = ("inline", "bls")
@@ -35,7 +36,8 @@ class Running:
 
     def put(self, mark: int = 0, thresholds: dict[int, float] | None = None) -> Release:
         """Publishes marked heads to the server."""
-        return publish_to(self.repository, self.chain, marked_draft(self.chain, mark, thresholds), self.served.grpc)
+        draft = marked_draft(self.chain, mark, thresholds)
+        return publish_to(self.repository, self.chain, draft, self.served.grpc).release
 
     def live(self) -> int:
         """The release that the server says it serves."""

@@ -57,6 +57,16 @@ def check_release(repository: Path, chain: Chain, number: int) -> Release:
     return release
 
 
+def newest_release(repository: Path, chain: Chain) -> Release | None:
+    """The newest release that can serve; None if there is none."""
+    for number in numbers_on_disk(repository, chain):
+        try:
+            return check_release(repository, chain, number)
+        except ReleaseRefused:
+            continue
+    return None
+
+
 def unfit(repository: Path, chain: Chain) -> dict[Path, str]:
     """Version folders of a chain's heads that are part of no release that can serve, and why not."""
     reasons: dict[str, str] = {}

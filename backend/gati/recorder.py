@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -194,7 +195,8 @@ def write_shard(url: str, table: pa.Table, budget: int) -> str:
         if local:
             os.chmod(folder, 0o700)
     newest = max((_number(name) for name in files), default=0)
-    path = f"{folder}/{max(time.time_ns(), newest + 1):020d}-{os.getpid()}.parquet"
+    number = max(time.time_ns(), newest + 1)
+    path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
     partial = f"{folder}/.{os.path.basename(path)}.part"
     try:
         with fs.open(partial, "wb") as file:

@@ -22,8 +22,9 @@ from typing import Any
 
 from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError, UnavailableError
-from gati.quarantine import clear_before_start
+from gati.quarantine import clear_before_start, publisher_lock
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
+from gati.slot import Slot, running
 from gati.stubs import Stubs
 from gati.triton import find_triton
 
@@ -57,7 +58,7 @@ class Server:
         repository: The model repository.
         ports: Where to listen.
         environment: Settings of the chains, as `GATI_` variables (gati.settings).
-        log: File for Triton's log, or `STDERR`.
+        log: File for Triton's log, or `STDERR`; by default beside the repository, one for each server that runs there.
         options: More options for tritonserver.
         host: `HOST`, or `ANYWHERE`: all interfaces.
 
@@ -85,13 +86,12 @@ class Server:
         self.keeps_nothing = not _writable(workspace(self.repository))
         self.ports = _choose(ports or Ports(), host)
         self._own = tempfile.TemporaryDirectory(prefix="gati-")
-        folder = Path(self._own.name) if self.keeps_nothing else workspace(self.repository)
-        self._state = folder / "server.json"
+        self._slot = Slot(Path(self._own.name) if self.keeps_nothing else workspace(self.repository))
         try:
             self._token = read_or_create_token(self.repository)
         except OSError:  # nowhere to keep one: nobody but this process controls the server
             self._token = secrets.token_urlsafe(32)
-        self.log = log or folder / "server.log"
+        self.log = log or self._slot.log
         if self.keeps_nothing:
             environment = {STORE: NO_STORE} | dict(environment or {})
         backends = Path(self._own.name) / "backends"
@@ -118,7 +118,7 @@ class Server:
             self.stop()
             raise
         self._stubs.killed()  # from now on it knows them
-        self._state.write_text(json.dumps({"pid": self.process.pid, **asdict(self.ports)}) + "\n")
+        self._slot.announce(self.process.pid, asdict(self.ports))
 
     def _options(self, backends: Path) -> list[str]:
         options = {
@@ -179,7 +179,7 @@ class Server:
             self.process.kill()
             code = self.process.wait()
         self._stubs.clean()
-        self._state.unlink(missing_ok=True)
+        self._slot.release()
         self._own.cleanup()
         return code
 
@@ -240,19 +240,25 @@ def startup_models(repository: Path) -> list[str]:
 
 
 def read_or_create_token(repository: Path) -> str:
-    """The token that opens the model-control API, from a file that only its owner can read."""
+    """The token that opens the model-control API, from a file that only its owner can read.
+
+    Servers of one repository share it, and may start at the same time.
+    """
     path = workspace(repository) / "token"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        with suppress(OSError):  # a mounted secret is read-only, and its owner's business
-            path.chmod(0o600)
-        return path.read_text(encoding="ascii").strip()
-    token = secrets.token_urlsafe(32)
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    return token
+    if not path.exists():
+        with publisher_lock(repository):
+            if not path.exists():
+                _write_token(path)
+    with suppress(OSError):  # a mounted secret is read-only, and its owner's business
+        path.chmod(0o600)
+    return path.read_text(encoding="ascii").strip()
+
+
+def _write_token(path: Path) -> None:
+    partial = path.with_suffix(".part")
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    partial.rename(path)
 
 
 def _writable(folder: Path) -> bool:
@@ -265,13 +271,8 @@ def _writable(folder: Path) -> bool:
 
 
 def running_ports(repository: Path) -> Ports | None:
-    """Where the server that `gati serve` runs on a repository listens; None while there is none."""
-    try:
-        fields = json.loads((workspace(repository) / "server.json").read_text(encoding="utf-8"))
-        os.kill(fields.pop("pid"), 0)
-        return Ports(**fields)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    """Where a server listens that `gati serve` runs on a repository on this host; None while there is none."""
+    return next((Ports(**ports) for ports in running(repository)), None)
 
 
 def is_ready(http_port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Speaks to a running server over gRPC: loads heads in BLS mode, and sees that a release is live.
+"""Speaks to one running server over gRPC: loads heads in BLS mode, and sees that a release is live.
 
 gRPC, because a load by HTTP stalls the inference clients that share its worker thread.
 """
@@ -15,16 +15,23 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Chain
-from gati.errors import GatiError, PublishError, UnavailableError
+from gati.errors import PublishError, UnavailableError
 from gati.head import first_line
 from gati.release import Release
 from gati.server import HEADER
 from gati.settings import workspace
 from gati.wire import MODE, PROBE, RELEASE
-from gati_export.publish import Draft, Step, publish, withdraw
 
+LOAD_SECONDS = 60.0
+"""How long a server may take to load a head as a model of Triton's."""
 LIVE_SECONDS = 30.0
 """How long a server may take to see, load and warm a release."""
+PROBE_SECONDS = 5.0
+"""How long it may take to say what it serves."""
+
+
+class LateError(UnavailableError):
+    """A server does not answer in time: it hangs, has too much to do, or can't be reached."""
 
 
 class Control:
@@ -33,29 +40,25 @@ class Control:
     Args:
         address: HOST:GRPC_PORT.
         repository: The repository that it serves, beside which its token lies.
-
-    Raises:
-        UnavailableError: If no server answers there.
     """
 
     def __init__(self, address: str, repository: Path) -> None:
         self.address = address
-        self._client = triton.InferenceServerClient(address)
         self._headers = {f"triton-grpc-protocol-{HEADER}": _token(repository)}
-        if not self.is_live():
-            self._client.close()
-            raise UnavailableError(f"No Triton server answers gRPC on {address}.")
+        self._client = triton.InferenceServerClient(address)
 
     def load(self, model: str) -> None:
         """Has the server load a model, or its new versions.
 
         Raises:
             PublishError: If the server can't, or the token is not its own.
-            UnavailableError: If the server went away.
+            UnavailableError: If the server went away, or does not answer within `LOAD_SECONDS` (a `LateError`).
         """
         try:
-            self._client.load_model(model, headers=self._headers)
+            self._client.load_model(model, headers=self._headers, client_timeout=LOAD_SECONDS)
         except InferenceServerException as error:
+            if _is_late(error):
+                raise LateError(f"{self.address} did not load {model!r} within {LOAD_SECONDS:.0f} s.") from error
             if not self.is_live():
                 raise UnavailableError(f"{self.address} went away before it loaded {model!r}.") from error
             if "restricted" in error.message():
@@ -67,7 +70,7 @@ class Control:
     def is_live(self) -> bool:
         """Whether the server answers."""
         try:
-            return bool(self._client.is_server_live(client_timeout=5))
+            return bool(self._client.is_server_live(client_timeout=PROBE_SECONDS))
         except (InferenceServerException, grpc.RpcError):
             return False
 
@@ -75,7 +78,7 @@ class Control:
         """The release that a chain serves from, 0 for none.
 
         Raises:
-            UnavailableError: If the server or the model does not answer.
+            UnavailableError: If the server or the model does not answer; a `LateError` where it did not in time.
         """
         inputs = []
         for tensor in chain.inputs:
@@ -88,33 +91,49 @@ class Control:
                 inputs,
                 outputs=[triton.InferRequestedOutput(RELEASE)],
                 parameters={MODE: PROBE},
-                client_timeout=10,
+                client_timeout=PROBE_SECONDS,
             )
         except InferenceServerException as error:
-            raise UnavailableError(f"{chain.model!r} on {self.address} does not answer: {error.message()}") from error
+            if _is_late(error):
+                raise LateError(f"{self.address} does not answer within {PROBE_SECONDS:.0f} s.") from error
+            if not self.is_live():
+                raise UnavailableError(f"No Triton server answers gRPC on {self.address}.") from error
+            reason = first_line(error.message())
+            raise UnavailableError(f"{chain.model!r} on {self.address} does not answer: {reason}") from error
         release = None if result is None else result.as_numpy(RELEASE)
         if release is None:
             raise UnavailableError(f"{chain.model!r} on {self.address} is no chain of gati's.")
         return int(release[0, 0])
 
-    def take(self, chain: Chain, release: Release) -> None:
+    def take(self, chain: Chain, release: Release) -> int:
         """Has the server take a release that is on disk, and waits until it is live.
 
+        Returns:
+            The release that is live then: this one, or a later one.
+
         Raises:
-            PublishError: If it does not within `LIVE_SECONDS`.
-            UnavailableError: If the server goes away meanwhile.
+            PublishError: If it answers, and does not take it within `LIVE_SECONDS`.
+            UnavailableError: If the server goes away meanwhile, or has not answered for long (a `LateError`).
         """
         if chain.mode == "bls":
             for head in release.heads:
                 self.load(chain.head_model(head.index))
-        deadline = time.monotonic() + LIVE_SECONDS
-        while (live := self.live_release(chain)) < release.number:
-            if time.monotonic() > deadline:
-                raise PublishError(
-                    f"{self.address} did not take release {release.number} within {LIVE_SECONDS:.0f} s and goes on "
-                    f"with {live}; its log says why."
-                )
+        begun = silent = time.monotonic()
+        live = 0
+        while time.monotonic() < begun + LIVE_SECONDS:
+            try:
+                live = self.live_release(chain)
+            except LateError:
+                silent = time.monotonic()
+            if live >= release.number:
+                return live
             time.sleep(0.05)
+        if time.monotonic() - silent < LIVE_SECONDS / 2:  # it hung until a moment ago: no refusal yet
+            raise LateError(f"{self.address} did not answer within {LIVE_SECONDS:.0f} s.")
+        raise PublishError(
+            f"{self.address} did not take release {release.number} within {LIVE_SECONDS:.0f} s and goes on with "
+            f"{live}; its log says why."
+        )
 
     def __enter__(self) -> Control:
         return self
@@ -135,27 +154,5 @@ def _token(repository: Path) -> str:
         raise PublishError(f"The server's token can't be read ({error.strerror}: {path}).") from error
 
 
-def publish_to(
-    repository: Path, chain: Chain, draft: Draft, address: str | None, step: Step = lambda _: None
-) -> Release:
-    """Publishes a draft and, where an address is given, sees that the server there takes it.
-
-    A release that a living server does not take is withdrawn: the one before serves on, there and at the next start.
-
-    Raises:
-        GatiError: If nothing was published, or the server did not take it, or went away; the message says which.
-    """
-    if address is None:
-        return publish(repository, chain, draft, step)
-    with Control(address, repository) as control:
-        control.live_release(chain)  # a server that is not there is found out before anything is published
-        release = publish(repository, chain, draft, step)
-        step("take")
-        try:
-            control.take(chain, release)
-        except UnavailableError as error:
-            raise UnavailableError(f"{error} Release {release.number} is on disk: the next start takes it.") from error
-        except GatiError:
-            withdraw(repository, chain, release.number)
-            raise
-    return release
+def _is_late(error: InferenceServerException) -> bool:
+    return error.status() == str(grpc.StatusCode.DEADLINE_EXCEEDED)

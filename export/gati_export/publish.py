@@ -77,7 +77,13 @@ def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _:
         PublishError: If another publisher holds the lock for long, or the release can't be written.
         ReleaseRefused: If a head does not keep its contract; nothing is published then.
     """
-    with publisher_lock(repository), _staging(repository) as staging:
+    with publisher_lock(repository):
+        return _publish(repository, chain, draft, step)
+
+
+def _publish(repository: Path, chain: Chain, draft: Draft, step: Step) -> Release:
+    """Publishes; needs the lock."""
+    with _staging(repository) as staging:
         step("clear")
         clear(repository, chain)
         step("stage")
@@ -191,11 +197,26 @@ def _be_newest(folder: Path, model: Path) -> None:
             os.utime(path, ns=(newest + SECOND_NS, newest + SECOND_NS))
 
 
-def withdraw(repository: Path, chain: Chain, number: int) -> None:
-    """Takes a release that the server did not accept out of the repository again."""
+def withdraw(repository: Path, chain: Chain, number: int, *, again: bool = False) -> Release | None:
+    """Takes a release that a server did not accept out of the repository.
+
+    Args:
+        repository: The model repository.
+        chain: Whose release.
+        number: The release.
+        again: Whether servers may serve it already. They go on only to higher numbers, so that the release before is
+            published again, above it.
+
+    Returns:
+        The release before, under its new number; None where servers find none to go on to, or a newer one anyway.
+    """
     with publisher_lock(repository):
         for index in chain.heads:
             _move_out(repository, chain, index, number, refused(repository, chain))
+        newest = next(valid_releases(repository, chain), None)
+        if not again or newest is None or newest.number > number:
+            return None
+        return _publish(repository, chain, earlier(repository, chain, newest.number), lambda _: None)
 
 
 def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:

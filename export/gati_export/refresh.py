@@ -17,11 +17,11 @@ from gati.errors import GatiError, PublishError
 from gati.release import Release
 from gati.settings import workspace
 from gati_export.activations import Progress
-from gati_export.control import Control, publish_to
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
 from gati_export.publish import Draft
 from gati_export.report.data import Report, write
+from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.splitting import find_runs, split
 from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
@@ -40,7 +40,7 @@ class Plan:
         chain: The chain.
         store: fsspec URL of the sample store.
         window: How many of the newest samples to learn from.
-        server: HOST:GRPC_PORT of the server that shall take the release, or None to only write it.
+        server: HOST:GRPC_PORT of the servers that shall take the release, with commas, or None to only write it.
         always: Whether to publish what is certified even where it is not faster than what serves.
         measure: Whether to measure latencies anew, and not to take those that were measured for the release before.
         seed: Of the training.
@@ -58,16 +58,25 @@ class Plan:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: what it learned, what it decided, and the release that came of it, if one did."""
+    """What a refresh did: what it learned, what it decided, and how that was published, if it was."""
 
     report: Report
     turn: Turn
-    release: Release | None
+    rollout: Rollout | None
+
+    @property
+    def release(self) -> Release | None:
+        """What was published."""
+        return self.rollout.release if self.rollout else None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        release = asdict(self.release) if self.release else None
-        return {"release": release, "turn": asdict(self.turn), "report": self.report.as_json()}
+        return {
+            "release": asdict(self.release) if self.release else None,
+            "replicas": self.rollout.replicas_as_json() if self.rollout else [],
+            "turn": asdict(self.turn),
+            "report": self.report.as_json(),
+        }
 
 
 @dataclass
@@ -125,8 +134,7 @@ def refreshed(plan: Plan, report: Progress) -> Refreshed:
 def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     repository, chain, live = plan.repository, plan.chain, notes.live
     if plan.server is not None:
-        with Control(plan.server, repository) as control:
-            control.live_release(chain)
+        settle(repository, chain, plan.server)
     recorded = read_recent(plan.store, chain, plan.window)
     notes.samples = recorded.window.samples
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
@@ -143,12 +151,12 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         write(repository, learned)
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
     why, publish = verdict(notes.standing, _expected(trained))
-    release = _publish(plan, trained, recorded, report) if publish or plan.always else None
-    turn = notes.turn(release, why)
-    learned = replace(learned, release=release.number if release else None)
+    rollout = _publish(plan, trained, recorded, report) if publish or plan.always else None
+    turn = notes.turn(rollout.release if rollout else None, why)
+    learned = replace(learned, release=turn.release)
     write(repository, learned)
     note(repository, chain.model, turn)
-    return Refreshed(learned, turn, release)
+    return Refreshed(learned, turn, rollout)
 
 
 def verdict(live: Standing | None, seconds: float) -> tuple[str, bool]:
@@ -168,7 +176,7 @@ def _expected(trained: Trained) -> float:
     return sum(trained.segment_seconds) / trained.speedup
 
 
-def _publish(plan: Plan, trained: Trained, recorded: Recorded, report: Progress) -> Release:
+def _publish(plan: Plan, trained: Trained, recorded: Recorded, report: Progress) -> Rollout:
     if trained.certificate is None:
         raise PublishError("What has no certificate is not published.")
     draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")

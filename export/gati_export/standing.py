@@ -12,7 +12,8 @@ from scipy import stats
 from gati.agreement import parse_agreement
 from gati.chain import Chain
 from gati.errors import RepositoryError
-from gati.release import head_path, valid_releases
+from gati.quarantine import newest_release
+from gati.release import head_path
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidates, ask, timed
 from gati_export.replay import replay
@@ -60,8 +61,8 @@ class Standing:
 
 
 def live_release(repository: Path, chain: Chain) -> Live | None:
-    """The newest valid release; None if there is none."""
-    release = next(valid_releases(repository, chain), None)
+    """The newest release that can serve; None if there is none."""
+    release = newest_release(repository, chain)
     if release is None:
         return None
     indices = sorted(head.index for head in release.heads)

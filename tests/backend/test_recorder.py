@@ -231,6 +231,23 @@ def test_the_thread_outlives_what_nobody_foresaw(tmp_path: Path, monkeypatch: py
     assert read_recent(str(tmp_path), CHAIN, 100).window.samples == 2
 
 
+def test_replicas_that_share_a_store_do_not_get_into_each_other_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 7)  # at the same moment, and on hosts whose processes have one number
+    table, remove = shard(CHAIN, [sample(0)]), LocalFileSystem.rm_file
+    paths = {write_shard(f"{tmp_path}/toy", table, 1 << 20) for _ in range(3)}
+    assert len(paths) == 3
+
+    def remove_too_late(fs: LocalFileSystem, path: str) -> None:
+        Path(path).unlink()  # another replica did
+        remove(fs, path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", remove_too_late)
+    write_shard(f"{tmp_path}/toy", table, 1)
+    assert len(list((tmp_path / "toy").glob("[0-9]*.parquet"))) == 1
+
+
 def _until(what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not what():

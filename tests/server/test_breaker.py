@@ -14,7 +14,7 @@ from gati.chain import Mode
 from gati.release import head_path, valid_releases
 from gati_client import Client
 from gati_client.client import Answer
-from gati_export.control import publish_to
+from gati_export.rollout import publish_to
 
 TOLD = "breaks its promise"
 
@@ -33,7 +33,7 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
     honest = next(valid_releases(running.repository, chain)).heads[0].index
     assert honest < liar
     heads = {honest: head_path(running.repository, chain, honest, 1).read_bytes(), liar: sure_head(chain, liar, 3)}
-    number = publish_to(running.repository, chain, draft(heads), running.served.grpc).number
+    number = publish_to(running.repository, chain, draft(heads), running.served.grpc).release.number
     first = asked(running, images)
     assert first.release is not None
     assert first.release.tolist() == [number] * 32
@@ -60,7 +60,7 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
         assert f"release {number} {TOLD}" in told[0]
         assert told[0].rstrip('"').endswith(f": exit {liar}")
 
-    number = publish_to(again.repository, chain, draft(heads), again.served.grpc).number
+    number = publish_to(again.repository, chain, draft(heads), again.served.grpc).release.number
     opened = asked(again, images)
     assert opened.release is not None
     assert opened.release.tolist() == [number] * 32

@@ -36,7 +36,8 @@ from gati.server import HOST, Ports, _choose
 from gati.settings import workspace
 from gati.stubs import NAME, SHARED_MEMORY
 from gati_client import Client, ClientError
-from gati_export.control import Control, publish_to
+from gati_export.control import Control
+from gati_export.rollout import publish_to
 from gati_export.store import default_store, read_recent
 
 pytestmark = [
@@ -177,7 +178,7 @@ def test_whoever_is_killed_answers_come_again_and_nothing_is_left_half_done(
         assert live <= (live := run.live()) <= releases[0], victim
         highest = max(highest, releases[0])
         assert releases[0] == highest, f"{victim}: a release that was complete is gone"
-    release = publish_to(run.repository, run.chain, marked_draft(run.chain, 6), run.address)
+    release = publish_to(run.repository, run.chain, marked_draft(run.chain, 6), run.address).release
     assert release.number > max(highest, live)
     assert numbers_on_disk(run.repository, run.chain)[0] == release.number == run.live()
     assert not list((workspace(run.repository) / "staging").glob("*"))

@@ -17,8 +17,8 @@ from running import MODES, Running, started
 
 from gati.session import open_session
 from gati_client import Answer, AsyncClient, Client
-from gati_export.control import publish_to
 from gati_export.publish import KEPT, earlier
+from gati_export.rollout import publish_to
 
 RELEASES = 10
 REQUESTS = 1000

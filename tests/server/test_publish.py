@@ -22,7 +22,7 @@ from gati.server import HEADER, read_or_create_token
 from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
 from gati_export import control
-from gati_export.control import publish_to
+from gati_export.rollout import publish_to
 
 TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
 
@@ -120,7 +120,7 @@ def test_a_server_starts_on_a_repository_full_of_bad_releases_and_serves_the_goo
     exported: Exported, serve: Serve, tmp_path: Path, mode: Mode
 ) -> None:
     repository, chain = exported.copy(tmp_path, mode), in_mode(exported.chain, mode)
-    good = publish_to(repository, chain, marked_draft(chain, 41, TWO_HEADS), None)
+    good = publish_to(repository, chain, marked_draft(chain, 41, TWO_HEADS), None).release
     for number, damage in enumerate(DAMAGES, good.number + 1):
         place(repository, chain, number, damaged(chain, number, damage))
     for name in ("70.tmp", "99999999999999999999"):

@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from gati.chain import Mode, read_chain
 from gati.head import KEY
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
-from gati_export.control import publish_to
+from gati_export.rollout import publish_to
 from gati_export.samples import load_samples
 from gati_export.scrape import read_metrics
 from gati_export.store import default_store, read_recent

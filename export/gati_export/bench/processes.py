@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 STUB = "triton_python_backend_stub"
@@ -27,8 +28,23 @@ def peak_mib(root: int, models: list[str]) -> float:
     total = 0
     for process in _tree(root):
         if _model(process) in models:
-            total += _peak_kib(process)
+            total += _kib(process, "VmHWM")
     return total / 1024
+
+
+def resident_mib(root: int) -> float:
+    """The memory that a process and all below it hold now, summed up, in MiB."""
+    return sum(_kib(process, "VmRSS") for process in _tree(root)) / 1024
+
+
+def shared_memory(root: int) -> set[Path]:
+    """Files in /dev/shm that a process or any below it has mapped."""
+    found: set[Path] = set()
+    for process in _tree(root):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = (line.split() for line in Path(f"/proc/{process}/maps").read_text().splitlines())
+            found |= {Path(words[5]) for words in fields if len(words) == 6 and words[5].startswith("/dev/shm/")}
+    return found
 
 
 def _tree(root: int) -> Iterator[int]:
@@ -54,9 +70,10 @@ def _model(process: int) -> str | None:
     return next((word.rsplit("_", 2)[0] for word in words if word.endswith("_0_0")), None)
 
 
-def _peak_kib(process: int) -> int:
+def _kib(process: int, field: str) -> int:
+    """A figure of a process's memory."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)

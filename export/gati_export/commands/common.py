@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -12,6 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gati.errors import RepositoryError
 from gati.options import existing_folder
+
+if TYPE_CHECKING:
+    from gati.chain import Chain
+    from gati_export.replicas import Outcome
+    from gati_export.rollout import Rollout
 
 console = Console(stderr=True)
 results = Console()
@@ -23,9 +29,11 @@ repository_option = click.option(
 server_option = click.option(
     "--server",
     metavar="HOST:GRPC_PORT",
-    callback=lambda _ctx, _param, value: checked_address(value),
-    help="The server that shall take the release. Without it the release is only written: a server that runs inline "
-    "takes it by itself.",
+    multiple=True,
+    callback=lambda _ctx, _param, values: checked_addresses(values),
+    help="The server that shall take the release; again, or with commas, for several; a name with many addresses "
+    "stands for a server at each. Without it the release is only written: servers that run inline take it by "
+    "themselves.",
 )
 
 Report = Callable[[str, float], None]
@@ -46,6 +54,16 @@ def checked_address(value: str | None) -> str | None:
     return value
 
 
+def checked_addresses(values: Sequence[str]) -> str | None:
+    """What was given for an option's HOST:PORT, each alone or several with commas, joined by commas; None for nothing.
+
+    Raises:
+        click.BadParameter: If one is none.
+    """
+    addresses = [address.strip() for value in values for address in value.split(",")]
+    return ",".join(str(checked_address(address)) for address in addresses) or None
+
+
 def found_model(repository: Path, chains: list[str], model: str | None) -> str:
     """The chain meant: the one named, or the only one there is.
 
@@ -58,6 +76,26 @@ def found_model(repository: Path, chains: list[str], model: str | None) -> str:
         return chains[0]
     there = ", ".join(chains) or "none"
     raise RepositoryError(f"{repository} has no chain {model or 'to choose by itself'} (there are: {there}).")
+
+
+def announce(chain: Chain, rollout: Rollout, why: str = "") -> None:
+    """Says of a release where it is live, what it promises, and, where there are several replicas, how each took it."""
+    release, replicas = rollout.release, rollout.replicas
+    live = sum(replica.state == "live" for replica in replicas)
+    several = f" on {live} of {len(replicas)} replicas" if len(replicas) > 1 else ""
+    click.echo(f"Release {release.number} of {chain.model} is {'live' if replicas else 'written'}{several}{why}.")
+    if len(replicas) > 1:
+        for replica in replicas:
+            later = f": {replica.reason} {_later(chain, replica)}" if replica.reason else ""
+            click.echo(f"  {replica.address}  {replica.state}{later}")
+    click.echo(str(release.certificate))
+
+
+def _later(chain: Chain, replica: Outcome) -> str:
+    """How a replica gets a release that it has not taken yet."""
+    if replica.state == "down":
+        return "It takes the release when it starts."
+    return "It takes the release " + ("by itself, from the disk." if chain.mode == "inline" else "at the next run.")
 
 
 @contextmanager

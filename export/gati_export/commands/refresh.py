@@ -10,7 +10,7 @@ import click
 from gati.chain import read_chain
 from gati.options import json_option, write_json
 from gati.session import THREADS
-from gati_export.commands.common import model_argument, progress, repository_option, results, server_option
+from gati_export.commands.common import announce, model_argument, progress, repository_option, results, server_option
 from gati_export.store import count_since, default_store
 from gati_export.vigil import Vigil
 
@@ -108,11 +108,10 @@ def refresh(
         result = refreshed(plan, report)
     results.print(cuts_table(result.report))
     click.echo(result.turn.why)
-    if result.release is None:
+    if result.rollout is None:
         click.echo(f"Nothing is published: release {result.turn.live} of {model} goes on. Ask for --always to publish.")
     else:
-        click.echo(f"Release {result.release.number} of {model} is {'live' if server else 'written'}.")
-        click.echo(str(result.release.certificate))
+        announce(chain, result.rollout)
     write_json(json_path, result.as_json())
 
 

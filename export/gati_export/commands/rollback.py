@@ -9,9 +9,9 @@ import click
 
 from gati.chain import read_chain
 from gati.options import json_option, write_json
-from gati_export.commands.common import model_argument, repository_option, server_option
-from gati_export.control import publish_to
+from gati_export.commands.common import announce, model_argument, repository_option, server_option
 from gati_export.publish import earlier
+from gati_export.rollout import publish_to
 
 
 @click.command()
@@ -26,7 +26,6 @@ def rollback(model: str, repository: Path, server: str | None, number: int | Non
     Numbers only grow, so that servers and people see what happened when. No request fails meanwhile.
     """
     chain = read_chain(repository, model)
-    release = publish_to(repository, chain, earlier(repository, chain, number), server)
-    click.echo(f"Release {release.number} of {model} is {'live' if server else 'written'}: {release.reason}.")
-    click.echo(str(release.certificate))
-    write_json(json_path, asdict(release))
+    rollout = publish_to(repository, chain, earlier(repository, chain, number), server)
+    announce(chain, rollout, f": {rollout.release.reason}")
+    write_json(json_path, {**asdict(rollout.release), "replicas": rollout.replicas_as_json()})

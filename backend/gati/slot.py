@@ -1,0 +1,58 @@
+"""A server's place in the workspace of a repository: several may serve the same one, on one host or many.
+
+A place is a number. Its lock says whether it is taken, and ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gati.settings import workspace
+
+RUNNING = "server*.json"
+
+
+class Slot:
+    """The first free place in a folder, a repository's workspace; held until `release`, or until the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        for number in count(1):
+            stem = folder / ("server" if number == 1 else f"server-{number}")
+            self._lock = FileLock(stem.with_suffix(".lock"), timeout=0, thread_local=False)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                continue
+            self._file, self.log = stem.with_suffix(".json"), stem.with_suffix(".log")
+            return
+
+    def announce(self, pid: int, ports: dict[str, int]) -> None:
+        """Writes down which process serves, and where it listens."""
+        self._file.write_text(json.dumps({"host": socket.gethostname(), "pid": pid, "ports": ports}) + "\n")
+
+    def release(self) -> None:
+        """Gives the place back, once."""
+        if self._lock.is_locked:
+            self._file.unlink(missing_ok=True)
+            self._lock.release()
+
+
+def running(repository: Path) -> list[dict[str, int]]:
+    """Ports of the servers that run on a repository on this host."""
+    found: list[dict[str, int]] = []
+    for file in sorted(workspace(repository).glob(RUNNING)):
+        try:
+            fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if fields["host"] == socket.gethostname():
+                os.kill(fields["pid"], 0)
+                found.append(fields["ports"])
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return found
