@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gati.chain import find_chains, read_chain
-from gati.errors import RepositoryError, UnavailableError
+from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.quarantine import clear_before_start, publisher_lock
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
@@ -89,7 +89,7 @@ class Server:
         self._slot = Slot(Path(self._own.name) if self.keeps_nothing else workspace(self.repository))
         try:
             self._token = read_or_create_token(self.repository)
-        except OSError:  # nowhere to keep one: nobody but this process controls the server
+        except (OSError, PublishError):  # nowhere to keep one: nobody but this process controls the server
             self._token = secrets.token_urlsafe(32)
         self.log = log or self._slot.log
         if self.keeps_nothing:

@@ -68,7 +68,6 @@ def test_a_server_on_another_host_is_not_found_here(repository: Path) -> None:
 
 
 def test_servers_that_start_at_once_share_one_token(repository: Path) -> None:
-    workspace(repository).mkdir()
     with ThreadPoolExecutor(8) as pool:
         tokens = set(pool.map(read_or_create_token, [repository] * 8))
     assert len(tokens) == 1

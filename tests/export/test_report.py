@@ -22,6 +22,7 @@ from gati.chain import chain_path
 from gati.errors import GatiError, RepositoryError
 from gati.release import Certificate
 from gati_export.commands.report import report as command
+from gati_export.history import Turn
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, Option, Point, Report, numbers, read, reports_folder, write
 from gati_export.report.drawing import Scale, spread
@@ -607,3 +608,25 @@ def test_a_missing_report_is_said_in_a_sentence(model: str, arguments: list[str]
 def test_wrong_use_is_told_from_failure(arguments: list[str], repository: Path) -> None:
     write(repository, realistic())
     assert run(repository, *arguments).exit_code == 2
+
+
+def turn(at: int, live: float | None, new: float | None, release: int | None, why: str = "It is faster.") -> Turn:
+    return Turn(f"2026-03-{at:02}T12:00:00+00:00", 60.0, 20_000, at, release, why, 0.004, live, new, 0.002)
+
+
+def test_the_page_shows_what_refreshes_decided_newest_first() -> None:
+    said = [
+        turn(1, 0.003, 0.002, 2),
+        turn(2, 0.002, 0.0021, None, "It would not be <faster>."),
+        turn(3, None, None, None, "Too few."),
+    ]
+    source = page(realistic(), said)
+    text = Text(source).text
+    assert text.index("Too few.") < text.index("It would not be <faster>.") < text.index("It is faster.")
+    picture = ElementTree.fromstring(
+        next(p for p in re.findall(r"<svg.*?</svg>", source, re.DOTALL) if "refreshes" in p)
+    )
+    dots = [dot.get("class") for dot in picture.iter("{*}circle")]
+    assert dots == ["mark f1", "point f1"]
+    assert "refreshes decided" not in page(realistic())
+    assert len(re.findall("<svg", page(realistic(), said[2:]))) == len(re.findall("<svg", page(realistic())))

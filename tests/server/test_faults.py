@@ -59,7 +59,7 @@ class Supervised:
 
     def __init__(self, exported: Exported, folder: Path) -> None:
         self.repository, self.chain, self.images = exported.copy(folder), exported.chain, exported.images
-        self.ports = _choose(Ports(0, 0, 0))
+        self.ports = _choose(Ports(0, 0, 0), HOST)
         self.address = f"{HOST}:{self.ports.grpc}"
         self.said = folder / "said"
         self.answered = 0

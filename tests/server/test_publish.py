@@ -125,7 +125,7 @@ def test_a_server_starts_on_a_repository_full_of_bad_releases_and_serves_the_goo
         place(repository, chain, number, damaged(chain, number, damage))
     for name in ("70.tmp", "99999999999999999999"):
         (repository / chain.head_model(0) / name).mkdir()
-    (repository / chain.head_model(1) / "1").mkdir(parents=True)
+    (repository / chain.head_model(2) / "1").mkdir(parents=True, exist_ok=True)
     running = started(exported, serve, tmp_path, mode, repository)
     assert eventually(lambda: running.live() == good.number)
     assert running.marks() == ([41] * 4, [good.number] * 4)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import jinja2
 
+from gati_export.history import Turn
 from gati_export.report.data import Report
 from gati_export.report.plots import color, curves, front
+from gati_export.report.timeline import SHOWN, timeline
 from gati_export.report.units import duration, percent, promise, size, times
 
 FEW = 12
@@ -26,8 +29,14 @@ class Exit:
     backbone: bool
 
 
-def page(report: Report) -> str:
-    """The page's HTML. All that the report names is escaped."""
+def page(report: Report, turns: Sequence[Turn] = ()) -> str:
+    """The page's HTML. All that the report names is escaped.
+
+    Args:
+        report: What was learned for a release.
+        turns: What refreshes decided, oldest first.
+    """
+    shown = turns[-SHOWN:]
     return template("page.html").render(
         report=report,
         created=_date(report.created),
@@ -35,6 +44,9 @@ def page(report: Report) -> str:
         color=lambda family: color(report, family),
         panels=[(cut, curves(report, cut)) for cut in report.cuts],
         front=front(report),
+        turns=shown[::-1],
+        timeline=timeline(shown),
+        date=_date,
         unfolded=sum(len(cut.options) for cut in report.cuts) <= FEW,
     )
 
