@@ -65,7 +65,8 @@ class Control:
                 raise PublishError(
                     f"{self.address} did not load {model!r}: the token beside the repository is not that server's."
                 ) from error
-            raise PublishError(f"{self.address} did not load {model!r}: {first_line(error.message())}") from error
+            reason = first_line(error.message()).rstrip(".")
+            raise PublishError(f"{self.address} did not load {model!r}: {reason}.") from error
 
     def is_live(self) -> bool:
         """Whether the server answers."""

@@ -623,10 +623,9 @@ def test_the_page_shows_what_refreshes_decided_newest_first() -> None:
     source = page(realistic(), said)
     text = Text(source).text
     assert text.index("Too few.") < text.index("It would not be <faster>.") < text.index("It is faster.")
-    picture = ElementTree.fromstring(
-        next(p for p in re.findall(r"<svg.*?</svg>", source, re.DOTALL) if "refreshes" in p)
-    )
-    dots = [dot.get("class") for dot in picture.iter("{*}circle")]
+    pictures = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
+    drawn = ElementTree.fromstring(next(picture for picture in pictures if "refreshes" in picture))
+    dots = [dot.get("class") for dot in drawn.iter("circle")]
     assert dots == ["mark f1", "point f1"]
     assert "refreshes decided" not in page(realistic())
     assert len(re.findall("<svg", page(realistic(), said[2:]))) == len(re.findall("<svg", page(realistic())))

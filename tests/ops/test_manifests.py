@@ -184,7 +184,7 @@ def test_compose_gives_each_the_folders_it_needs_and_the_world_nothing() -> None
         f"{folder}/{workspace(REPOSITORY).name}:{workspace(REPOSITORY)}",
     ]
     assert refresher["volumes"] == [f"{folder}:{REPOSITORY.parent}"]
-    assert f"--repository {REPOSITORY} --server triton:{Ports.grpc}" in refresher["command"][-1]
+    assert {f"--repository={REPOSITORY}", f"--server=triton:{Ports.grpc}", "--watch"} <= set(refresher["command"])
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     sources = [v.partition(":")[0] for s in services.values() for v in s["volumes"] if v.startswith("./")]
