@@ -141,7 +141,7 @@ class World:
             kill(pid)
 
     def kill_watch(self) -> None:
-        """The refresher is killed; the turn at work goes on, and holds the lock."""
+        """The refresher is killed, and a turn with it."""
         kill(self._processes["refresh"].pid)
 
     def kill_orchestrator(self) -> None:
@@ -212,7 +212,7 @@ def ask(world: World, requests: Iterator[tuple[int, np.ndarray]], asked: Asked, 
             try:
                 answer = client.infer(image)
             except ClientError as error:
-                asked.errors.append((started, str(error)))
+                asked.errors.append((time.monotonic(), str(error)))
                 done.wait(0.2)
                 continue
             asked.seconds.append(time.monotonic() - started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 from gati.chain import find_chains, read_chain
 from gati.errors import PublishError, RepositoryError, UnavailableError
+from gati.parent import die_with_parent
 from gati.quarantine import clear_before_start, publisher_lock
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
@@ -109,7 +109,7 @@ class Server:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C is ours to handle
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
             )
         self._stubs = Stubs(self.process.pid)
         try:
@@ -322,8 +322,3 @@ def _failure(log: Path) -> str:
             reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip().rstrip('.;"')
             return f"tritonserver did not start: {reason} (its log is {log})."
     return f"tritonserver ended while starting; its log is {log}."
-
-
-def _die_with_parent() -> None:
-    """A server whose `gati serve` was killed must not go on holding its ports (Linux: PR_SET_PDEATHSIG is 1)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

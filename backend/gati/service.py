@@ -21,6 +21,7 @@ from gati.inline import InlineEngine
 from gati.ledger import Ledger
 from gati.metrics import Metrics
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.parent import when_orphaned
 from gati.recorder import Recorder, Sample
 from gati.settings import Settings, workspace
 from gati.watch import SECONDS, ReleaseWatch, Ticker
@@ -72,8 +73,8 @@ class Service:
         self._can_look = inline
         self._look()
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
-        self._server = os.getppid()
-        self._ticker = Ticker(SECONDS, self._warn, self._leave_with_server, self._look, self._report)
+        when_orphaned(self._leave)
+        self._ticker = Ticker(SECONDS, self._warn, self._look, self._report)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes requests; each is replied to as soon as it is answered, before or after this returns."""
@@ -187,13 +188,12 @@ class Service:
         if self._can_look:
             self._releases.look()
 
-    def _leave_with_server(self) -> None:
+    def _leave(self) -> None:
         """Ends the process when its server was killed: the next call to that server would wait for ever."""
-        if os.getppid() != self._server:
-            self._ledger.keep(now=True)
-            if self._recorder is not None:
-                self._recorder.close()
-            os._exit(1)
+        self._ledger.keep(now=True)
+        if self._recorder is not None:
+            self._recorder.close()
+        os._exit(1)
 
     def _report(self) -> None:
         live = self._releases.live

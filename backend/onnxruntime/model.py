@@ -7,6 +7,7 @@ Runtime's CPU provider. It exists so that the same repository runs on both; it i
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from gati.parent import when_orphaned
 from gati.session import INTRA_OP, SPIN, open_alone, run, threads
 
 
@@ -26,6 +28,7 @@ class TritonPythonModel:
             self._session = open_alone(path, *_threading(args["model_config"]))
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path.name} can't be opened: {_first_line(error)}") from None
+        when_orphaned(lambda: os._exit(1))
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = [o.name for o in self._session.get_outputs()]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from gati.errors import GatiError
+from gati.parent import die_with_parent
 
 LOOK_SECONDS = 1.0
 """Between two looks at the clock, and at whether to end."""
@@ -71,7 +72,7 @@ class Vigil:
 
     def _turn(self) -> None:
         """Runs a turn to its end. It says itself what it did, or why it did not."""
-        process = subprocess.Popen(self._command)
+        process = subprocess.Popen(self._command, preexec_fn=die_with_parent)  # noqa: PLW1509  # takes no lock
         while process.poll() is None:
             time.sleep(LOOK_SECONDS / 10)
             if self._ending:

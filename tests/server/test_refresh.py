@@ -133,6 +133,11 @@ def test_a_watch_goes_on_over_killed_turns_and_ends_when_it_is_told(
         watch.terminate()
         assert watch.wait(60) == 0
         assert not Path(f"/proc/{turn}").exists()
+    with watching(running, tmp_path / "again.log", "--every", "1", "--fresh", "700", "--always") as watch:
+        assert eventually(lambda: bool(children(watch.pid)), 60)
+        (turn,) = children(watch.pid)
+        watch.kill()
+        assert eventually(lambda: not Path(f"/proc/{turn}").exists())
     text = log.read_text()
     assert re.search(rf"Release {live + 1} of digits is live\.", text) and "Traceback" not in text
     assert running.marks()[1] and running.live() == live + 1
