@@ -6,11 +6,16 @@ saying that it is ready. Such a process stays a zombie, since nobody waits for i
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
 NAME = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
+ENDING_SECONDS = 12.0
+"""How long they may take to end: a recorder writes for 10 s at most."""
 
 
 class Stubs:
@@ -44,9 +49,24 @@ class Stubs:
         return list(dict.fromkeys(killed))
 
     def clean(self) -> None:
-        """Removes the shared memory that a killed server has left; only when it has ended."""
+        """Ends what a killed server has left, and removes its shared memory; only when the server has ended.
+
+        Processes end by themselves, and first write what they have recorded; one that waits for its server, with a lock
+        that it needs for that, can't.
+        """
+        deadline = time.monotonic() + ENDING_SECONDS
+        while (left := [pid for pid in self._models if self._is_ours(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for region in self._regions:
             (SHARED_MEMORY / region).unlink(missing_ok=True)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a process is still one of these, and not another that got its number."""
+        arguments = _arguments(pid)
+        return len(arguments) > 2 and Path(arguments[0]).name == NAME and arguments[2] in self._regions
 
 
 def _children(pid: int) -> list[int]:

@@ -115,8 +115,9 @@ def test_both_modes_answer_alike_on_a_thousand_inputs(
     mixed = 0
     for batch in batches(exported.images, size):
         inline, bls = (ask(servers[mode], batch) for mode in MODES)
-        for name in (OUTPUT, "exit", "release"):
+        for name in ("exit", "release"):
             np.testing.assert_array_equal(inline[name], bls[name], err_msg=name)
+        np.testing.assert_allclose(inline[OUTPUT], bls[OUTPUT], atol=1e-4, rtol=1e-5)  # inline, segments are fused
         hits = inline["release"][:, 0] > 0
         assert (hits == (inline["exit"][:, 0] < len(exported.chain.segments) - 1)).all()
         mixed += 0 < hits.sum() < len(hits)
