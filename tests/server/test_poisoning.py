@@ -109,7 +109,8 @@ def test_the_breaker_opens_on_a_poisoned_stream_and_the_backbone_answers(poisone
     assert not {*np.concatenate([answer.exit for answer in poisoned.answers])} & poisoned.closed
     plain = np.concatenate([answer.output.argmax(1) for answer in _ask(running, PLAIN, poisoned.late)])
     served = np.concatenate([answer.output.argmax(1) for answer in poisoned.answers])
-    assert (plain != served).sum() <= binom.ppf(SURE, len(served), running.chain.epsilon)
+    # half of what was made is here; an exit before the closed ones answers until it is found out, too
+    assert (plain != served).sum() < MADE / 3
 
 
 def test_what_is_learned_from_a_poisoned_stream_keeps_the_promise_on_it(poisoned: Poisoned) -> None:
