@@ -243,9 +243,9 @@ def count(served: Served) -> Counted:
 
 
 def settled(served: Served) -> Counted:
-    """The same, when all that was sent is counted."""
+    """The same, when all that was sent is counted: a page is not made at one moment, and names are counted in turn."""
     before, now = None, count(served)
-    while before is None or now.total("gati_requests_total") != before.total("gati_requests_total"):
+    while before is None or now != before:
         time.sleep(0.6)
         before, now = now, count(served)
     return now
@@ -256,7 +256,7 @@ def test_what_was_sent_is_counted(exported: Exported, served: Served) -> None:
     answers = [ask(served, batch) for batch in batches(exported.images[:100], 5)]
     exits = np.concatenate([answer["exit"][:, 0] for answer in answers])
     until(lambda: count(served).total("gati_request_seconds_count") - before.total("gati_request_seconds_count") == 20)
-    after = count(served)
+    after = settled(served)
     for segment in range(len(exported.chain.segments)):
         label = str(segment)
         sent = after.total("gati_requests_total", exit=label) - before.total("gati_requests_total", exit=label)
