@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gati.chain import Chain
 from gati.head import SEGMENTS_KEY
-from gati.inline import InlineEngine
 from gati.release import Certificate, HeadFile, Release, Window, head_folder
 from gati.settings import workspace
+from gati_export.activations import open_segments
 from gati_export.heads import stamp
 from gati_export.publish import Draft
 
@@ -69,11 +69,11 @@ def marked_draft(chain: Chain, mark: int, thresholds: dict[int, float] | None = 
 
 def spread_thresholds(repository: Path, chain: Chain, images: np.ndarray) -> dict[int, float]:
     """Thresholds at which the first head takes a third of the images, the last one half of the rest."""
-    stages = InlineEngine(repository, chain).load_stages(chain.heads)
+    sessions = open_segments([chain.segment_path(repository, segment.index) for segment in chain.segments])
     values, rows = {chain.inputs[0].name: images}, np.arange(len(images))
     thresholds = {}
     for index in chain.heads:
-        hidden = stages[index].run(values)
+        hidden = np.asarray(sessions[index].run(None, values)[0])
         if index in (chain.heads[0], chain.heads[-1]):
             score = hidden.reshape(len(hidden), -1).mean(1)
             share = 2 / 3 if index == chain.heads[0] else 1 / 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -15,41 +16,74 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from gati.chain import Chain
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
-from gati.fuse import fuse, stages
+from gati.fuse import LARGEST, fuse, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
+from gati.layout import InseparableError, Split, open_on_blocks, probe, split
 from gati.release import Release, head_path
 from gati.session import open_session, run
 
 
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A chain's stages for some cut points.
+
+    Attributes:
+        stages: The stages.
+        blocked: What passes as blocks, by name of the cut tensor: one row of it. See gati.layout.
+    """
+
+    stages: tuple[Stage, ...]
+    blocked: dict[str, np.ndarray]
+
+
 class InlineEngine:
-    """Holds a session for each stage in use, all on one thread pool."""
+    """Holds a session for each stage and head in use, all on one thread pool."""
 
     def __init__(self, repository: Path, chain: Chain) -> None:
         self._repository = repository
         self._chain = chain
-        self._sessions: WeakValueDictionary[range, ort.InferenceSession] = WeakValueDictionary()
+        self._plans: WeakValueDictionary[tuple[int, ...], _Plan] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
-        """Fuses segments with no head between them; stages that are live already are shared. See gati.engine."""
+        """Fuses segments with no head between them; stages that are live already are shared. See gati.engine.
+
+        What passes between stages is for them and the heads of the same cut points alone.
+        """
+        return self._plan(cuts).stages
+
+    def _plan(self, cuts: Sequence[int]) -> _Plan:
+        plan = self._plans.get(tuple(cuts))
+        if plan is None:
+            plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=True)
+        return plan
+
+    def _load(self, cuts: Sequence[int], as_run: bool) -> _Plan:
         try:
-            sizes = [self._path(segment.index).stat().st_size for segment in self._chain.segments]
-            return tuple(self._load(part) for part in stages(len(sizes), cuts, sizes))
+            for segment in self._chain.segments:
+                self._chain.check_segment(self._repository, segment.index)
+            models = [self._path(segment.index).read_bytes() for segment in self._chain.segments]
         except OSError as error:
             raise RepositoryError(f"{error.filename} can't be read ({error.strerror}).") from error
+        parts = stages(len(models), cuts, [len(model) for model in models])
+        if as_run and len(parts) == len(cuts) + 1 > 1 and sum(map(len, models)) <= LARGEST:
+            with suppress(Exception):  # what can't be cut as it runs is cut as it lies there
+                return self._cut_as_run(models, parts)
+        return _Plan(tuple(self._stage(part, self._open(models, part)) for part in parts), {})
 
-    def _load(self, part: range) -> Stage:
-        session = self._sessions.get(part)
-        if session is None:
-            session = self._sessions[part] = self._open(part)
+    def _cut_as_run(self, models: Sequence[bytes], parts: Sequence[range]) -> _Plan:
+        feeds = {tensor.name: probe(tensor) for tensor in self._chain.inputs}
+        found = cut_as_run(self._chain, models, parts, feeds)
+        opened = zip(parts, found.sessions, strict=True)
+        blocks = {name: found.values[name] for name in found.blocked}
+        return _Plan(tuple(self._stage(part, session) for part, session in opened), blocks)
+
+    def _stage(self, part: range, session: ort.InferenceSession) -> Stage:
         inputs = tuple(node.name for node in session.get_inputs())
         return Stage(part[-1], inputs, partial(_run, session, [self._chain.segments[part[-1]].output.name]))
 
-    def _open(self, part: range) -> ort.InferenceSession:
-        for index in part:
-            self._chain.check_segment(self._repository, index)
-        models = [self._path(index).read_bytes() for index in part]
+    def _open(self, models: Sequence[bytes], part: range) -> ort.InferenceSession:
         try:
-            session = open_session(fuse(models))
+            session = open_session(fuse(models[part[0] : part[-1] + 1]))
         except Exception as error:
             which = " and ".join(str(self._path(index)) for index in sorted({part[0], part[-1]}))
             raise RepositoryError(f"{which} can't be run by ONNX Runtime: {first_line(error)}") from error
@@ -68,21 +102,35 @@ class InlineEngine:
 
     def load_heads(self, release: Release) -> tuple[InlineHeads, dict[int, HeadSpec]]:
         """Loads and warms a release's heads; see gati.engine."""
-        opened = {
-            head.index: open_head(
-                head_path(self._repository, self._chain, head.index, release.number).read_bytes(),
-                self._chain,
-                head.index,
-            )
-            for head in release.heads
-        }
-        return InlineHeads(self._chain, opened), {index: spec for index, (_, spec) in opened.items()}
+        cuts = [head.index for head in release.heads]
+        plan = self._plan(cuts)
+        try:
+            heads = self._open_heads(plan, release)
+        except InseparableError:
+            plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=False)
+            heads = self._open_heads(plan, release)
+        return InlineHeads(self._chain, plan, heads), {index: spec for index, (_, spec) in heads.items()}
+
+    def _open_heads(self, plan: _Plan, release: Release) -> dict[int, tuple[ort.InferenceSession, HeadSpec]]:
+        return {head.index: self._open_head(plan, head.index, release.number) for head in release.heads}
+
+    def _open_head(self, plan: _Plan, index: int, number: int) -> tuple[ort.InferenceSession, HeadSpec]:
+        model = head_path(self._repository, self._chain, index, number).read_bytes()
+        session, spec = open_head(model, self._chain, index)
+        cut = self._chain.segments[index].output
+        if cut.name in plan.blocked:
+            session = open_on_blocks(model, cut)
+            rows = np.repeat(plan.blocked[cut.name], max(1, self._chain.max_batch), axis=0)
+            state = {name: np.zeros(shape, np.float32) for name, shape in spec.state.items()}
+            session.run(None, {cut.name: rows, **state})
+        return session, spec
 
 
 class InlineHeads:
     """The heads of one release as sessions."""
 
-    def __init__(self, chain: Chain, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]]) -> None:
+    def __init__(self, chain: Chain, plan: _Plan, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]]) -> None:
+        self._plan = plan  # lives as long as its heads
         self._sessions = {index: session for index, (session, _) in opened.items()}
         self._cuts = {index: chain.segments[index].output.name for index in opened}
         self._names = {
@@ -93,6 +141,23 @@ class InlineHeads:
         """Looks a batch up; see gati.head."""
         values = run(self._sessions[index], self._names[index], {self._cuts[index]: hidden, **state})
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
+
+
+def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], feeds: Mapping[str, np.ndarray]) -> Split:
+    """Cuts a chain's segments into stages, once they are optimised as a whole.
+
+    Args:
+        chain: The chain.
+        models: Its segments.
+        parts: Which of them run together; see gati.fuse.
+        feeds: An input.
+
+    Raises:
+        Exception: See gati.layout.
+    """
+    cuts = [chain.segments[part[-1]].output for part in parts[:-1]]
+    reads = [{name for index in part for name in chain.segments[index].inputs} for part in parts]
+    return split(fuse(models), cuts, reads, feeds)
 
 
 def _run(session: ort.InferenceSession, outputs: list[str], feeds: dict[str, np.ndarray]) -> np.ndarray:

@@ -24,8 +24,12 @@ INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 
 
-def open_session(model: str | Path | bytes) -> ort.InferenceSession:
+def open_session(model: str | Path | bytes, optimised: Path | None = None) -> ort.InferenceSession:
     """Opens an ONNX model, given as a file or as its bytes, on the process's shared thread pool.
+
+    Args:
+        model: The model.
+        optimised: Where to write the graph that is run in the end, which is for this machine alone.
 
     Raises:
         Exception: ONNX Runtime's own, if the model can't be read or run.
@@ -34,6 +38,8 @@ def open_session(model: str | Path | bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 4
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     source = model if isinstance(model, bytes) else str(model)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

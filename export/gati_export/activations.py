@@ -39,7 +39,19 @@ class Activations:
     outputs: np.ndarray
 
 
-def open_segments(paths: Sequence[Path]) -> list[ort.InferenceSession]:
+class Segments(list[ort.InferenceSession]):
+    """A chain's segments, opened one by one.
+
+    Attributes:
+        paths: Their files.
+    """
+
+    def __init__(self, paths: Sequence[Path], sessions: Sequence[ort.InferenceSession]) -> None:
+        super().__init__(sessions)
+        self.paths = paths
+
+
+def open_segments(paths: Sequence[Path]) -> Segments:
     """Opens a chain's segments.
 
     Raises:
@@ -51,7 +63,7 @@ def open_segments(paths: Sequence[Path]) -> list[ort.InferenceSession]:
             sessions.append(open_session(path))
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise BackboneError(f"Segment {index} can't be opened ({path.name}); export the model again.") from error
-    return sessions
+    return Segments(paths, sessions)
 
 
 def collect(

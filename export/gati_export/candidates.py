@@ -14,7 +14,7 @@ from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
 from gati.session import open_session, threads
-from gati_export.activations import LARGE, Progress, Reducer, View, collect, run_batches
+from gati_export.activations import LARGE, Progress, Reducer, Segments, View, collect, run_batches
 from gati_export.distillation import Scale, torch_threads
 from gati_export.families import lookups
 from gati_export.families.family import Lesson, Lookup
@@ -95,7 +95,7 @@ class _Training:
 
 def fit_candidates(
     chain: Chain,
-    sessions: Sequence[ort.InferenceSession],
+    sessions: Segments,
     samples: Mapping[str, np.ndarray],
     split: Split,
     families: Sequence[str],
@@ -154,7 +154,7 @@ def fit_candidates(
 
 def timed(
     chain: Chain,
-    sessions: Sequence[ort.InferenceSession],
+    sessions: Segments,
     models: Sequence[tuple[int, str, bytes]],
     samples: Mapping[str, np.ndarray],
     known: Mapping[tuple[int, str], float],
@@ -169,7 +169,7 @@ def timed(
         known: Seconds by cut point and name.
     """
     new = [(cut, model) for cut, name, model in models if (cut, name) not in known]
-    measured = iter(measure_heads(chain, sessions, new, samples) if new else ())
+    measured = iter(measure_heads(chain, sessions.paths, new, samples) if new else ())
     return [
         Candidate(cut, name, model, known[cut, name] if (cut, name) in known else next(measured))
         for cut, name, model in models

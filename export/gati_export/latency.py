@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import onnxruntime as ort
 
 from gati.chain import Chain
 from gati.fuse import fuse, stages
+from gati.inline import cut_as_run
+from gati.layout import open_on_blocks
 from gati.session import open_session
 from gati_export.activations import open_segments
 
@@ -100,19 +103,17 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     Raises:
         BackboneError: If a segment can't be read.
     """
-    sessions = open_segments(paths)
-    feeds = _feeds(chain, sessions, samples)
     models = [path.read_bytes() for path in paths]
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
-        return Times(np.array(measure(sessions, feeds)), np.zeros(len(chain.heads)))
+        sessions = open_segments(paths)
+        return Times(np.array(measure(sessions, _feeds(chain, sessions, samples))), np.zeros(len(chain.heads)))
     inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
     whole = open_session(fuse(models))
     seconds = measure([whole], [_read(whole, inputs)])[0]
     until, cuts = [0.0], []
     for index in chain.heads:
-        first, second = open_session(fuse(models[: index + 1])), open_session(fuse(models[index + 1 :]))
-        rows = [_read(whole, inputs), _read(first, inputs), _read(second, {**inputs, **feeds[index + 1]})]
-        taken = np.array(measure([whole, first, second], rows, budget=CUT_BUDGET))
+        parts = _cut(chain, models, [index], inputs)
+        taken = np.array(measure([whole, *parts.sessions], [_read(whole, inputs), *parts.feeds], budget=CUT_BUDGET))
         one, before, after = taken / taken[0]  # of the same rounds: the machine may be slower by now
         until.append(seconds * min(before, one))
         cuts.append(seconds * max(0.0, before + after - one))
@@ -120,30 +121,59 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
 
 
 def measure_heads(
-    chain: Chain, sessions: Sequence[ort.InferenceSession], heads: Sequence[tuple[int, bytes]], samples: Feeds
+    chain: Chain, paths: Sequence[Path], heads: Sequence[tuple[int, bytes]], samples: Feeds
 ) -> list[float]:
     """Seconds of a lookup in each head, right behind its segment, with the caches as it will find them.
 
     Args:
         chain: The chain.
-        sessions: Its segments.
+        paths: Its segments' files.
         heads: Cut points and files.
         samples: Model inputs by name, [n, ...]; the first is run.
     """
-    feeds = _feeds(chain, sessions, samples)
+    inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+    parts = _cut(chain, [path.read_bytes() for path in paths], chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
     places: dict[int, int] = {}
     for index in chain.heads:
-        turns.append((sessions[index], feeds[index]))
-        cut = chain.segments[index].output.name
+        turns.append((parts.sessions[index], parts.feeds[index]))
+        cut = chain.segments[index].output
         for head, (at, model) in enumerate(heads):
             if at == index:
-                session = open_session(model)
-                state = {node.name: np.zeros(node.shape, np.float32) for node in session.get_inputs()[1:]}
+                session = open_on_blocks(model, cut) if cut.name in parts.blocked else open_session(model)
+                state = {
+                    node.name: np.zeros(node.shape, np.float32)
+                    for node in session.get_inputs()
+                    if node.name != cut.name
+                }
                 places[head] = len(turns)
-                turns.append((session, {cut: feeds[index + 1][cut], **state}))
+                turns.append((session, {cut.name: parts.feeds[index + 1][cut.name], **state}))
     seconds = measure([session for session, _ in turns], [row for _, row in turns])
     return [seconds[places[head]] for head in range(len(heads))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """A chain cut at some of its cut points: sessions, what each reads for one sample, and what passes as blocks."""
+
+    sessions: Sequence[ort.InferenceSession]
+    feeds: Sequence[Feeds]
+    blocked: frozenset[str]
+
+
+def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Feeds) -> _Parts:
+    """Cuts a chain as it will be served."""
+    ranges = stages(len(models), cuts, [len(model) for model in models])
+    if chain.mode == "inline" and len(ranges) == len(cuts) + 1:
+        with suppress(Exception):  # as gati.inline does
+            found = cut_as_run(chain, models, ranges, inputs)
+            return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.blocked)
+    sessions = [open_session(fuse([models[index] for index in part])) for part in ranges]
+    values = dict(inputs)
+    for part, session in zip(ranges, sessions, strict=True):
+        output = chain.segments[part[-1]].output.name
+        values[output] = np.asarray(session.run([output], _read(session, values))[0])
+    return _Parts(sessions, [_read(session, values) for session in sessions], frozenset())
 
 
 def _feeds(chain: Chain, sessions: Sequence[ort.InferenceSession], samples: Feeds) -> list[Feeds]:

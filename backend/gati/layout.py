@@ -1,0 +1,202 @@
+"""Layout: graphs are cut as ONNX Runtime runs them, and not as they lie on disk.
+
+On a CPU, ONNX Runtime keeps the planes of convolutions in blocks of channels (NCHWc). What is cut before that is
+optimised has to turn its tensor into planes at its end, and the next piece back into blocks: 1 to 3 % of a network a
+cut. So the whole is optimised first, as it would be without cuts, and then cut where its tensors are blocks. Heads
+are made to read blocks as well, which saves their convolutions the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+
+from gati.chain import Tensor
+from gati.session import open_session, run
+
+TO_PLANES = "ReorderOutput"
+"""ONNX Runtime's operator from blocks to planes."""
+PLANES = "/planes"
+"""What a tensor's planes are called where its blocks have taken its name."""
+TOLERANCE = 1e-3
+"""Largest difference of a cut graph from the whole, relative to its largest number: kernels may differ, not results."""
+
+
+class InseparableError(Exception):
+    """A graph that, once it is optimised, can't be cut where it should be."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """An optimised graph in pieces, each of which reads the cut tensor before it, and gives the one after it.
+
+    Attributes:
+        sessions: The pieces; each has run once.
+        values: What they gave for the model's feeds, by name: blocks, where a tensor passes as such.
+        blocked: Names of cut tensors that pass as blocks, under the same name.
+    """
+
+    sessions: tuple[ort.InferenceSession, ...]
+    values: dict[str, np.ndarray]
+    blocked: frozenset[str]
+
+
+def split(
+    model: bytes, cuts: Sequence[Tensor], reads: Sequence[Collection[str]], feeds: Mapping[str, np.ndarray]
+) -> Split:
+    """Optimises a graph as a whole, and cuts it.
+
+    Args:
+        model: An ONNX model.
+        cuts: Tensors inside it that it is cut at, in order.
+        reads: For each piece, one more than there are cuts, what of the model's inputs and the cut tensors it may read.
+        feeds: Something to run the model on, to see that the pieces do what the whole does.
+
+    Raises:
+        InseparableError: If the optimised graph can't be cut there, or its pieces do something else.
+        Exception: ONNX Runtime's own, if the model can't be run; OSError, if there is no room for temporary files.
+    """
+    whole = onnx.load_model_from_string(model)
+    outputs = [output.name for output in whole.graph.output]
+    for cut in cuts:
+        whole.graph.output.append(_value(cut.name, helper.np_dtype_to_tensor_dtype(cut.numpy)))
+    session, optimised = _optimise(whole)
+    if any(
+        attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in _attributes(optimised.graph)
+    ):
+        raise InseparableError("it holds branches or loops")
+    names = [cut.name for cut in cuts]
+    blocked = _name_blocks(optimised.graph, names)
+    ends = [*([name] for name in names), outputs]
+    pieces = [_piece(optimised, given, wanted) for given, wanted in zip(reads, ends, strict=True)]
+    expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
+    del session
+    sessions = tuple(map(open_session, pieces))
+    values = _run_through(sessions, feeds)
+    for name, value in expected.items():
+        if not _close(values[name], value):
+            raise InseparableError(f"its pieces give another {name!r} than the whole")
+    return Split(sessions, values, blocked)
+
+
+def open_on_blocks(head: bytes, cut: Tensor) -> ort.InferenceSession:
+    """Opens a head such that it reads its cut tensor, [batch, channels, ...], as blocks.
+
+    It is optimised behind a convolution, since these give blocks, and cut off again.
+
+    Raises:
+        InseparableError: If that can't be done.
+    """
+    whole = onnx.load_model_from_string(head)
+    given = {value.name: value for value in whole.graph.input}
+    state = {name: value.type.tensor_type.shape.dim for name, value in given.items() if name != cut.name}
+    plane = Tensor(f"{cut.name}/plane", cut.dtype, (1, *cut.shape[1:]))
+    scales = np.linspace(-1, 1, cut.shape[0], dtype=cut.numpy).reshape(-1, 1, *(1 for _ in cut.shape[1:]))
+    whole.graph.initializer.append(numpy_helper.from_array(scales, f"{cut.name}/scales"))
+    whole.graph.node.insert(0, helper.make_node("Conv", [plane.name, f"{cut.name}/scales"], [cut.name]))
+    whole.graph.input.remove(given[cut.name])
+    whole.graph.input.append(_value(plane.name, helper.np_dtype_to_tensor_dtype(cut.numpy), ("batch", *plane.shape)))
+    feeds = {name: np.zeros([size.dim_value for size in shape], np.float32) for name, shape in state.items()}
+    found = split(
+        whole.SerializeToString(), [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds}
+    )
+    if cut.name not in found.blocked:
+        raise InseparableError("it can't read blocks")
+    return found.sessions[1]
+
+
+def probe(tensor: Tensor) -> np.ndarray:
+    """One row of something to run a network on: noise, or ones where it is no floating-point tensor."""
+    zeros = tensor.zeros()
+    if zeros.dtype.kind != "f":
+        return np.ones_like(zeros)
+    return np.random.default_rng(0).standard_normal(zeros.shape).astype(zeros.dtype)
+
+
+def _optimise(model: ModelProto) -> tuple[ort.InferenceSession, ModelProto]:
+    """The session of a model, and the graph that it runs."""
+    with tempfile.TemporaryDirectory(prefix="gati-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        return open_session(model.SerializeToString(), path), onnx.load(path)
+
+
+def _name_blocks(graph: GraphProto, cuts: Sequence[str]) -> frozenset[str]:
+    """Gives the blocks of cut tensors their names, and planes made of them another."""
+    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == TO_PLANES}
+    blocks = {turned[cut]: cut for cut in cuts if cut in turned}
+    renamed = blocks | {cut: cut + PLANES for cut in blocks.values()}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    return frozenset(blocks.values())
+
+
+def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> bytes:
+    """The part of a model between some of its tensors and others, as a model of its own."""
+    nodes = _needed(model.graph, given, wanted)
+    read = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    known = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    missing = read - {tensor.name for tensor in weights} - {name for node in nodes for name in node.output} - {""}
+    if not missing <= set(given) or len(nodes) == 0:
+        raise InseparableError(f"once optimised, a piece reads {sorted(missing - set(given))[:3]} as well")
+    piece = ModelProto()
+    piece.CopyFrom(model)
+    piece.graph.Clear()
+    piece.graph.name = model.graph.name
+    piece.graph.node.extend(nodes)
+    piece.graph.initializer.extend(weights)
+    piece.graph.input.extend(_shapeless(known[name]) for name in given if name in missing)
+    piece.graph.output.extend(_shapeless(known[name]) for name in wanted)
+    return piece.SerializeToString()
+
+
+def _needed(graph: GraphProto, given: Collection[str], wanted: Iterable[str]) -> list[NodeProto]:
+    """The nodes, in order, that it takes to compute some tensors from others."""
+    maker = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    open_, places = list(wanted), set[int]()
+    while open_:
+        name = open_.pop()
+        place = maker.get(name)
+        if name in given or place is None or place in places:
+            continue
+        places.add(place)
+        open_ += graph.node[place].input
+    return [graph.node[place] for place in sorted(places)]
+
+
+def _shapeless(value: ValueInfoProto) -> ValueInfoProto:
+    return _value(value.name, value.type.tensor_type.elem_type)
+
+
+def _value(name: str, kind: int, shape: Sequence[int | str] | None = None) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _attributes(graph: GraphProto) -> Iterable[AttributeProto]:
+    return (attribute for node in graph.node for attribute in node.attribute)
+
+
+def _run_through(sessions: Iterable[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    values = dict(feeds)
+    for session in sessions:
+        names = [node.name for node in session.get_outputs()]
+        read = {node.name: values[node.name] for node in session.get_inputs()}
+        values |= zip(names, run(session, names, read), strict=True)
+    return values
+
+
+def _close(found: np.ndarray, expected: np.ndarray) -> bool:
+    if expected.dtype.kind != "f":
+        return found.shape == expected.shape
+    largest = float(np.abs(np.nan_to_num(expected)).max(initial=1.0))
+    return found.shape == expected.shape and np.allclose(
+        found, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True
+    )
