@@ -54,31 +54,31 @@ class Vigil:
         self._say(f"Watching: {self._enough:,} new samples make a turn, at most one every {self._every:g} s.")
         while not self._ending:
             due = time.monotonic() + self._every
-            if self._worth_while():
-                self._turn()
+            mark = self._newest()
+            if mark is not None and self._turn():
+                self._mark = mark  # what a killed turn was to learn from is still new
             while not self._ending and time.monotonic() < due:
                 time.sleep(min(LOOK_SECONDS, self._every))
 
-    def _worth_while(self) -> bool:
+    def _newest(self) -> str | None:
+        """The mark of the newest sample, if there are enough new ones."""
         try:
             count, mark = self._fresh(self._mark)
         except (GatiError, OSError) as error:  # the store is away: it may come back
             self._say(f"No turn: {error}")
-            return False
-        if count < self._enough:
-            return False
-        self._mark = mark
-        return True
+            return None
+        return mark if count >= self._enough else None
 
-    def _turn(self) -> None:
-        """Runs a turn to its end. It says itself what it did, or why it did not."""
+    def _turn(self) -> bool:
+        """Runs a turn; whether it came to its end. It says itself what it did, or why it did not."""
         process = subprocess.Popen(self._command, preexec_fn=die_with_parent)  # noqa: PLW1509  # takes no lock
         while process.poll() is None:
             time.sleep(LOOK_SECONDS / 10)
             if self._ending:
                 process.terminate()
         if process.returncode < 0 and not self._ending:
-            self._say(f"The turn was killed by signal {-process.returncode}; the next one comes in its time.")
+            self._say(f"The turn was killed by signal {-process.returncode}; another comes in its time.")
+        return process.returncode >= 0
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._ending = True
