@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,8 @@ DWELL = 3000
 EXCUSE_SECONDS = 20.0
 """After a server or an orchestrator was killed, within which requests may fail."""
 SURE = 0.999
+WATCH = ("--every", "20", "--fresh", "1000", "--window", "6000")
+"""How the refresher watches."""
 
 
 @dataclass
@@ -88,8 +90,9 @@ class Traffic:
 class World:
     """Server and refresher, kept running by a supervisor as production has one, and what can happen to them."""
 
-    def __init__(self, repository: Path, chain: Chain, logs: Path) -> None:
+    def __init__(self, repository: Path, chain: Chain, logs: Path, watch: Sequence[str] = WATCH) -> None:
         self.repository, self.chain = repository, chain
+        self._watch = watch
         self._logs = logs
         self._ports = [free_port() for _ in range(3)]
         self.address = f"{HOST}:{self._ports[0]}"
@@ -106,8 +109,8 @@ class World:
             ports = zip(("grpc", "http", "metrics"), self._ports, strict=True)
             options = [text for kind, port in ports for text in (f"--{kind}-port", str(port))]
             return ["serve", str(self.repository), *options]
-        watch = ["--watch", "--every", "20", "--fresh", "1000", "--window", "6000"]
-        return ["refresh", self.chain.model, "--repository", str(self.repository), "--server", self.address, *watch]
+        where = ["--repository", str(self.repository), "--server", self.address]
+        return ["refresh", self.chain.model, *where, "--watch", *self._watch]
 
     def _start(self, name: str) -> None:
         with (self._logs / f"{name}.log").open("ab") as log:

@@ -24,7 +24,13 @@ DEFAULT_OUTPUT = Path("demo")
     show_default=True,
     help="Folder for the report, demo.json and the model repository; what a demo left there is replaced.",
 )
-@click.option("--requests", type=click.IntRange(100), default=3000, show_default=True, help="Measured in each half.")
+@click.option(
+    "--requests",
+    type=click.IntRange(100),
+    default=3000,
+    show_default=True,
+    help="Measured in each half; the refresh needs some 1,500 to certify with.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
 def demo(output: Path, requests: int, seed: int, json_path: Path | None) -> None:
