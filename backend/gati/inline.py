@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -13,20 +14,28 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from gati.chain import Chain
+from gati.device import Hidden, HostRunner, Runner
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import fuse, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.release import Release, head_path
-from gati.session import open_session, run
+from gati.session import open_session
 
 
 class InlineEngine:
-    """Holds a session for each stage in use, all on one thread pool."""
+    """Holds a session for each stage in use, all on one thread pool, or on one GPU.
 
-    def __init__(self, repository: Path, chain: Chain) -> None:
+    Args:
+        repository: Where the segments and heads lie.
+        chain: The chain to run.
+        runner: Where to run it, and where hidden state is kept.
+    """
+
+    def __init__(self, repository: Path, chain: Chain, runner: Runner | None = None) -> None:
         self._repository = repository
         self._chain = chain
+        self._runner = runner or HostRunner()
         self._sessions: WeakValueDictionary[range, ort.InferenceSession] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
@@ -42,14 +51,16 @@ class InlineEngine:
         if session is None:
             session = self._sessions[part] = self._open(part)
         inputs = tuple(node.name for node in session.get_inputs())
-        return Stage(part[-1], inputs, partial(_run, session, [self._chain.segments[part[-1]].output.name]))
+        whole = part[-1] + 1 == len(self._chain.segments)
+        run = self._runner.fetch if whole else self._runner.keep
+        return Stage(part[-1], inputs, partial(_run, run, session, [self._chain.segments[part[-1]].output.name]))
 
     def _open(self, part: range) -> ort.InferenceSession:
         for index in part:
             self._chain.check_segment(self._repository, index)
         models = [self._path(index).read_bytes() for index in part]
         try:
-            session = open_session(fuse(models))
+            session = open_session(fuse(models), self._runner.device)
         except Exception as error:
             which = " and ".join(str(self._path(index)) for index in sorted({part[0], part[-1]}))
             raise RepositoryError(f"{which} can't be run by ONNX Runtime: {first_line(error)}") from error
@@ -73,29 +84,34 @@ class InlineEngine:
                 head_path(self._repository, self._chain, head.index, release.number).read_bytes(),
                 self._chain,
                 head.index,
+                self._runner.device,
             )
             for head in release.heads
         }
-        return InlineHeads(self._chain, opened), {index: spec for index, (_, spec) in opened.items()}
+        return InlineHeads(self._chain, opened, self._runner), {index: spec for index, (_, spec) in opened.items()}
 
 
 class InlineHeads:
     """The heads of one release as sessions."""
 
-    def __init__(self, chain: Chain, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]]) -> None:
+    def __init__(self, chain: Chain, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]], runner: Runner) -> None:
+        self._runner = runner
         self._sessions = {index: session for index, (session, _) in opened.items()}
         self._cuts = {index: chain.segments[index].output.name for index in opened}
         self._names = {
             index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, (_, spec) in opened.items()
         }
 
-    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; see gati.head."""
-        values = run(self._sessions[index], self._names[index], {self._cuts[index]: hidden, **state})
+        feeds: dict[str, Hidden] = {self._cuts[index]: hidden, **state}
+        values = self._runner.fetch(self._sessions[index], self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
 
-def _run(session: ort.InferenceSession, outputs: list[str], feeds: dict[str, np.ndarray]) -> np.ndarray:
+def _run(
+    run: Callable[..., list[Any]], session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, Hidden]
+) -> Hidden:
     try:
         return run(session, outputs, feeds)[0]
     except InvalidArgument as error:
