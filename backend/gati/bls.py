@@ -32,7 +32,7 @@ class BlsEngine:
         pb_utils: Triton's `triton_python_backend_utils`, which exists inside the server only.
 
     Raises:
-        RepositoryError: If a segment's ONNX file is not the one that chain.json names.
+        RepositoryError: If a segment's ONNX file, or its plan, is not the one that chain.json names.
     """
 
     def __init__(self, repository: Path, chain: Chain, pb_utils: Any) -> None:
@@ -42,6 +42,7 @@ class BlsEngine:
         for segment in chain.segments:
             if chain.segment_path(repository, segment.index).exists():  # else the server runs it in another format
                 chain.check_segment(repository, segment.index)
+            chain.check_plan(repository, segment.index)
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
         """Each segment is a model of its own, and a stage; see gati.engine."""

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from gati.errors import UnavailableError
 from gati.session import CPU, Device, open_session, run
 
 VALUES, ROWS, TAKEN = "values", "rows", "taken"
@@ -94,6 +95,15 @@ def runner_on(device: Device) -> Runner:
         UnavailableError: If the device can't be used.
     """
     return HostRunner() if device == CPU else DeviceRunner(device)
+
+
+def usable(device: Device) -> bool:
+    """Whether ONNX Runtime can run on a device."""
+    try:
+        runner_on(device)
+    except UnavailableError:
+        return False
+    return True
 
 
 class DeviceArray:

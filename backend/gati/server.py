@@ -37,6 +37,8 @@ STDERR = Path("-")
 """In place of a log file: Triton writes where this process does, as containers want it."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
 START_SECONDS = 120
+BUILD_SECONDS = 1800
+"""How long a server may take to start that has TensorRT build engines first."""
 EXIT_SECONDS = 15
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
@@ -143,12 +145,13 @@ class Server:
         )
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        patience = _patience(self.repository)
+        deadline = time.monotonic() + patience
         while not is_ready(self.ports.http):
             if self.process.poll() is not None:
                 raise RepositoryError(_failure(self.log))
             if time.monotonic() > deadline:
-                raise UnavailableError(f"tritonserver was not ready within {START_SECONDS} s; its log is {self.log}.")
+                raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
             time.sleep(0.05)
 
     def revive(self) -> list[str]:
@@ -237,6 +240,12 @@ def startup_models(repository: Path) -> list[str]:
         else:
             models -= {head for head in heads if not any(f.name.isdecimal() for f in (repository / head).iterdir())}
     return sorted(models)
+
+
+def _patience(repository: Path) -> int:
+    """Seconds that a server of a repository may take to start."""
+    engines = {read_chain(repository, name).engine for name in find_chains(repository)}
+    return BUILD_SECONDS if "tensorrt" in engines else START_SECONDS
 
 
 def read_or_create_token(repository: Path) -> str:

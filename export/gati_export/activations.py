@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
-from gati.session import open_session
+from gati.session import CPU, Device, open_session
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and which share of it is done, 0..1."""
@@ -39,7 +39,7 @@ class Activations:
     outputs: np.ndarray
 
 
-def open_segments(paths: Sequence[Path]) -> list[ort.InferenceSession]:
+def open_segments(paths: Sequence[Path], device: Device = CPU) -> list[ort.InferenceSession]:
     """Opens a chain's segments.
 
     Raises:
@@ -48,7 +48,7 @@ def open_segments(paths: Sequence[Path]) -> list[ort.InferenceSession]:
     sessions = []
     for index, path in enumerate(paths):
         try:
-            sessions.append(open_session(path))
+            sessions.append(open_session(path, device))
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise BackboneError(f"Segment {index} can't be opened ({path.name}); export the model again.") from error
     return sessions

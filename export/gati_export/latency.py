@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import numpy as np
 import onnxruntime as ort
 
 from gati.chain import Chain
+from gati.device import usable
 from gati.fuse import fuse, stages
-from gati.session import open_session
+from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import open_segments
 
 WARM_UP = 5
@@ -89,8 +91,21 @@ def measure(
     return np.median(taken[WARM_UP:], axis=0).tolist()
 
 
+def measured_on(chain: Chain) -> Device:
+    """Where segments are measured: on `GATI_DEVICE`; without it, on a GPU if TensorRT is to run them and there is one.
+
+    By ONNX Runtime and CUDA even then: TensorRT's own engines take minutes to build, and differ less than processors.
+    """
+    if asked := os.environ.get(DEVICE):
+        return parse_device(asked)
+    wanted = Device("cuda") if chain.engine == "tensorrt" else CPU
+    return wanted if usable(wanted) else CPU
+
+
 def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Times:
     """Measures a chain's segments as they will be served: fused wherever there is no head between them.
+
+    On a GPU, each takes its input from the host and gives its output back, as in BLS mode; inline, that is too long.
 
     Args:
         chain: The chain.
@@ -100,17 +115,18 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     Raises:
         BackboneError: If a segment can't be read.
     """
-    sessions = open_segments(paths)
+    device = measured_on(chain)
+    sessions = open_segments(paths, device)
     feeds = _feeds(chain, sessions, samples)
     models = [path.read_bytes() for path in paths]
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
         return Times(np.array(measure(sessions, feeds)), np.zeros(len(chain.heads)))
     inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
-    whole = open_session(fuse(models))
+    whole = open_session(fuse(models), device)
     seconds = measure([whole], [_read(whole, inputs)])[0]
     until, cuts = [0.0], []
     for index in chain.heads:
-        first, second = open_session(fuse(models[: index + 1])), open_session(fuse(models[index + 1 :]))
+        first, second = (open_session(fuse(part), device) for part in (models[: index + 1], models[index + 1 :]))
         rows = [_read(whole, inputs), _read(first, inputs), _read(second, {**inputs, **feeds[index + 1]})]
         taken = np.array(measure([whole, first, second], rows, budget=CUT_BUDGET))
         one, before, after = taken / taken[0]  # of the same rounds: the machine may be slower by now

@@ -12,7 +12,7 @@ from handmade import draft, remembering_head
 from onnx import helper
 
 from gati.chain import Chain
-from gati.device import DeviceArray, DeviceRunner, HostRunner, Runner, runner_on
+from gati.device import DeviceArray, DeviceRunner, HostRunner, Runner, runner_on, usable
 from gati.errors import RepositoryError, RequestError, UnavailableError
 from gati.flight import Answer, Flight, Request
 from gati.inline import InlineEngine
@@ -137,16 +137,7 @@ def test_what_is_no_device_is_said(text: str) -> None:
         parse_device(text)
 
 
-def no_cuda() -> bool:
-    """Whether there is no GPU that ONNX Runtime can use."""
-    try:
-        runner_on(Device("cuda"))
-    except UnavailableError:
-        return True
-    return False
-
-
-without_cuda = pytest.mark.skipif(not no_cuda(), reason="there is a GPU here")
+without_cuda = pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
 
 
 @without_cuda

@@ -209,6 +209,27 @@ def test_weights_beside_the_file_come_into_the_plain_model(gati, tmp_path):
 # What it writes and says
 
 
+def test_segments_are_prepared_for_tensorrt(gati, tmp_path):
+    ended = gati("net.onnx", "--plain", mode="auto", engine="tensorrt", engines="/var/cache", json="result.json")
+    assert ended.code == 0, ended.err
+    said = json.loads((tmp_path / "result.json").read_text())
+    assert (said["engine"], said["mode"]) == ("tensorrt", "bls")
+    assert all(note in ended.out for note in said["notes"])
+    assert "gati refresh --measure" in said["notes"][1]
+    chain = read_chain(tmp_path / "models", "net")
+    assert chain.engine == "tensorrt"
+    for model in ("net-segment-0", "net-plain"):
+        text = (tmp_path / "models" / model / "config.pbtxt").read_text()
+        assert any(way in text for way in ("/var/cache/engines-net-", 'backend: "tensorrt"'))
+    assert "accelerator" not in (tmp_path / "models/net-head-0/config.pbtxt").read_text()
+
+
+def test_tensorrt_is_not_for_inline_chains(gati):
+    ended = gati(engine="tensorrt", mode="inline")
+    assert ended.code == 2
+    assert "--engine tensorrt is for Triton models: leave --mode out" in ended.err
+
+
 def test_few_samples_give_a_chain_that_waits_for_a_refresh(gati, tmp_path):
     ended = gati("net.onnx", cut_points="1", max_batch="1", json="made/here/result.json")
     assert ended.code == 0
