@@ -35,6 +35,8 @@ HEADER = "gati"
 RESTRICTED = "model-repository,shared-memory,logging,trace"
 STDERR = Path("-")
 """In place of a log file: Triton writes where this process does, as containers want it."""
+LONGEST = 500
+"""Characters of a reason: Triton gives that of a failed warm-up once for each of its requests."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
 START_SECONDS = 120
 BUILD_SECONDS = 1800
@@ -328,6 +330,6 @@ def _failure(log: Path) -> str:
     ):
         found = re.search(pattern, text)
         if found:
-            reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip().rstrip('.;"')
+            reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip()[:LONGEST].rstrip('.;" ')
             return f"tritonserver did not start: {reason} (its log is {log})."
     return f"tritonserver ended while starting; its log is {log}."
