@@ -24,8 +24,6 @@ VALUES, ROWS, TAKEN = "values", "rows", "taken"
 class Hidden(Protocol):
     """Rows on their way through a chain: an `np.ndarray`, or a `DeviceArray`."""
 
-    def __len__(self) -> int: ...
-
     def __getitem__(self, rows: Any, /) -> Any:
         """Some of the rows, by a mask or by indices, on the same device."""
         ...
@@ -33,37 +31,23 @@ class Hidden(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
-class Runner(Protocol):
-    """Runs sessions that were opened on its device."""
-
-    device: Device
-
-    def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Hidden]) -> list[Any]:
-        """Outputs that stay on the device, as `Hidden`."""
-        ...
-
-    def fetch(
-        self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Hidden]
-    ) -> list[np.ndarray]:
-        """Outputs on the host."""
-        ...
-
-
-class HostRunner:
-    """On the processor, hidden state is NumPy's."""
+class Runner:
+    """Runs sessions on the processor, where hidden state is NumPy's."""
 
     device = CPU
+
+    def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """Runs a session; what it gives stays on the device, as `Hidden`."""
+        return run(session, outputs, feeds)
 
     def fetch(
         self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]
     ) -> list[np.ndarray]:
-        """See Runner."""
+        """Runs a session; what it gives comes to the host."""
         return run(session, outputs, feeds)
 
-    keep = fetch
 
-
-class DeviceRunner:
+class DeviceRunner(Runner):
     """Binds what goes into sessions, and what comes out of them, to a device's memory.
 
     ONNX Runtime waits for the device at the end of each run, so that another session, on a stream of its own, may read
@@ -77,12 +61,12 @@ class DeviceRunner:
         self.device = device
         _gather(TensorProto.FLOAT, device)  # fails now rather than on a request
 
-    def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Hidden]) -> list[Any]:
-        """See Runner."""
+    def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """See Runner; what stays are `DeviceArray`s."""
         return [DeviceArray(value, session, self) for value in _run(session, outputs, feeds, self.device)]
 
     def fetch(
-        self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Hidden]
+        self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]
     ) -> list[np.ndarray]:
         """See Runner."""
         return [value.numpy() for value in _run(session, outputs, feeds, CPU)]
@@ -94,7 +78,7 @@ def runner_on(device: Device) -> Runner:
     Raises:
         UnavailableError: If the device can't be used.
     """
-    return HostRunner() if device == CPU else DeviceRunner(device)
+    return Runner() if device == CPU else DeviceRunner(device)
 
 
 def usable(device: Device) -> bool:
@@ -120,9 +104,6 @@ class DeviceArray:
         self._session = session
         self._runner = runner
 
-    def __len__(self) -> int:
-        return self.value.shape()[0]
-
     def __getitem__(self, rows: np.ndarray) -> DeviceArray:
         """Gathers rows, by a mask or by indices, on the device."""
         indices = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
@@ -134,7 +115,7 @@ class DeviceArray:
 
 
 def _run(
-    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Hidden], to: Device
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any], to: Device
 ) -> list[ort.OrtValue]:
     binding = session.io_binding()
     for name, rows in feeds.items():

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from gati.chain import Chain
-from gati.device import Hidden, HostRunner, Runner
+from gati.device import Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import fuse, stages
@@ -35,7 +35,7 @@ class InlineEngine:
     def __init__(self, repository: Path, chain: Chain, runner: Runner | None = None) -> None:
         self._repository = repository
         self._chain = chain
-        self._runner = runner or HostRunner()
+        self._runner = runner or Runner()
         self._sessions: WeakValueDictionary[range, ort.InferenceSession] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
@@ -104,7 +104,7 @@ class InlineHeads:
 
     def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; see gati.head."""
-        feeds: dict[str, Hidden] = {self._cuts[index]: hidden, **state}
+        feeds = {self._cuts[index]: hidden, **state}
         values = self._runner.fetch(self._sessions[index], self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 

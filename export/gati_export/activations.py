@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gati.chain import Chain
-from gati.errors import BackboneError, SamplesError
+from gati.errors import BackboneError, SamplesError, UnavailableError
 from gati.session import CPU, Device, open_session
 
 Progress = Callable[[str, float], None]
@@ -44,11 +44,14 @@ def open_segments(paths: Sequence[Path], device: Device = CPU) -> list[ort.Infer
 
     Raises:
         BackboneError: If one of them can't be read.
+        UnavailableError: If the device can't be used.
     """
     sessions = []
     for index, path in enumerate(paths):
         try:
             sessions.append(open_session(path, device))
+        except UnavailableError:
+            raise
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise BackboneError(f"Segment {index} can't be opened ({path.name}); export the model again.") from error
     return sessions

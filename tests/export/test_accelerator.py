@@ -16,10 +16,12 @@ from graphs import Graph
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from gati.chain import Chain, Segment, Tensor, sha256_of
+from gati.device import usable
 from gati.errors import RepositoryError
-from gati.session import open_session, run
+from gati.session import CPU, Device, open_session, run
 from gati_client import Client
 from gati_export.accelerator import Accelerator, profile
+from gati_export.latency import measured_on
 from gati_export.plans import why_no_plans
 from gati_export.repository import write_plain, write_repository
 
@@ -184,6 +186,20 @@ def test_a_plan_is_held_against_its_digest(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_without_tensorrt_it_is_said_why_there_are_no_plans() -> None:
     assert "tensorrt can't be imported" in (why_no_plans() or "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "expected"),
+    [
+        ("onnxruntime", "", CPU),
+        ("onnxruntime", "cuda:1", Device("cuda", 1)),
+        ("tensorrt", "", Device("cuda") if usable(Device("cuda")) else CPU),
+        ("tensorrt", "cpu", CPU),
+    ],
+)
+def test_times_are_taken_where_it_is_said(tmp_path, monkeypatch, engine, asked, expected) -> None:
+    monkeypatch.setenv("GATI_DEVICE", asked)
+    assert measured_on(replace(Two(tmp_path).chain, engine=engine)) == expected
 
 
 def test_a_server_without_a_gpu_runs_it_all_the_same(exported: Exported, serve: Serve, tmp_path: Path) -> None:

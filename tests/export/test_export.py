@@ -26,8 +26,10 @@ from PIL import Image
 
 from gati.chain import Chain, Segment, Tensor, read_chain
 from gati.cli import main
+from gati.device import usable
 from gati.recorder import Sample, shard, write_shard
 from gati.release import head_path, valid_releases
+from gati.session import Device
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode
 
@@ -222,6 +224,13 @@ def test_segments_are_prepared_for_tensorrt(gati, tmp_path):
         text = (tmp_path / "models" / model / "config.pbtxt").read_text()
         assert any(way in text for way in ("/var/cache/engines-net-", 'backend: "tensorrt"'))
     assert "accelerator" not in (tmp_path / "models/net-head-0/config.pbtxt").read_text()
+
+
+@pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
+def test_a_gpu_that_is_asked_for_and_not_there(gati, tmp_path, monkeypatch):
+    monkeypatch.setenv("GATI_DEVICE", "cuda:7")
+    assert "can't use cuda:7" in one_error(gati())
+    assert left_in(tmp_path) == []
 
 
 def test_tensorrt_is_not_for_inline_chains(gati):
