@@ -46,7 +46,7 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
     released.look()
 
     def segments() -> None:
-        values = dict(feeds)
+        values: dict[str, Any] = dict(feeds)
         for stage, segment in zip(apart, chain.segments, strict=True):
             values[segment.output.name] = stage.run({name: values[name] for name in stage.inputs})
 

@@ -6,7 +6,7 @@ version is not (or no longer) ready is a miss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gati.chain import Chain
+from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import RequestError, UnavailableError
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
@@ -31,7 +32,7 @@ class BlsEngine:
         pb_utils: Triton's `triton_python_backend_utils`, which exists inside the server only.
 
     Raises:
-        RepositoryError: If a segment's ONNX file is not the one that chain.json names.
+        RepositoryError: If a segment's ONNX file, or its plan, is not the one that chain.json names.
     """
 
     def __init__(self, repository: Path, chain: Chain, pb_utils: Any) -> None:
@@ -41,12 +42,13 @@ class BlsEngine:
         for segment in chain.segments:
             if chain.segment_path(repository, segment.index).exists():  # else the server runs it in another format
                 chain.check_segment(repository, segment.index)
+            chain.check_plan(repository, segment.index)
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
         """Each segment is a model of its own, and a stage; see gati.engine."""
         return tuple(Stage(s.index, s.inputs, partial(self._run_segment, s.index)) for s in self._chain.segments)
 
-    def _run_segment(self, index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    def _run_segment(self, index: int, feeds: Mapping[str, Hidden]) -> np.ndarray:
         segment = self._chain.segments[index]
         return self._calls.run(self._chain.segment_model(index), SEGMENT_VERSION, feeds, [segment.output.name])[0]
 
@@ -71,7 +73,7 @@ class BlsHeads:
         self._calls = calls
         self._names = {index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, spec in specs.items()}
 
-    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; see gati.head."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         try:
@@ -92,7 +94,7 @@ class BlsCalls:
         """Whether a version of a model can be called."""
         return self._pb.is_model_ready(model_name=model, model_version=str(version))
 
-    def run(self, model: str, version: int, feeds: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+    def run(self, model: str, version: int, feeds: Mapping[str, Hidden], outputs: list[str]) -> list[np.ndarray]:
         """Runs a version of a model.
 
         Raises:

@@ -16,6 +16,7 @@ from gati.errors import RepositoryError
 FORMAT = 1
 MODES = ("inline", "bls")
 Mode = Literal["inline", "bls"]
+Engine = Literal["onnxruntime", "tensorrt"]
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -63,6 +64,7 @@ class Segment:
         output: What it computes: the cut tensor after it, or the backbone's output.
         sha256: Of its `model.onnx`.
         share: Share of the backbone's compute spent when it is done, 0..1, measured at export.
+        plan: SHA-256 of the `model.plan` beside it, which TensorRT runs in its place in BLS mode; empty without one.
     """
 
     index: int
@@ -70,6 +72,7 @@ class Segment:
     output: Tensor
     sha256: str
     share: float
+    plan: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Chain:
         memory: Bytes that all heads together may take; None for any.
         p99: Seconds in the engine that 99 % of requests may take; None for any.
         views: Images that heads learn from at least, shifted and mirrored ones among them.
+        engine: What runs segments in BLS mode, as their configurations have it.
     """
 
     model: str
@@ -105,6 +109,7 @@ class Chain:
     memory: int | None = None
     p99: float | None = None
     views: int = 0
+    engine: Engine = "onnxruntime"
 
     @property
     def classes(self) -> int:
@@ -128,18 +133,33 @@ class Chain:
         """Where a segment's ONNX file lies."""
         return repository / self.segment_model(index) / "1" / "model.onnx"
 
+    def plan_path(self, repository: Path, index: int) -> Path:
+        """Where a segment's TensorRT plan lies, if it has one."""
+        return self.segment_path(repository, index).with_name("model.plan")
+
     def check_segment(self, repository: Path, index: int) -> None:
         """Holds a segment's file against its digest.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
         """
-        path = self.segment_path(repository, index)
+        self._check(self.segment_path(repository, index), self.segments[index].sha256)
+
+    def check_plan(self, repository: Path, index: int) -> None:
+        """Holds a segment's plan, if it has one, against its digest.
+
+        Raises:
+            RepositoryError: If it can't be read, or is another one.
+        """
+        if self.segments[index].plan:
+            self._check(self.plan_path(repository, index), self.segments[index].plan)
+
+    def _check(self, path: Path, expected: str) -> None:
         try:
             digest = sha256_of(path)
         except OSError as error:
             raise RepositoryError(f"{path} can't be read ({error.strerror}).") from error
-        if digest != self.segments[index].sha256:
+        if digest != expected:
             raise RepositoryError(f"{path} is not the segment that chain.json names; export the model again.")
 
     def digests(self) -> tuple[str, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
+from gati.device import Hidden
 from gati.head import Heads, HeadSpec
 from gati.release import Release
 
@@ -19,12 +18,13 @@ class Stage:
     Attributes:
         last: Index of the last of them.
         inputs: Names of what it reads.
-        run: From those, each [batch, ...], to the last segment's output, [batch, ...]. Raises a GatiError if it can't.
+        run: From those, each [batch, ...], to the last segment's output, [batch, ...], wherever the engine keeps hidden
+            state; the chain's own output is NumPy's. Raises a GatiError if it can't.
     """
 
     last: int
     inputs: tuple[str, ...]
-    run: Callable[[dict[str, np.ndarray]], np.ndarray]
+    run: Callable[[Mapping[str, Hidden]], Hidden]
 
 
 class Engine(Protocol):

@@ -14,9 +14,10 @@ import numpy as np
 import onnxruntime as ort
 
 from gati.chain import Chain, Tensor
+from gati.device import Hidden
 from gati.errors import ReleaseRefused
 from gati.inspection import inspect
-from gati.session import open_session, run
+from gati.session import CPU, Device, open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 
 SCORE, HIT, KEY = "score", "hit", "key"
@@ -41,7 +42,7 @@ class Prediction(NamedTuple):
 class Heads(Protocol):
     """The heads of one release, loaded."""
 
-    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; None where the head is not ready, which is a miss."""
         ...
 
@@ -59,7 +60,7 @@ class HeadSpec:
     outputs: tuple[str, ...]
 
 
-def open_head(model: bytes, chain: Chain, index: int) -> tuple[ort.InferenceSession, HeadSpec]:
+def open_head(model: bytes, chain: Chain, index: int, device: Device = CPU) -> tuple[ort.InferenceSession, HeadSpec]:
     """Opens a head's ONNX file and holds it against its contract.
 
     The session comes back warm: it has answered a batch of one and a batch of the largest size.
@@ -71,7 +72,7 @@ def open_head(model: bytes, chain: Chain, index: int) -> tuple[ort.InferenceSess
     name = f"head {index} of {chain.model!r}"
     inspect(model, chain, index)
     try:
-        session = open_session(model)
+        session = open_session(model, device)
     except Exception as error:
         raise ReleaseRefused(f"{name} is not an ONNX model that can be run: {first_line(error)}") from error
     if not _fits(session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, ""), chain):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -14,13 +15,14 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from gati.chain import Chain
+from gati.device import Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.layout import InseparableError, Split, open_on_blocks, probe, split
 from gati.release import Release, head_path
-from gati.session import open_session, run
+from gati.session import CPU, open_session
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +39,18 @@ class _Plan:
 
 
 class InlineEngine:
-    """Holds a session for each stage and head in use, all on one thread pool."""
+    """Holds a session for each stage and head in use, all on one thread pool, or on one GPU.
 
-    def __init__(self, repository: Path, chain: Chain) -> None:
+    Args:
+        repository: Where the segments and heads lie.
+        chain: The chain to run.
+        runner: Where to run it, and where hidden state is kept.
+    """
+
+    def __init__(self, repository: Path, chain: Chain, runner: Runner | None = None) -> None:
         self._repository = repository
         self._chain = chain
+        self._runner = runner or Runner()
         self._plans: WeakValueDictionary[tuple[int, ...], _Plan] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
@@ -54,7 +63,7 @@ class InlineEngine:
     def _plan(self, cuts: Sequence[int]) -> _Plan:
         plan = self._plans.get(tuple(cuts))
         if plan is None:
-            plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=True)
+            plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=self._runner.device == CPU)
         return plan
 
     def _load(self, cuts: Sequence[int], as_run: bool) -> _Plan:
@@ -79,11 +88,13 @@ class InlineEngine:
 
     def _stage(self, part: range, session: ort.InferenceSession) -> Stage:
         inputs = tuple(node.name for node in session.get_inputs())
-        return Stage(part[-1], inputs, partial(_run, session, [self._chain.segments[part[-1]].output.name]))
+        whole = part[-1] + 1 == len(self._chain.segments)
+        run = self._runner.fetch if whole else self._runner.keep
+        return Stage(part[-1], inputs, partial(_run, run, session, [self._chain.segments[part[-1]].output.name]))
 
     def _open(self, models: Sequence[bytes], part: range) -> ort.InferenceSession:
         try:
-            session = open_session(fuse(models[part[0] : part[-1] + 1]))
+            session = open_session(fuse(models[part[0] : part[-1] + 1]), self._runner.device)
         except Exception as error:
             which = " and ".join(str(self._path(index)) for index in sorted({part[0], part[-1]}))
             raise RepositoryError(f"{which} can't be run by ONNX Runtime: {first_line(error)}") from error
@@ -109,14 +120,14 @@ class InlineEngine:
         except InseparableError:
             plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=False)
             heads = self._open_heads(plan, release)
-        return InlineHeads(self._chain, plan, heads), {index: spec for index, (_, spec) in heads.items()}
+        return InlineHeads(self._chain, plan, heads, self._runner), {index: spec for index, (_, spec) in heads.items()}
 
     def _open_heads(self, plan: _Plan, release: Release) -> dict[int, tuple[ort.InferenceSession, HeadSpec]]:
         return {head.index: self._open_head(plan, head.index, release.number) for head in release.heads}
 
     def _open_head(self, plan: _Plan, index: int, number: int) -> tuple[ort.InferenceSession, HeadSpec]:
         model = head_path(self._repository, self._chain, index, number).read_bytes()
-        session, spec = open_head(model, self._chain, index)
+        session, spec = open_head(model, self._chain, index, self._runner.device)
         cut = self._chain.segments[index].output
         if cut.name in plan.blocked:
             session = open_on_blocks(model, cut)
@@ -129,17 +140,21 @@ class InlineEngine:
 class InlineHeads:
     """The heads of one release as sessions."""
 
-    def __init__(self, chain: Chain, plan: _Plan, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]]) -> None:
+    def __init__(
+        self, chain: Chain, plan: _Plan, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]], runner: Runner
+    ) -> None:
         self._plan = plan  # lives as long as its heads
+        self._runner = runner
         self._sessions = {index: session for index, (session, _) in opened.items()}
         self._cuts = {index: chain.segments[index].output.name for index in opened}
         self._names = {
             index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, (_, spec) in opened.items()
         }
 
-    def predict(self, index: int, hidden: np.ndarray, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; see gati.head."""
-        values = run(self._sessions[index], self._names[index], {self._cuts[index]: hidden, **state})
+        feeds = {self._cuts[index]: hidden, **state}
+        values = self._runner.fetch(self._sessions[index], self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
 
@@ -160,7 +175,9 @@ def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], fe
     return split(fuse(models), cuts, reads, feeds)
 
 
-def _run(session: ort.InferenceSession, outputs: list[str], feeds: dict[str, np.ndarray]) -> np.ndarray:
+def _run(
+    run: Callable[..., list[Any]], session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, Hidden]
+) -> Hidden:
     try:
         return run(session, outputs, feeds)[0]
     except InvalidArgument as error:

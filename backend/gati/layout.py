@@ -124,7 +124,7 @@ def _optimise(model: ModelProto) -> tuple[ort.InferenceSession, ModelProto]:
     """The session of a model, and the graph that it runs."""
     with tempfile.TemporaryDirectory(prefix="gati-") as folder:
         path = Path(folder) / "optimised.onnx"
-        return open_session(model.SerializeToString(), path), onnx.load(path)
+        return open_session(model.SerializeToString(), optimised=path), onnx.load(path)
 
 
 def _name_blocks(graph: GraphProto, cuts: Sequence[str]) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 from gati.agreement import parse_agreement
 from gati.breaker import Breaker
 from gati.chain import Chain
+from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import GatiError
 from gati.flight import BACKBONE, Drawn, Flight, Request
@@ -44,7 +45,7 @@ class Audit:
     index: int
     release: LiveRelease
     drawn: int
-    values: dict[str, np.ndarray]
+    values: Mapping[str, Hidden]
     served: np.ndarray
     inputs: dict[str, np.ndarray]
     arrived: float
@@ -137,7 +138,7 @@ class Orchestrator:
         for stage in audit.release.stages:
             if stage.last > audit.index:
                 values = self._advance(stage, values)
-        outputs = values[self._chain.output.name]
+        outputs = np.asarray(values[self._chain.output.name])
         agreed = self._agreement(audit.served, outputs)
         good = int(np.count_nonzero(agreed))
         audit.release.breaker.settle(audit.drawn, good, len(agreed) - good, audit.index)
@@ -163,13 +164,14 @@ class Orchestrator:
 
     def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:
         """Runs a flight to its end; adds to `audits` the hits that were drawn."""
-        rows, values = np.arange(flight.rows), flight.values
+        rows = np.arange(flight.rows)
+        values: Mapping[str, Hidden] = flight.values
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         for stage in release.stages:
             values = self._advance(stage, values)
             index = stage.last
             if index == self._last:
-                flight.finish(rows, values[self._chain.output.name], index, BACKBONE)
+                flight.finish(rows, np.asarray(values[self._chain.output.name]), index, BACKBONE)
                 break
             prediction = self._look_up(heads, index, values, release)
             if prediction is None:
@@ -190,7 +192,7 @@ class Orchestrator:
         if heads is not None:
             _learn(flight, release, keys)
 
-    def _advance(self, stage: Stage, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _advance(self, stage: Stage, values: Mapping[str, Hidden]) -> dict[str, Hidden]:
         """Runs one stage; keeps of the values what later ones read."""
         started = time.perf_counter()
         output = stage.run({name: values[name] for name in stage.inputs})
@@ -199,7 +201,7 @@ class Orchestrator:
         return kept | {self._chain.segments[stage.last].output.name: output}
 
     def _look_up(
-        self, heads: Heads | None, index: int, values: dict[str, np.ndarray], release: LiveRelease
+        self, heads: Heads | None, index: int, values: Mapping[str, Hidden], release: LiveRelease
     ) -> Prediction | None:
         if heads is None or index not in release.breaker.open_exits:
             return None
@@ -212,7 +214,7 @@ class Orchestrator:
 
 
 def _audits(
-    index: int, release: LiveRelease, flight: Flight, rows: np.ndarray, hit: np.ndarray, values: dict[str, np.ndarray]
+    index: int, release: LiveRelease, flight: Flight, rows: np.ndarray, hit: np.ndarray, values: Mapping[str, Hidden]
 ) -> list[Audit]:
     """The hits that were drawn, if any, as one audit."""
     if flight.drawn is None:

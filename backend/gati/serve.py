@@ -12,6 +12,7 @@ import click
 from gati.errors import UnavailableError
 from gati.options import existing_folder, json_option, port_option, write_json
 from gati.server import ANYWHERE, HOST, Ports, Server
+from gati.session import DEVICE, parse_device
 from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspace
 
 
@@ -30,6 +31,7 @@ from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspac
 @click.option(
     "--workers", type=click.IntRange(0), help="Threads for requests; 0: Triton's own.  [default: 0 inline, 4 bls]"
 )
+@click.option("--device", metavar="DEVICE", help="Where inline chains run: cpu, cuda or cuda:N.  [default: cpu]")
 @click.option(
     "--log",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
@@ -47,6 +49,7 @@ def serve(
     store_mib: int | None,
     audit: float | None,
     workers: int | None,
+    device: str | None,
     log: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -62,6 +65,7 @@ def serve(
         STORE_BYTES: store_mib and store_mib << 20,
         AUDIT: audit,
         WORKERS: workers,
+        DEVICE: device and parse_device(device),
     }
     environment = {name: str(value) for name, value in options.items() if value is not None}
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -35,8 +35,12 @@ HEADER = "gati"
 RESTRICTED = "model-repository,shared-memory,logging,trace"
 STDERR = Path("-")
 """In place of a log file: Triton writes where this process does, as containers want it."""
+LONGEST = 500
+"""Characters of a reason: Triton gives that of a failed warm-up once for each of its requests."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
 START_SECONDS = 120
+BUILD_SECONDS = 1800
+"""How long a server may take to start that has TensorRT build engines first."""
 EXIT_SECONDS = 15
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
@@ -143,12 +147,13 @@ class Server:
         )
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        patience = _patience(self.repository)
+        deadline = time.monotonic() + patience
         while not is_ready(self.ports.http):
             if self.process.poll() is not None:
                 raise RepositoryError(_failure(self.log))
             if time.monotonic() > deadline:
-                raise UnavailableError(f"tritonserver was not ready within {START_SECONDS} s; its log is {self.log}.")
+                raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
             time.sleep(0.05)
 
     def revive(self) -> list[str]:
@@ -239,6 +244,12 @@ def startup_models(repository: Path) -> list[str]:
     return sorted(models)
 
 
+def _patience(repository: Path) -> int:
+    """Seconds that a server of a repository may take to start."""
+    engines = {read_chain(repository, name).engine for name in find_chains(repository)}
+    return BUILD_SECONDS if "tensorrt" in engines else START_SECONDS
+
+
 def read_or_create_token(repository: Path) -> str:
     """The token that opens the model-control API, from a file that only its owner can read.
 
@@ -319,6 +330,6 @@ def _failure(log: Path) -> str:
     ):
         found = re.search(pattern, text)
         if found:
-            reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip().rstrip('.;"')
+            reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip()[:LONGEST].rstrip('.;" ')
             return f"tritonserver did not start: {reason} (its log is {log})."
     return f"tritonserver ended while starting; its log is {log}."

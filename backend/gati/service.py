@@ -15,6 +15,7 @@ import numpy as np
 from gati.bls import BlsEngine
 from gati.breaker import Alarm
 from gati.chain import read_chain
+from gati.device import runner_on
 from gati.flight import Flight, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
@@ -49,7 +50,10 @@ class Service:
         self.chain = read_chain(repository, model)
         settings = Settings.from_environment(os.environ, repository)
         inline = self.chain.mode == "inline"
-        engine = InlineEngine(repository, self.chain) if inline else BlsEngine(repository, self.chain, pb_utils)
+        if inline:
+            engine = InlineEngine(repository, self.chain, runner_on(settings.device))
+        else:
+            engine = BlsEngine(repository, self.chain, pb_utils)
         self._metrics = Metrics(pb_utils, model)
         self._failing: set[int] = set()
         self._recorder = self._open_recorder(settings)

@@ -7,13 +7,21 @@ four of them took 22 ms where the backbone takes 4.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
+
+from gati.errors import RepositoryError, UnavailableError
+
+DEVICE = "GATI_DEVICE"
+"""Environment variable: where inline chains run, and what is measured at export; see `parse_device`."""
+CUDA = "CUDAExecutionProvider"
 
 THREADS = "GATI_THREADS"
 """Environment variable: threads that work on one graph at a time; by default, one a core."""
@@ -24,14 +32,44 @@ INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 
 
-def open_session(model: str | Path | bytes, optimised: Path | None = None) -> ort.InferenceSession:
-    """Opens an ONNX model, given as a file or as its bytes, on the process's shared thread pool.
+@dataclass(frozen=True)
+class Device:
+    """Where graphs run: "cpu", or "cuda" and the number of a GPU."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self == CPU else f"{self.kind}:{self.index}"
+
+
+CPU = Device()
+
+
+def parse_device(text: str) -> Device:
+    """Reads `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        RepositoryError: If it is none of these.
+    """
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", text)
+    if found is None:
+        raise RepositoryError(f"{text!r} is no device to run on: cpu is one, cuda, and cuda:N for the GPU number N.")
+    return Device(text.partition(":")[0], int(found[1] or 0))
+
+
+def open_session(
+    model: str | Path | bytes, device: Device = CPU, optimised: Path | None = None
+) -> ort.InferenceSession:
+    """Opens an ONNX model, given as a file or as its bytes; on a processor, on the process's shared thread pool.
 
     Args:
         model: The model.
+        device: Where to run it.
         optimised: Where to write the graph that is run in the end, which is for this machine alone.
 
     Raises:
+        UnavailableError: If the device can't be used.
         Exception: ONNX Runtime's own, if the model can't be read or run.
     """
     _share_threads()
@@ -41,7 +79,24 @@ def open_session(model: str | Path | bytes, optimised: Path | None = None) -> or
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     source = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(source, options, providers=_providers(device))
+    if device != CPU and CUDA not in session.get_providers():  # it takes the processor then, and says so to nobody
+        raise UnavailableError(
+            f"ONNX Runtime can't use {device}: it lacks CUDA, cuDNN or a driver, or there is no GPU."
+        )
+    return session
+
+
+def _providers(device: Device) -> list[Any]:
+    """Providers of a session, as ONNX Runtime wants them. Nodes that none of them can run go to the processor."""
+    if device == CPU:
+        return ["CPUExecutionProvider"]
+    if CUDA not in ort.get_available_providers():
+        raise UnavailableError(
+            f"ONNX Runtime {ort.__version__} can't use {device} as it is: install onnxruntime-gpu in its place."
+        )
+    # Not TensorFloat-32, with its 10 bits: heads were learned, and are certified, on float32.
+    return [(CUDA, {"device_id": str(device.index), "use_tf32": "0"})]
 
 
 def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceSession:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gati.chain import Mode
 from gati.errors import RepositoryError
+from gati.session import CPU, DEVICE, Device, parse_device
 
 STORE, STORE_BYTES, AUDIT, WORKERS = "GATI_STORE", "GATI_STORE_BYTES", "GATI_AUDIT", "GATI_WORKERS"
 REPLICA = "GATI_REPLICA"
@@ -33,6 +34,7 @@ class Settings:
         workers: Threads that serve requests at the same time; 0 serves them on the thread that Triton calls. None
             leaves it to the mode: 0 inline, where one request has all cores at work already and another thread in
             between costs a fifth of its time (measured), and 4 in BLS mode, where a thread mostly waits.
+        device: Where an inline chain runs. In BLS mode, each model's own configuration says that.
     """
 
     store: str | None
@@ -40,10 +42,11 @@ class Settings:
     audit_share: float = 0.02
     workers: int | None = None
     replica: str = field(default_factory=socket.gethostname)
+    device: Device = CPU
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], repository: Path) -> Settings:
-        """Reads `GATI_STORE` (an fsspec URL, or "none"), and `GATI_` `STORE_BYTES`, `AUDIT`, `WORKERS` and `REPLICA`.
+        """Reads `GATI_STORE` (a URL, or "none"), and `GATI_` `STORE_BYTES`, `AUDIT`, `WORKERS`, `REPLICA` and `DEVICE`.
 
         Raises:
             RepositoryError: If one of them is not what it should be.
@@ -56,6 +59,7 @@ class Settings:
                 audit_share=float(environment.get(AUDIT, cls.audit_share)),
                 workers=int(environment[WORKERS]) if environment.get(WORKERS) else None,
                 replica=environment.get(REPLICA) or socket.gethostname(),
+                device=parse_device(environment.get(DEVICE) or str(CPU)),
             )
         except ValueError as error:
             raise RepositoryError(f"A GATI_ variable of the server's environment is not a number: {error}.") from error

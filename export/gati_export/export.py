@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from gati.chain import Chain, Mode
+from gati.chain import Chain, Engine, Mode
 from gati.release import Release, Window
 from gati.settings import workspace
+from gati_export.accelerator import Accelerator
 from gati_export.activations import Progress
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
 from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
+from gati_export.latency import measured_on
 from gati_export.measure import faster_mode
+from gati_export.plans import compiled
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
 from gati_export.report.data import Report, write
@@ -27,6 +30,8 @@ from gati_export.samples import check_samples, load_samples
 from gati_export.segments import check_segments, cut, with_shares, write_segments
 from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
 from gati_export.training import Terms, Trained, train_heads
+
+MEASURE_THERE = "`gati refresh --measure` and `gati bench` say what they are on the serving machine."
 
 CHECKED = 256
 """Samples, at most, on which segments are compared with the backbone."""
@@ -49,6 +54,9 @@ class Plan:
         cut_points: How many, at most.
         max_batch: Largest batch of a request.
         plain: Whether to put the unmodified backbone beside the chain, as `<name>-plain`.
+        engine: What is to run segments; "tensorrt" does in BLS mode only.
+        engines: A folder on the serving machine for engines that TensorRT builds there; None for the repository's
+            workspace, as seen from here.
     """
 
     backbone: str
@@ -63,6 +71,8 @@ class Plan:
     cut_points: int = 6
     max_batch: int = 32
     plain: bool = False
+    engine: Engine = "onnxruntime"
+    engines: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class Exported:
         report: What was learned, chosen and promised.
         release: Release 1, or None where no head could be certified, or none pays.
         mode_seconds: Mean seconds a request in each mode, where both were measured.
+        notes: What to know of how TensorRT runs the segments.
     """
 
     chain: Chain
@@ -86,12 +97,15 @@ class Exported:
     report: Report
     release: Release | None
     mode_seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "model": self.chain.model,
             "mode": self.chain.mode,
+            "engine": self.chain.engine,
+            "notes": self.notes,
             "mode_seconds": self.mode_seconds,
             "cut_points_found": self.found,
             "segments": [asdict(segment) for segment in self.chain.segments],
@@ -148,13 +162,14 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     parts = split(samples, find_runs(samples), SHARES if extra is None else EXTRA_SHARES)
     trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
-    write_repository(staged, chain)
+    chain, accelerator, notes = _compile(plan, staged, chain, paths, head, report)
+    write_repository(staged, chain, accelerator)
     release = _publish_first(plan, staged, chain, trained, count)
     found_out = report_of(chain, trained, terms, release, whole)
     chain, seconds = _settle_mode(plan, staged, chain, trained, samples, report)
     if plan.plain:
-        write_plain(staged, chain, backbone.path)
-    return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds)
+        write_plain(staged, chain, backbone.path, accelerator)
+    return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds, notes)
 
 
 def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
@@ -184,6 +199,7 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
         p99=plan.terms.p99,
         views=plan.terms.views,
         max_batch=backbone.max_batch or plan.max_batch,
+        engine=plan.engine,
     )
     segments = write_segments(cut(backbone, chosen), lambda index: chain.segment_path(staged, index).parent)
     return replace(chain, segments=segments)
@@ -194,6 +210,24 @@ def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
         return None
     names = [tensor.name for tensor in backbone.inputs]
     return check_samples(load_samples(plan.extra, names=names, decode=plan.decode), backbone.inputs)
+
+
+def _compile(
+    plan: Plan,
+    staged: Path,
+    chain: Chain,
+    paths: Sequence[Path],
+    samples: Mapping[str, np.ndarray],
+    report: Progress,
+) -> tuple[Chain, Accelerator | None, tuple[str, ...]]:
+    """Has TensorRT run the segments, if it is to; returns the chain, how, and what to know of it."""
+    if chain.engine != "tensorrt":
+        return chain, None, ()
+    report("Make engines", 0)
+    accelerator = Accelerator.of(chain, paths, samples, (plan.engines or workspace(plan.repository)).absolute())
+    chain, note = compiled(staged, chain, accelerator)
+    report("Make engines", 1)
+    return chain, accelerator, (note, f"Times are ONNX Runtime's on {measured_on(chain)} here: {MEASURE_THERE}")
 
 
 def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:

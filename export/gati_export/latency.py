@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,10 +13,11 @@ import numpy as np
 import onnxruntime as ort
 
 from gati.chain import Chain
+from gati.device import usable
 from gati.fuse import fuse, stages
 from gati.inline import cut_as_run
 from gati.layout import open_on_blocks
-from gati.session import open_session
+from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import open_segments
 
 WARM_UP = 5
@@ -92,8 +94,21 @@ def measure(
     return np.median(taken[WARM_UP:], axis=0).tolist()
 
 
+def measured_on(chain: Chain) -> Device:
+    """Where segments are measured: on `GATI_DEVICE`; without it, on a GPU if TensorRT is to run them and there is one.
+
+    By ONNX Runtime's CUDA provider even then: TensorRT would have to build an engine of each segment first.
+    """
+    if asked := os.environ.get(DEVICE):
+        return parse_device(asked)
+    wanted = Device("cuda") if chain.engine == "tensorrt" else CPU
+    return wanted if usable(wanted) else CPU
+
+
 def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Times:
     """Measures a chain's segments as they will be served: fused wherever there is no head between them.
+
+    On a GPU, each takes its input from the host and gives its output back, as in BLS mode; inline, that is too long.
 
     Args:
         chain: The chain.
@@ -103,12 +118,13 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     Raises:
         BackboneError: If a segment can't be read.
     """
+    device = measured_on(chain)
     models = [path.read_bytes() for path in paths]
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
-        sessions = open_segments(paths)
+        sessions = open_segments(paths, device)
         return Times(np.array(measure(sessions, _feeds(chain, sessions, samples))), np.zeros(len(chain.heads)))
     inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
-    whole = open_session(fuse(models))
+    whole = open_session(fuse(models), device)
     seconds = measure([whole], [_read(whole, inputs)])[0]
     until, cuts = [0.0], []
     for index in chain.heads:
@@ -131,6 +147,7 @@ def measure_heads(
         heads: Cut points and files.
         samples: Model inputs by name, [n, ...]; the first is run.
     """
+    device = measured_on(chain)
     inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
     parts = _cut(chain, [path.read_bytes() for path in paths], chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
@@ -140,7 +157,7 @@ def measure_heads(
         cut = chain.segments[index].output
         for head, (at, model) in enumerate(heads):
             if at == index:
-                session = open_on_blocks(model, cut) if cut.name in parts.blocked else open_session(model)
+                session = open_on_blocks(model, cut) if cut.name in parts.blocked else open_session(model, device)
                 state = {
                     node.name: np.zeros(node.shape, np.float32)
                     for node in session.get_inputs()
@@ -164,11 +181,12 @@ class _Parts:
 def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Feeds) -> _Parts:
     """Cuts a chain as it will be served."""
     ranges = stages(len(models), cuts, [len(model) for model in models])
-    if chain.mode == "inline" and len(ranges) == len(cuts) + 1:
+    device = measured_on(chain)
+    if chain.mode == "inline" and device == CPU and len(ranges) == len(cuts) + 1:
         with suppress(Exception):  # as gati.inline does
             found = cut_as_run(chain, models, ranges, inputs)
             return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.blocked)
-    sessions = [open_session(fuse([models[index] for index in part])) for part in ranges]
+    sessions = [open_session(fuse([models[index] for index in part]), device) for part in ranges]
     values = dict(inputs)
     for part, session in zip(ranges, sessions, strict=True):
         output = chain.segments[part[-1]].output.name

@@ -18,19 +18,30 @@ from gati.errors import RepositoryError
 from gati.head import HIT, SCORE
 from gati.session import INTRA_OP, SPIN
 from gati.wire import EXIT, RELEASE
+from gati_export.accelerator import Accelerator
 
 HEAD_VERSIONS = 2
 """Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
 
 
-def write_repository(repository: Path, chain: Chain) -> None:
-    """Writes the chain's manifest, and the configuration of every model of it. Segments are in place already."""
+def write_repository(repository: Path, chain: Chain, accelerator: Accelerator | None = None) -> None:
+    """Writes the chain's manifest, and the configuration of every model of it. Segments are in place already.
+
+    Args:
+        repository: Where to.
+        chain: The chain.
+        accelerator: How TensorRT runs the segments; None for ONNX Runtime on the processor.
+    """
     for index, segment in enumerate(chain.segments):
         model = chain.segment_model(index)
         known = {t.name: t for t in (*chain.inputs, *(s.output for s in chain.segments))}
         inputs = [known[name] for name in segment.inputs]
         config = onnx_config(model, inputs, segment.output, chain.max_batch)
         config.parameters[SPIN].string_value = "0"  # many small models on the same cores
+        if accelerator is not None and segment.plan:
+            accelerator.use_plan(config, accelerator.takes_zeros[index])
+        elif accelerator is not None:
+            accelerator.accelerate(config, accelerator.takes_zeros[index])
         write_config(repository, config)
         if index in chain.heads:
             write_config(repository, head_config(chain, index))
@@ -40,13 +51,16 @@ def write_repository(repository: Path, chain: Chain) -> None:
     replace_text(path, chain.to_json())
 
 
-def write_plain(repository: Path, chain: Chain, backbone: Path) -> None:
-    """Puts the unmodified backbone beside its chain, as a model of its own to compare with."""
+def write_plain(repository: Path, chain: Chain, backbone: Path, accelerator: Accelerator | None = None) -> None:
+    """Puts the unmodified backbone beside its chain, as a model of its own to compare with, run like its segments."""
     name = plain_name(chain.model)
     folder = repository / name / "1"
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(onnx.load(backbone), folder / "model.onnx")  # weights that lay beside the file come into it
-    write_config(repository, onnx_config(name, chain.inputs, chain.output, chain.max_batch))
+    config = onnx_config(name, chain.inputs, chain.output, chain.max_batch)
+    if accelerator is not None:
+        accelerator.accelerate(config, accelerator.whole)
+    write_config(repository, config)
 
 
 def plain_name(model: str) -> str:
@@ -74,7 +88,10 @@ def onnx_config(model: str, inputs: Sequence[Tensor], output: Tensor, max_batch:
 
 
 def head_config(chain: Chain, index: int) -> ModelConfig:
-    """A head's configuration. The batch is one of its dimensions: `score` and `hit` have no other."""
+    """A head's configuration. The batch is one of its dimensions: `score` and `hit` have no other.
+
+    It runs on the processor even where segments have a GPU: in BLS mode, hidden state comes to the host between models.
+    """
     config = _config(chain.head_model(index), "onnxruntime", 0)
     config.parameters[INTRA_OP].string_value = "1"  # microseconds of work
     config.version_policy.latest.num_versions = HEAD_VERSIONS
@@ -99,6 +116,13 @@ def _config(model: str, backend: str, max_batch: int) -> ModelConfig:
 
 def _add(tensors: Any, tensor: Tensor) -> None:
     tensors.add(name=tensor.name, data_type=DataType.Value(f"TYPE_{tensor.dtype}"), dims=tensor.shape)
+
+
+def copy_config(source: Path, repository: Path, name: str) -> None:
+    """Gives a model the configuration that another one has, in the folder `source`."""
+    config = text_format.Parse((source / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+    config.name = name
+    write_config(repository, config)
 
 
 def write_config(repository: Path, config: ModelConfig) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gati.errors import RepositoryError
+from gati.session import Device
 from gati.settings import Settings, workspace
 
 
@@ -21,8 +22,9 @@ def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:
 
 def test_variables_are_taken(tmp_path: Path) -> None:
     environment = {"GATI_STORE": "memory://s", "GATI_STORE_BYTES": "7", "GATI_AUDIT": "1", "GATI_WORKERS": "2"}
-    environment["GATI_REPLICA"] = "pod-0.west"
-    assert Settings.from_environment(environment, tmp_path) == Settings("memory://s", 7, 1.0, 2, "pod-0.west")
+    environment |= {"GATI_REPLICA": "pod-0.west", "GATI_DEVICE": "cuda:1"}
+    expected = Settings("memory://s", 7, 1.0, 2, "pod-0.west", Device("cuda", 1))
+    assert Settings.from_environment(environment, tmp_path) == expected
 
 
 def test_none_records_nothing(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from PIL import Image
 
 from gati.chain import Chain, Segment, Tensor, read_chain
 from gati.cli import main
+from gati.device import usable
 from gati.recorder import Sample, shard, write_shard
 from gati.release import head_path, valid_releases
+from gati.session import Device
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode
 
@@ -207,6 +209,34 @@ def test_weights_beside_the_file_come_into_the_plain_model(gati, tmp_path):
 
 
 # What it writes and says
+
+
+def test_segments_are_prepared_for_tensorrt(gati, tmp_path):
+    ended = gati("net.onnx", "--plain", mode="auto", engine="tensorrt", engines="/var/cache", json="result.json")
+    assert ended.code == 0, ended.err
+    said = json.loads((tmp_path / "result.json").read_text())
+    assert (said["engine"], said["mode"]) == ("tensorrt", "bls")
+    assert all(note in ended.out for note in said["notes"])
+    assert "gati refresh --measure" in said["notes"][1]
+    chain = read_chain(tmp_path / "models", "net")
+    assert chain.engine == "tensorrt"
+    for model in ("net-segment-0", "net-plain"):
+        text = (tmp_path / "models" / model / "config.pbtxt").read_text()
+        assert any(way in text for way in ("/var/cache/engines-net-", 'backend: "tensorrt"'))
+    assert "accelerator" not in (tmp_path / "models/net-head-0/config.pbtxt").read_text()
+
+
+@pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
+def test_a_gpu_that_is_asked_for_and_not_there(gati, tmp_path, monkeypatch):
+    monkeypatch.setenv("GATI_DEVICE", "cuda:7")
+    assert "can't use cuda:7" in one_error(gati())
+    assert left_in(tmp_path) == []
+
+
+def test_tensorrt_is_not_for_inline_chains(gati):
+    ended = gati(engine="tensorrt", mode="inline")
+    assert ended.code == 2
+    assert "--engine tensorrt is for Triton models: leave --mode out" in ended.err
 
 
 def test_few_samples_give_a_chain_that_waits_for_a_refresh(gati, tmp_path):

@@ -24,7 +24,7 @@ from gati_export.bench.rows import PLAIN
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
-from gati_export.repository import onnx_config, plain_name, write_config, write_repository
+from gati_export.repository import copy_config, onnx_config, plain_name, write_config, write_repository
 
 AGAINST = ("plain", "int8", "cache", "peers")
 """What a chain can be compared with."""
@@ -141,8 +141,11 @@ def _add_plain(arena: Arena) -> None:
     there = arena.source / plain_name(arena.chain.model) / "1" / "model.onnx"
     if there.exists():
         _write_model(arena, PLAIN, there)
+        copy_config(there.parents[1], arena.repository, PLAIN)
     else:
         _write_model(arena, PLAIN, _fused(arena, range(len(arena.chain.segments))))
+        if arena.chain.engine == "tensorrt":
+            arena.notes.append("plain: ONNX Runtime runs it; export with --plain, so that TensorRT does.")
     arena.contenders.append(Contender(PLAIN))
 
 
@@ -203,8 +206,13 @@ def _add_chain(
     for segment in chain.segments:
         path = chain.segment_path(arena.repository, segment.index)
         path.parent.mkdir(parents=True)
-        _link(arena.chain.segment_path(arena.source, segment.index), path)
+        for file in arena.chain.segment_path(arena.source, segment.index).parent.iterdir():
+            _link(file, path.with_name(file.name))
     write_repository(arena.repository, chain)
+    if mode == "bls":  # as it is served, with TensorRT say
+        for segment in chain.segments:
+            served = arena.source / arena.chain.segment_model(segment.index)
+            copy_config(served, arena.repository, chain.segment_model(segment.index))
     _publish(arena, chain, heads, certificate)
     arena.contenders.append(Contender(name, chain))
 

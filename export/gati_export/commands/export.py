@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gati.chain import Mode
+from gati.chain import Engine, Mode
 from gati.errors import RepositoryError
 from gati.options import json_option, write_json
 from gati_export.commands.common import progress, results
@@ -56,6 +56,19 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
     show_default=True,
     help="How the chain is run: in one process, through Triton models, or whichever is faster here.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the segments. tensorrt: on a GPU, in mode bls; as plans where this machine can make them.",
+)
+@click.option(
+    "--engines",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the server may keep engines that TensorRT builds; a folder that it has.  [default: DIR.gati]",
+)
 @click.option("--cut-points", type=click.IntRange(1, 12), default=6, show_default=True, help="How many, at most.")
 @click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Largest batch of a request.")
 @click.option("--plain", is_flag=True, help="Also write NAME-plain, the unmodified backbone, to compare with.")
@@ -71,6 +84,8 @@ def export(
     extra: Path | None,
     explain: bool,
     mode: str,
+    engine: str,
+    engines: Path | None,
     cut_points: int,
     max_batch: int,
     plain: bool,
@@ -90,6 +105,11 @@ def export(
         --repository models
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     modes: dict[str, Mode] = {"inline": "inline", "bls": "bls"}
+    kind: Engine = "onnxruntime"
+    if engine == "tensorrt":
+        if mode == "inline":
+            raise click.UsageError("--engine tensorrt is for Triton models: leave --mode out, or say bls.")
+        kind, mode = "tensorrt", "bls"
     plan = Plan(
         backbone=backbone,
         samples=samples,
@@ -103,6 +123,8 @@ def export(
         cut_points=cut_points,
         max_batch=max_batch,
         plain=plain,
+        engine=kind,
+        engines=engines,
     )
     with progress() as report:
         exported = export_chain(plan, report)
@@ -135,6 +157,8 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
     if exported.mode_seconds:
         times = ", ".join(f"{mode} {seconds * 1e3:.2f} ms" for mode, seconds in exported.mode_seconds.items())
         click.echo(f"Mode {chain.mode} (mean of a request here: {times}).")
+    for note in exported.notes:
+        click.echo(note)
     if exported.release is None:
         click.echo(f"No head serves yet, the backbone answers every request: {report.why_not}")
     else:

@@ -1,0 +1,149 @@
+"""Hidden state that stays where it was computed: on a GPU, a chain's activations never come to the host.
+
+What a stage gives is bound to the device's memory and handed on as it lies there, and rows that leave early are left
+out there too. To the host come the chain's last answer and what heads say: who goes on is decided in Python, so that
+`hit` has to be waited for at every exit, and a head's few answers come with it in the same wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from gati.errors import UnavailableError
+from gati.session import CPU, Device, open_session, run
+
+VALUES, ROWS, TAKEN = "values", "rows", "taken"
+
+
+class Hidden(Protocol):
+    """Rows on their way through a chain: an `np.ndarray`, or a `DeviceArray`."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Some of the rows, by a mask or by indices, on the same device."""
+        ...
+
+    def __array__(self) -> np.ndarray: ...
+
+
+class Runner:
+    """Runs sessions on the processor, where hidden state is NumPy's."""
+
+    device = CPU
+
+    def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """Runs a session; what it gives stays on the device, as `Hidden`."""
+        return run(session, outputs, feeds)
+
+    def fetch(
+        self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]
+    ) -> list[np.ndarray]:
+        """Runs a session; what it gives comes to the host."""
+        return run(session, outputs, feeds)
+
+
+class DeviceRunner(Runner):
+    """Binds what goes into sessions, and what comes out of them, to a device's memory.
+
+    ONNX Runtime waits for the device at the end of each run, so that another session, on a stream of its own, may read
+    what this one wrote.
+
+    Raises:
+        UnavailableError: If the device can't be used.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        _gather(TensorProto.FLOAT, device)  # fails now rather than on a request
+
+    def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """See Runner; what stays are `DeviceArray`s."""
+        return [DeviceArray(value, session, self) for value in _run(session, outputs, feeds, self.device)]
+
+    def fetch(
+        self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]
+    ) -> list[np.ndarray]:
+        """See Runner."""
+        return [value.numpy() for value in _run(session, outputs, feeds, CPU)]
+
+
+def runner_on(device: Device) -> Runner:
+    """What runs sessions on a device.
+
+    Raises:
+        UnavailableError: If the device can't be used.
+    """
+    return Runner() if device == CPU else DeviceRunner(device)
+
+
+def usable(device: Device) -> bool:
+    """Whether ONNX Runtime can run on a device."""
+    try:
+        runner_on(device)
+    except UnavailableError:
+        return False
+    return True
+
+
+class DeviceArray:
+    """Rows in a device's memory: as much of an array as a chain needs.
+
+    Args:
+        value: The tensor, [rows, ...].
+        session: Whose output it is; the memory is its, and goes with it.
+        runner: Of the device.
+    """
+
+    def __init__(self, value: ort.OrtValue, session: ort.InferenceSession, runner: DeviceRunner) -> None:
+        self.value = value
+        self._session = session
+        self._runner = runner
+
+    def __getitem__(self, rows: np.ndarray) -> DeviceArray:
+        """Gathers rows, by a mask or by indices, on the device."""
+        indices = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        session = _gather(self.value.element_type(), self._runner.device)
+        return self._runner.keep(session, [TAKEN], {VALUES: self, ROWS: indices})[0]
+
+    def __array__(self) -> np.ndarray:
+        return self.value.numpy()
+
+
+def _run(
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any], to: Device
+) -> list[ort.OrtValue]:
+    binding = session.io_binding()
+    for name, rows in feeds.items():
+        if isinstance(rows, DeviceArray):
+            binding.bind_ortvalue_input(name, rows.value)
+        else:
+            binding.bind_cpu_input(name, np.ascontiguousarray(rows))
+    for name in outputs:
+        binding.bind_output(name, to.kind, to.index)
+    try:
+        session.run_with_iobinding(binding)
+    except RuntimeError:  # a binding's errors have lost the class that says whose fault it is
+        run(session, outputs, {name: np.asarray(rows) for name, rows in feeds.items()})
+        raise
+    return binding.get_outputs()
+
+
+@cache
+def _gather(element: int, device: Device) -> ort.InferenceSession:
+    """A session that picks rows of tensors of a type, which is one of `onnx.TensorProto.DataType`."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", [VALUES, ROWS], [TAKEN], axis=0)],
+        "gather",
+        [
+            helper.make_tensor_value_info(VALUES, element, None),
+            helper.make_tensor_value_info(ROWS, TensorProto.INT64, ["rows"]),
+        ],
+        [helper.make_tensor_value_info(TAKEN, element, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return open_session(model.SerializeToString(), device)
