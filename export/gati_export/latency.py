@@ -94,7 +94,7 @@ def measure(
 def measured_on(chain: Chain) -> Device:
     """Where segments are measured: on `GATI_DEVICE`; without it, on a GPU if TensorRT is to run them and there is one.
 
-    By ONNX Runtime and CUDA even then: TensorRT's own engines take minutes to build, and differ less than processors.
+    By ONNX Runtime's CUDA provider even then: TensorRT would have to build an engine of each segment first.
     """
     if asked := os.environ.get(DEVICE):
         return parse_device(asked)
