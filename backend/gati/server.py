@@ -22,6 +22,7 @@ from typing import Any
 from gati.chain import find_chains, read_chain
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.parent import die_with_parent
+from gati.pulse import PATIENCE_SECONDS, PULSE, Pulses
 from gati.quarantine import clear_before_start, publisher_lock
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
@@ -61,6 +62,7 @@ class Server:
         log: File for Triton's log, or `STDERR`; by default beside the repository, one for each server that runs there.
         options: More options for tritonserver.
         host: `HOST`, or `ANYWHERE`: all interfaces.
+        patience: Seconds of silence after which a model's process hangs (gati.pulse).
 
     Attributes:
         keeps_nothing: Whether the repository's workspace can't be written: neither samples nor the log are kept then.
@@ -78,6 +80,7 @@ class Server:
         log: Path | None = None,
         options: Sequence[str] = (),
         host: str = HOST,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.repository = repository.resolve()
         self.host = host
@@ -94,15 +97,17 @@ class Server:
         self.log = log or self._slot.log
         if self.keeps_nothing:
             environment = {STORE: NO_STORE} | dict(environment or {})
-        backends = Path(self._own.name) / "backends"
+        backends, pulses = Path(self._own.name) / "backends", Path(self._own.name) / "pulses"
         backends.mkdir()
+        pulses.mkdir()
+        self._pulses = Pulses(pulses, patience)
         triton = find_triton()
         triton.prepare(backends)
         command = [str(triton.executable), *self._options(backends), *options]
         with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
+                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}", PULSE: str(pulses)}
                 | triton.environment()
                 | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
@@ -150,6 +155,10 @@ class Server:
             if time.monotonic() > deadline:
                 raise UnavailableError(f"tritonserver was not ready within {START_SECONDS} s; its log is {self.log}.")
             time.sleep(0.05)
+
+    def end_hung(self) -> list[str]:
+        """Kills processes of models that hang, and returns the models; `revive` then loads them again."""
+        return [model for pid in self._pulses.hung() if (model := self._stubs.end(pid)) is not None]
 
     def revive(self) -> list[str]:
         """Loads models again whose process was killed, and returns their names: Triton goes on without, and "ready".

@@ -22,6 +22,7 @@ from gati.ledger import Ledger
 from gati.metrics import Metrics
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.parent import when_orphaned
+from gati.pulse import beat
 from gati.recorder import Recorder, Sample
 from gati.settings import Settings, workspace
 from gati.watch import SECONDS, ReleaseWatch, Ticker
@@ -74,6 +75,7 @@ class Service:
         self._look()
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
         when_orphaned(self._leave)
+        beat(os.environ)
         self._ticker = Ticker(SECONDS, self._warn, self._look, self._report)
 
     def submit(self, requests: Sequence[Request]) -> None:
