@@ -20,6 +20,7 @@ from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
 from gati.metrics import Metrics
+from gati.minutes import Minutes
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.parent import when_orphaned
 from gati.pulse import beat
@@ -54,8 +55,10 @@ class Service:
         self._metrics = Metrics(pb_utils, model)
         self._failing: set[int] = set()
         self._recorder = self._open_recorder(settings)
-        path = workspace(repository) / "breaker" / model / f"{settings.replica}.json"
-        self._ledger = Ledger(path, self.chain, self._warn)
+        work = workspace(repository)
+        self._ledger = Ledger(work / "breaker" / model / f"{settings.replica}.json", self.chain, self._warn)
+        path = work / "minutes" / model / f"{settings.replica}.jsonl"
+        self._minutes = Minutes(path, len(self.chain.segments) - 1, self._warn)
         self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken, self._ledger.open)
         self._said: tuple[Any, ...] = ()
         workers = settings.workers_in(self.chain.mode)
@@ -97,7 +100,7 @@ class Service:
         if self._recorder is not None:
             self._recorder.close()
         self._report()
-        self._ledger.keep(now=True)
+        self._keep(now=True)
         self._metrics.close()
 
     def timed(self, segment: int, seconds: float) -> None:
@@ -114,9 +117,11 @@ class Service:
 
     def served(self, flight: Flight) -> None:
         """Counts and records what was answered; see Observer."""
-        for exit_, rows in Counter(flight.exit.tolist()).items():
+        exits, latencies = Counter(flight.exit.tolist()), flight.latencies()
+        for exit_, rows in exits.items():
             self._metrics.add("gati_requests_total", rows, exit=exit_)
-        for seconds in flight.latencies():
+        self._minutes.served(exits, latencies)
+        for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
         if self._recorder is None:
             return
@@ -148,6 +153,7 @@ class Service:
         """Counts audits, and records them with the backbone's answer; see Observer."""
         for agrees in agreed:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
+        self._minutes.audited(agreed.tolist())
         if self._recorder is not None:
             rows = len(audit.served)
             exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
@@ -192,7 +198,7 @@ class Service:
 
     def _leave(self) -> None:
         """Ends the process when its server was killed: the next call to that server would wait for ever."""
-        self._ledger.keep(now=True)
+        self._keep(now=True)
         if self._recorder is not None:
             self._recorder.close()
         os._exit(1)
@@ -200,11 +206,17 @@ class Service:
     def _report(self) -> None:
         live = self._releases.live
         said = live.number, live.breaker.alarm, live.breaker.bounds()
-        self._ledger.keep()  # first: an alarm that was told survives whatever comes
+        self._keep()  # first: an alarm that was told survives whatever comes
         if said != self._said:
             self._show(live, *said[1:])
             self._said = said
         self._metrics.flush()
+
+    def _keep(self, *, now: bool = False) -> None:
+        """Writes down what the breaker knows, and what came."""
+        self._ledger.keep(now=now)
+        live = self._releases.live
+        self._minutes.keep(live.number, live.breaker.closed_exits, live.breaker.bounds(), now=now)
 
     def _show(self, live: LiveRelease, alarm: Alarm | None, bounds: tuple[float, float]) -> None:
         """Sets what the breaker says; logs an alarm once."""
