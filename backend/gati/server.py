@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from gati.chain import find_chains, read_chain
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.parent import die_with_parent
 from gati.pulse import PATIENCE_SECONDS, PULSE, Pulses
-from gati.quarantine import clear_before_start, publisher_lock
+from gati.quarantine import clear_before_start
+from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
 from gati.stubs import Stubs
@@ -107,9 +108,10 @@ class Server:
         with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}", PULSE: str(pulses)}
+                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
                 | triton.environment()
-                | dict(environment or {}),
+                | dict(environment or {})
+                | {PULSE: str(pulses)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -246,28 +248,6 @@ def startup_models(repository: Path) -> list[str]:
         else:
             models -= {head for head in heads if not any(f.name.isdecimal() for f in (repository / head).iterdir())}
     return sorted(models)
-
-
-def read_or_create_token(repository: Path) -> str:
-    """The token that opens the model-control API, from a file that only its owner can read.
-
-    Servers of one repository share it, and may start at the same time.
-    """
-    path = workspace(repository) / "token"
-    if not path.exists():
-        with publisher_lock(repository):
-            if not path.exists():
-                _write_token(path)
-    with suppress(OSError):  # a mounted secret is read-only, and its owner's business
-        path.chmod(0o600)
-    return path.read_text(encoding="ascii").strip()
-
-
-def _write_token(path: Path) -> None:
-    partial = path.with_suffix(".part")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
-    partial.rename(path)
 
 
 def _writable(folder: Path) -> bool:

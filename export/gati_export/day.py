@@ -95,7 +95,7 @@ class Day:
         for replica, events in self.events.items():
             for before, now in zip([None, *events], events, strict=False):
                 found.append(Happening(moment(now.at), replica, *_words(before, now)))
-        return sorted(found, key=lambda happening: happening.at, reverse=True)
+        return sorted(found, key=lambda happening: happening.at)[::-1]  # of one second, the later first
 
 
 def read_day(repository: Path, model: str, until: datetime | None = None) -> Day:
