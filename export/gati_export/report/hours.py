@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from markupsafe import Markup
 
@@ -12,7 +13,7 @@ from gati_export.day import Day, exits, latency, moment, worst
 from gati_export.report.data import Report
 from gati_export.report.drawing import Drawing, Scale
 from gati_export.report.plots import Frame
-from gati_export.report.units import percent, promise
+from gati_export.report.units import duration, percent, promise
 
 PANEL = (330.0, 180.0)
 BINS = 48
@@ -102,17 +103,11 @@ def _answered(hours: Hours, report: Report) -> Panel:
 
 def _latency(hours: Hours) -> Panel:
     wanted = (("f5", 0.99, False), ("f7", 0.5, True), ("used f0", 0.5, False))
-    known = [1e3 * s for part in hours.parts for _, share, b in wanted if (s := latency(part, share, backbone=b))]
-    low, high = (min(known), max(known)) if known else (1.0, 1.0)
-    up = _upwards(low / 1.5, high * 1.5, log=True)
-    drawing, across = hours.frame("Milliseconds a request, by time", up, [(v, f"{v:g} ms") for v in up.ticks(5)])
-    for kind, share, backbone in wanted:
-
-        def milliseconds(part: list[Minute], share: float = share, backbone: bool = backbone) -> float | None:
-            seconds = latency(part, share, backbone=backbone)
-            return None if seconds is None else 1e3 * seconds
-
-        hours.draw(drawing, across, up, kind, milliseconds)
+    known = [s for part in hours.parts for _, share, whole in wanted if (s := latency(part, share, backbone=whole))]
+    up = _upwards(min(known, default=1e-3) / 1.5, max(known, default=1e-3) * 1.5, log=True)
+    drawing, across = hours.frame("Time of a request, by time", up, [(v, duration(v)) for v in up.ticks(5)])
+    for kind, share, whole in wanted:
+        hours.draw(drawing, across, up, kind, partial(latency, share=share, backbone=whole))
     key = [("f0", "half within"), ("f5", "99% within"), ("f7", "half, backbone's")]
     return "Latency", key, drawing.markup()
 

@@ -62,7 +62,7 @@ def _draw_releases(drawing: Drawing, across: Scale, releases: Mapping[int, datet
     free = across.start
     for number, when in sorted(releases.items(), key=lambda release: release[1]):
         x = across(when.timestamp())
-        if x < across.start:
+        if not across.start <= x <= across.end:
             continue
         drawing.dot(x, _middle(0), 5, "point f0")
         if x >= free:
@@ -75,8 +75,8 @@ def _draw_closed(drawing: Drawing, across: Scale, events: Mapping[str, Sequence[
         _lane(drawing, lane, replica)
         ends = [moment(event.at).timestamp() for event in history[1:]] + [across.high]
         for event, end in zip(history, ends, strict=True):
-            if event.closed and end > across.low:
-                begin = across(max(moment(event.at).timestamp(), across.low))
+            if event.closed and end >= across.low:
+                begin = across(min(max(moment(event.at).timestamp(), across.low), across.high))
                 drawing.line(begin, _middle(lane), max(across(end), begin + 2), _middle(lane), "closed")
 
 
