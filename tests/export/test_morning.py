@@ -175,7 +175,8 @@ onload = () => {{
     const over = [...page.querySelectorAll("figure svg")].flatMap(svg => {{
       const texts = [...svg.querySelectorAll("text")].filter(text => text.textContent);
       return texts.flatMap((a, i) => texts.slice(i + 1).filter(b => !apart(box(a), box(b)))
-        .map(b => a.textContent + " over " + b.textContent));
+        .map(b => a.textContent + " over " + b.textContent).concat(
+          box(a).left < box(svg).left || box(a).right > box(svg).right ? a.textContent + " cut off" : []));
     }});
     return {{width: page.documentElement.scrollWidth, text: page.body.innerText, over,
       asked: inside.performance.getEntriesByType("resource").map(entry => entry.name)}};

@@ -13,7 +13,7 @@ from gati_export.day import Day, exits, latency, moment, worst
 from gati_export.report.data import Report
 from gati_export.report.drawing import Drawing, Scale
 from gati_export.report.plots import Frame
-from gati_export.report.units import duration, percent, promise
+from gati_export.report.units import percent, promise
 
 PANEL = (330.0, 180.0)
 BINS = 48
@@ -105,10 +105,10 @@ def _latency(hours: Hours) -> Panel:
     wanted = (("f5", 0.99, False), ("f7", 0.5, True), ("used f0", 0.5, False))
     known = [s for part in hours.parts for _, share, whole in wanted if (s := latency(part, share, backbone=whole))]
     up = _upwards(min(known, default=1e-3) / 1.5, max(known, default=1e-3) * 1.5, log=True)
-    drawing, across = hours.frame("Time of a request, by time", up, [(v, duration(v)) for v in up.ticks(5)])
+    drawing, across = hours.frame("Time of a request, by time", up, [(v, f"{1e3 * v:g} ms") for v in up.ticks(5)])
     for kind, share, whole in wanted:
         hours.draw(drawing, across, up, kind, partial(latency, share=share, backbone=whole))
-    key = [("f0", "half within"), ("f5", "99% within"), ("f7", "half, backbone's")]
+    key = [("f0", "half within"), ("f5", "99%"), ("f7", "half, backbone's")]
     return "Latency", key, drawing.markup()
 
 
