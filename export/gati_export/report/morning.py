@@ -135,7 +135,7 @@ def _tiles(day: Day, report: Report) -> list[Tile]:
     minutes, counts = day.all_minutes, day.exits
     rows, last = sum(counts.values()), len(report.cuts)
     audited, agreed = day.audits
-    lower, upper = day.bounds or (0.0, 1.0)
+    (lower, upper), promised = day.bounds or (0.0, 1.0), promise(report.epsilon)
     whole = [duration(latency(minutes, share, backbone=True)) for share in (0.5, 0.99)]
     return [
         Tile(
@@ -156,7 +156,7 @@ def _tiles(day: Day, report: Report) -> list[Tile]:
         Tile(
             "Answers that differ",
             f"≤ {percent(upper)}" if upper < 1 else "not known",
-            f"at least {percent(lower)}; promised: at most {promise(report.epsilon)}",
+            f"at least {percent(lower)}, with {promise(1 - report.delta)} confidence; promised: {promised}",
         ),
     ]
 
