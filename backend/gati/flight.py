@@ -95,7 +95,7 @@ class Flight:
         self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY
         self._shape = output
         self._waiting = list(range(len(requests)))
-        self._latencies: list[float] = []
+        self._latencies: list[tuple[int, float]] = []
 
     def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
         """Answers rows (indices), and replies to the requests that were waiting for just these."""
@@ -117,13 +117,13 @@ class Flight:
             if len(rows) == self.rows or (self.exit[span] >= 0).all():
                 request = self.requests[i]
                 request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]))
-                self._latencies.append(time.perf_counter() - request.started)
+                self._latencies.append((exit_, time.perf_counter() - request.started))
             else:
                 still.append(i)
         self._waiting = still
 
-    def latencies(self) -> list[float]:
-        """Seconds from each answered request's arrival to its reply."""
+    def latencies(self) -> list[tuple[int, float]]:
+        """Of each answered request the exit of its last rows, and the seconds from its arrival to its reply."""
         return self._latencies
 
     def fail(self, error: GatiError) -> None:

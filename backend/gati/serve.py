@@ -11,6 +11,7 @@ import click
 
 from gati.errors import UnavailableError
 from gati.options import existing_folder, json_option, port_option, write_json
+from gati.pulse import PATIENCE_SECONDS
 from gati.server import ANYWHERE, HOST, Ports, Server
 from gati.session import DEVICE, parse_device
 from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspace
@@ -33,6 +34,13 @@ from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspac
 )
 @click.option("--device", metavar="DEVICE", help="Where inline chains run: cpu, cuda or cuda:N.  [default: cpu]")
 @click.option(
+    "--patience",
+    type=click.FloatRange(1),
+    default=PATIENCE_SECONDS,
+    show_default=True,
+    help="Seconds without any sign of life after which a model's process is ended and loaded again.",
+)
+@click.option(
     "--log",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Triton's log; - for stderr.  [default: DIR.gati/server.log]",
@@ -50,6 +58,7 @@ def serve(
     audit: float | None,
     workers: int | None,
     device: str | None,
+    patience: float,
     log: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -71,10 +80,13 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     click.echo(f"Starting tritonserver on {repository} ...", err=True)
-    with Server(repository, Ports(grpc_port, http_port, metrics_port), environment, log, host=host) as server:
+    ports = Ports(grpc_port, http_port, metrics_port)
+    with Server(repository, ports, environment, log, host=host, patience=patience) as server:
         _announce(server, json_path)
         while server.process.poll() is None:
             time.sleep(0.2)
+            for model in server.end_hung():
+                click.echo(f"The process of {model!r} hangs; it is killed.", err=True)
             for model in server.revive():
                 click.echo(f"The process of {model!r} was killed; it is loaded again.", err=True)
         raise UnavailableError(

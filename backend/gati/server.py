@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from typing import Any
 from gati.chain import find_chains, read_chain
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.parent import die_with_parent
-from gati.quarantine import clear_before_start, publisher_lock
+from gati.pulse import PATIENCE_SECONDS, PULSE, Pulses
+from gati.quarantine import clear_before_start
+from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
 from gati.stubs import Stubs
@@ -65,6 +67,7 @@ class Server:
         log: File for Triton's log, or `STDERR`; by default beside the repository, one for each server that runs there.
         options: More options for tritonserver.
         host: `HOST`, or `ANYWHERE`: all interfaces.
+        patience: Seconds of silence after which a model's process hangs (gati.pulse).
 
     Attributes:
         keeps_nothing: Whether the repository's workspace can't be written: neither samples nor the log are kept then.
@@ -82,6 +85,7 @@ class Server:
         log: Path | None = None,
         options: Sequence[str] = (),
         host: str = HOST,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.repository = repository.resolve()
         self.host = host
@@ -98,8 +102,10 @@ class Server:
         self.log = log or self._slot.log
         if self.keeps_nothing:
             environment = {STORE: NO_STORE} | dict(environment or {})
-        backends = Path(self._own.name) / "backends"
+        backends, pulses = Path(self._own.name) / "backends", Path(self._own.name) / "pulses"
         backends.mkdir()
+        pulses.mkdir()
+        self._pulses = Pulses(pulses, patience)
         triton = find_triton()
         triton.prepare(backends)
         command = [str(triton.executable), *self._options(backends), *options]
@@ -108,7 +114,8 @@ class Server:
                 command,
                 env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
                 | triton.environment()
-                | dict(environment or {}),
+                | dict(environment or {})
+                | {PULSE: str(pulses)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -155,6 +162,10 @@ class Server:
             if time.monotonic() > deadline:
                 raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
             time.sleep(0.05)
+
+    def end_hung(self) -> list[str]:
+        """Kills processes of models that hang, and returns the models; `revive` then loads them again."""
+        return [model for pid in self._pulses.hung() if (model := self._stubs.end(pid)) is not None]
 
     def revive(self) -> list[str]:
         """Loads models again whose process was killed, and returns their names: Triton goes on without, and "ready".
@@ -248,28 +259,6 @@ def _patience(repository: Path) -> int:
     """Seconds that a server of a repository may take to start."""
     engines = {read_chain(repository, name).engine for name in find_chains(repository)}
     return BUILD_SECONDS if "tensorrt" in engines else START_SECONDS
-
-
-def read_or_create_token(repository: Path) -> str:
-    """The token that opens the model-control API, from a file that only its owner can read.
-
-    Servers of one repository share it, and may start at the same time.
-    """
-    path = workspace(repository) / "token"
-    if not path.exists():
-        with publisher_lock(repository):
-            if not path.exists():
-                _write_token(path)
-    with suppress(OSError):  # a mounted secret is read-only, and its owner's business
-        path.chmod(0o600)
-    return path.read_text(encoding="ascii").strip()
-
-
-def _write_token(path: Path) -> None:
-    partial = path.with_suffix(".part")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
-    partial.rename(path)
 
 
 def _writable(folder: Path) -> bool:

@@ -21,8 +21,10 @@ from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
 from gati.metrics import Metrics
+from gati.minutes import Minutes
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.parent import when_orphaned
+from gati.pulse import beat
 from gati.recorder import Recorder, Sample
 from gati.settings import Settings, workspace
 from gati.watch import SECONDS, ReleaseWatch, Ticker
@@ -57,8 +59,10 @@ class Service:
         self._metrics = Metrics(pb_utils, model)
         self._failing: set[int] = set()
         self._recorder = self._open_recorder(settings)
-        path = workspace(repository) / "breaker" / model / f"{settings.replica}.json"
-        self._ledger = Ledger(path, self.chain, self._warn)
+        work = workspace(repository)
+        self._ledger = Ledger(work / "breaker" / model / f"{settings.replica}.json", self.chain, self._warn)
+        path = work / "minutes" / model / f"{settings.replica}.jsonl"
+        self._minutes = Minutes(path, len(self.chain.segments) - 1, self._warn)
         self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken, self._ledger.open)
         self._said: tuple[Any, ...] = ()
         workers = settings.workers_in(self.chain.mode)
@@ -78,6 +82,7 @@ class Service:
         self._look()
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
         when_orphaned(self._leave)
+        beat(os.environ)
         self._ticker = Ticker(SECONDS, self._warn, self._look, self._report)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -99,7 +104,7 @@ class Service:
         if self._recorder is not None:
             self._recorder.close()
         self._report()
-        self._ledger.keep(now=True)
+        self._keep(now=True)
         self._metrics.close()
 
     def timed(self, segment: int, seconds: float) -> None:
@@ -116,9 +121,11 @@ class Service:
 
     def served(self, flight: Flight) -> None:
         """Counts and records what was answered; see Observer."""
-        for exit_, rows in Counter(flight.exit.tolist()).items():
+        exits, latencies = Counter(flight.exit.tolist()), flight.latencies()
+        for exit_, rows in exits.items():
             self._metrics.add("gati_requests_total", rows, exit=exit_)
-        for seconds in flight.latencies():
+        self._minutes.served(exits, latencies)
+        for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
         if self._recorder is None:
             return
@@ -150,6 +157,7 @@ class Service:
         """Counts audits, and records them with the backbone's answer; see Observer."""
         for agrees in agreed:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
+        self._minutes.audited(agreed.tolist())
         if self._recorder is not None:
             rows = len(audit.served)
             exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
@@ -194,7 +202,7 @@ class Service:
 
     def _leave(self) -> None:
         """Ends the process when its server was killed: the next call to that server would wait for ever."""
-        self._ledger.keep(now=True)
+        self._keep(now=True)
         if self._recorder is not None:
             self._recorder.close()
         os._exit(1)
@@ -202,11 +210,17 @@ class Service:
     def _report(self) -> None:
         live = self._releases.live
         said = live.number, live.breaker.alarm, live.breaker.bounds()
-        self._ledger.keep()  # first: an alarm that was told survives whatever comes
+        self._keep()  # first: an alarm that was told survives whatever comes
         if said != self._said:
             self._show(live, *said[1:])
             self._said = said
         self._metrics.flush()
+
+    def _keep(self, *, now: bool = False) -> None:
+        """Writes down what the breaker knows, and what came."""
+        self._ledger.keep(now=now)
+        live = self._releases.live
+        self._minutes.keep(live.number, live.breaker.closed_exits, live.breaker.bounds(), now=now)
 
     def _show(self, live: LiveRelease, alarm: Alarm | None, bounds: tuple[float, float]) -> None:
         """Sets what the breaker says; logs an alarm once."""

@@ -48,6 +48,15 @@ class Stubs:
         self._zombies = zombies
         return list(dict.fromkeys(killed))
 
+    def end(self, pid: int) -> str | None:
+        """Kills a process that hangs; returns its model, or None where the process is none of these (any more)."""
+        model = self._models.get(pid)
+        if model is None or not self._is_ours(pid):
+            return None
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return model
+
     def clean(self) -> None:
         """Ends what a killed server has left, and removes its shared memory; only when the server has ended.
 

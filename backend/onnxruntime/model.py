@@ -16,6 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from gati.parent import when_orphaned
+from gati.pulse import beat
 from gati.session import INTRA_OP, SPIN, open_alone, run, threads
 
 
@@ -29,6 +30,7 @@ class TritonPythonModel:
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path.name} can't be opened: {_first_line(error)}") from None
         when_orphaned(lambda: os._exit(1))
+        beat(os.environ)
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = [o.name for o in self._session.get_outputs()]
 

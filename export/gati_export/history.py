@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from gati.journal import Journal, entries
 from gati.settings import workspace
 from gati_export.report.decode import decode
+
+Line = TypeVar("Line")
 
 KEPT = 1000
 """Turns that are remembered: of twice as many, the older half is forgotten."""
@@ -45,47 +48,22 @@ class Turn:
 
 def note(repository: Path, model: str, turn: Turn) -> None:
     """Adds a turn to what is remembered. One refresh of a model is at work at a time, so nobody else writes."""
-    path = _path(repository, model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = _lines(path)
-    line = json.dumps(asdict(turn)) + "\n"
-    if len(lines) >= 2 * KEPT:
-        from gati_export.repository import replace_text  # brings onnx and tritonclient, which reading does without
-
-        replace_text(path, "".join(f"{old}\n" for old in lines[-KEPT:]) + line)
-        return
-    with path.open("ab") as file:
-        if file.tell() and not _whole(path):
-            file.write(b"\n")  # its last writer was killed in the middle of a line
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    Journal(_path(repository, model), KEPT).add(asdict(turn))
 
 
 def turns(repository: Path, model: str) -> list[Turn]:
     """The turns that are remembered, oldest first. A line that was not written to its end is passed over."""
+    return decoded(Turn, _path(repository, model))
+
+
+def decoded(kind: type[Line], path: Path) -> list[Line]:
+    """A journal's lines as a dataclass, oldest first. What is none is passed over."""
     found = []
-    for line in _lines(_path(repository, model)):
-        try:
-            turn: Turn = decode(Turn, json.loads(line), "turn")
-        except ValueError:
-            continue
-        found.append(turn)
+    for entry in entries(path):
+        with suppress(ValueError, OverflowError):
+            found.append(decode(kind, entry, "line"))
     return found
 
 
 def _path(repository: Path, model: str) -> Path:
     return workspace(repository) / "refreshes" / f"{model}.jsonl"
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def _whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -11,8 +11,9 @@ from handmade import toy_chain, toy_release
 
 from gati import ledger
 from gati.breaker import Breaker
-from gati.ledger import Ledger
+from gati.ledger import Event, Ledger
 from gati.release import HeadFile
+from gati_export.history import decoded
 
 CHAIN = toy_chain()
 RELEASE = toy_release(CHAIN, 3)
@@ -37,7 +38,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def trip(breaker: Breaker, exit_: int) -> None:
-    while breaker.alarm is None:
+    while breaker.alarm is None or breaker.alarm.exit > exit_:
         breaker.settle(breaker.draw(1), 0, 1, exit_)
 
 
@@ -49,7 +50,7 @@ def test_an_alarm_is_written_at_once_and_outlives_a_restart(desk: Desk) -> None:
     again = desk.restarted().open(RELEASE)
     assert (again.open_exits, again.closed_exits, again.alarm) == ((0,), (1,), breaker.alarm)
     assert again.state() == breaker.state()
-    assert [file.name for file in desk.path.parent.iterdir()] == [desk.path.name]
+    assert sorted(file.name for file in desk.path.parent.iterdir()) == [desk.path.name, f"{desk.path.name}l"]
     assert not desk.warned
 
 
@@ -77,6 +78,30 @@ def test_the_next_release_opens_again(desk: Desk) -> None:
     assert desk.restarted().open(toy_release(CHAIN, 4)).open_exits == (0, 1)
     assert desk.restarted().open(RELEASE).open_exits == (), "the file is of the old one until there is more to say"
     assert not desk.warned
+
+
+def test_what_happened_is_written_down_in_order_through_restarts(desk: Desk) -> None:
+    breaker = desk.ledger.open(RELEASE)
+    for exit_ in (1, 0):
+        trip(breaker, exit_)
+        desk.ledger.keep()
+    alarm = breaker.alarm
+    desk.ledger.keep(now=True)
+    desk.restarted().open(RELEASE)
+    desk.ledger.keep()
+    desk.ledger.open(toy_release(CHAIN, 4))
+    desk.ledger.keep()
+    events = decoded(Event, desk.path.with_suffix(".jsonl"))
+    assert [(event.release, event.closed) for event in events] == [
+        (3, ()),
+        (3, (1,)),
+        (3, (0, 1)),
+        (3, (0, 1)),
+        (4, ()),
+    ]
+    assert [event.alarm and event.alarm.exit for event in events] == [None, 1, 0, 0, None]
+    assert events[3].alarm == alarm
+    assert [event.at for event in events] == sorted(event.at for event in events)
 
 
 def test_a_release_of_the_same_number_with_other_heads_is_another(desk: Desk) -> None:

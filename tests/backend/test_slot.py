@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gati.server import read_or_create_token
+from gati.secret import read_or_create_token
 from gati.settings import workspace
 from gati.slot import Slot, running
 

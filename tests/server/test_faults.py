@@ -48,6 +48,8 @@ pytestmark = [
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 ROUNDS = {"publisher": 24, "refresher": 16, "orchestrator": 6, "server": 4}
 SECONDS = 60
+PATIENCE = "--patience", "5"
+HANGS = f"The process of {MODEL!r} hangs; it is killed."
 ORCHESTRATOR = NAME, f"/{MODEL}/1/"
 TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
 SAMPLES = 500
@@ -73,7 +75,7 @@ class Supervised:
         options = [f"--{name}-port={port}" for name, port in vars(self.ports).items()]
         with self.said.open("a") as said:
             while not self._stop.is_set():
-                command = [*GATI, "serve", str(self.repository), *options, "--audit", "0"]
+                command = [*GATI, "serve", str(self.repository), *options, "--audit", "0", *PATIENCE]
                 self.process = subprocess.Popen(command, stdout=said, stderr=said)
                 while self.process.poll() is None and not self._stop.wait(0.05):
                     pass
@@ -182,6 +184,7 @@ def test_whoever_is_killed_answers_come_again_and_nothing_is_left_half_done(
     assert release.number > max(highest, live)
     assert numbers_on_disk(run.repository, run.chain)[0] == release.number == run.live()
     assert not list((workspace(run.repository) / "staging").glob("*"))
+    assert HANGS not in run.said.read_text(), "nobody hung, however busy the machine was"
     seen = [number for number in run.releases if number]
     assert seen == sorted(seen) and len(set(seen)) > 1, "releases were not seen in order"
     assert eventually(lambda: len(run.below("triton_python_backend_stub")) == 2), "processes of killed servers are left"
@@ -199,6 +202,14 @@ def test_a_killed_orchestrator_is_started_again(supervised: Supervised) -> None:
     with urllib.request.urlopen(f"http://{HOST}:{supervised.ports.metrics}/metrics", timeout=5) as page:
         lines = [line.rpartition(" ")[0] for line in page.read().decode().splitlines() if line.startswith("gati_")]
     assert len(lines) == len(set(lines)), "each series is there once"
+
+
+def test_an_orchestrator_that_hangs_is_killed_and_started_again(supervised: Supervised) -> None:
+    (before,) = supervised.below(*ORCHESTRATOR)
+    os.kill(before, signal.SIGSTOP)
+    assert eventually(lambda: before not in supervised.below(*ORCHESTRATOR), SECONDS)
+    assert supervised.answers()
+    assert supervised.said.read_text().count(HANGS) == 1
 
 
 def test_a_hostile_head_is_refused_while_requests_are_answered(supervised: Supervised) -> None:

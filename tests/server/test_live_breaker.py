@@ -14,6 +14,7 @@ from gati.chain import Mode
 from gati.release import head_path, valid_releases
 from gati_client import Client
 from gati_client.client import Answer
+from gati_export.day import latency, read_day
 from gati_export.rollout import publish_to
 
 TOLD = "breaks its promise"
@@ -60,10 +61,33 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
         assert f"release {number} {TOLD}" in told[0]
         assert told[0].rstrip('"').endswith(f": exit {liar}")
 
+    _is_remembered(again, liar, number)
     number = publish_to(again.repository, chain, draft(heads), again.served.grpc).release.number
     opened = asked(again, images)
     assert opened.release is not None
     assert opened.release.tolist() == [number] * 32
+    again.served.server.stop()
+    day = read_day(again.repository, MODEL)
+    assert not day.closed
+    assert day.happenings[0].words == f"Release {number} went live, and opened exit {liar} again."
+    assert day.latest["here"].release == number
+    assert day.exits[liar] and day.exits[len(chain.segments) - 1] and sum(day.exits.values()) >= 64
+    assert day.audits[0] > day.audits[1] > 0
+    half, whole = (latency(day.all_minutes, 0.5, backbone=backbone) for backbone in (False, True))
+    assert half is not None and whole is not None and 0 < half < 10 and 0 < whole < 10
+    assert day.bounds is not None and 0 <= day.bounds[0] < day.bounds[1] <= 1
+
+
+def _is_remembered(running: Running, liar: int, number: int) -> None:
+    """Holds that a report tells what a server did that was killed, and that the next one is closed since then."""
+    day = read_day(running.repository, MODEL)
+    said = [(happening.words.partition(":")[0], happening.bad) for happening in day.happenings]
+    assert said[:3] == [
+        (f"The server started again, with exit {liar} closed.", True),
+        (f"Closed exit {liar}", True),
+        (f"Release {number} went live.", False),
+    ]
+    assert day.closed["here"].release == number
 
 
 def _serves_on(running: Running, images: np.ndarray, honest: int, number: int) -> None:

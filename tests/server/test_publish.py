@@ -18,7 +18,8 @@ from gati.chain import Mode
 from gati.cli import main
 from gati.errors import PublishError, UnavailableError
 from gati.release import numbers_on_disk, valid_releases
-from gati.server import HEADER, read_or_create_token
+from gati.secret import read_or_create_token
+from gati.server import HEADER
 from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
 from gati_export import control

@@ -7,12 +7,16 @@ from pathlib import Path
 import click
 
 from gati.chain import find_chains
+from gati.errors import UnavailableError
 from gati.options import json_option, write_json
-from gati_export.commands.common import found_model, model_argument, repository_option, results
+from gati_export.commands.common import checked_addresses, found_model, model_argument, repository_option, results
+from gati_export.day import read_day
 from gati_export.history import turns
 from gati_export.report.data import read, reports_folder
+from gati_export.report.morning import morning
 from gati_export.report.page import page, write_page
 from gati_export.report.table import cuts_table, reasons
+from gati_export.scrape import Reading, read_metrics
 
 
 @click.command()
@@ -30,21 +34,38 @@ from gati_export.report.table import cuts_table, reasons
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write the page.  [default: DIR.gati/reports/MODEL-RELEASE.html]",
 )
+@click.option(
+    "--metrics",
+    metavar="HOST:METRICS_PORT",
+    multiple=True,
+    callback=lambda _ctx, _param, values: checked_addresses(values),
+    help="A server to ask how it does now; again, or with commas, for several. What was served until a minute ago is "
+    "shown without.",
+)
 @json_option
-def report(model: str, repository: Path, number: int | None, out: Path | None, json_path: Path | None) -> None:
-    """Show what was learned for a release of MODEL: its certificate, its heads, all that was tried, and why not.
+def report(
+    model: str, repository: Path, number: int | None, out: Path | None, metrics: str | None, json_path: Path | None
+) -> None:
+    """Show how MODEL was served in the last day, and what was learned for a release of it.
 
-    The promise and a table come here; curves and the rest are on a page that needs no network, with what refreshes
-    decided. Export and refresh keep what is shown beside the repository.
+    The promise and a table come here. The page needs no network: exits, latency and agreement of the last 24 hours,
+    releases, refreshes and closed exits on one axis of time, what refreshes decided and why; then the certificate, all
+    heads that were tried, and why not. What is shown lies beside the repository, written by server, export and refresh.
 
     \b
     gati report resnet18 --repository models
+    gati report resnet18 --repository models --metrics replica-1:8002 --metrics replica-2:8002
     gati report resnet18 --repository models --release 3 --out resnet18.html
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     found = read(repository, found_model(repository, find_chains(repository), model), number)
     path = out or reports_folder(repository) / f"{found.model}-{found.number}.html"
-    write_page(path, page(found, turns(repository, found.model)))
-    write_json(json_path, found.as_json() | {"page": str(path)})
+    past, day = turns(repository, found.model), read_day(repository, found.model)
+    now = {address: _asked(address, found.model) for address in (metrics or "").split(",") if address}
+    served = morning(day, found, past, now) if day.events or day.minutes or now else None
+    write_page(path, page(found, past, served))
+    write_json(json_path, found.as_json() | {"page": str(path), "served": served and served.sentence})
+    if served is not None:
+        click.echo(f"{served.sentence} {served.more}".strip())
     click.echo(found.sentence)
     if found.why_not and found.why_not not in found.sentence:
         click.echo(f"No head serves: {found.why_not}")
@@ -53,3 +74,11 @@ def report(model: str, repository: Path, number: int | None, out: Path | None, j
     results.print(cuts_table(found))
     for line in (*reasons(found), f"Page: {path}"):
         click.echo(line)
+
+
+def _asked(address: str, model: str) -> Reading | str:
+    """What a server says now, or why it says nothing: the page is about the others, too."""
+    try:
+        return read_metrics(address, model)
+    except UnavailableError as error:
+        return str(error)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
 
 from gati_export.history import Turn
 from gati_export.report.data import Report
+from gati_export.report.morning import Morning
 from gati_export.report.plots import color, curves, front
 from gati_export.report.timeline import SHOWN, timeline
 from gati_export.report.units import duration, percent, promise, size, times
@@ -29,18 +30,22 @@ class Exit:
     backbone: bool
 
 
-def page(report: Report, turns: Sequence[Turn] = ()) -> str:
+def page(report: Report, turns: Sequence[Turn] = (), morning: Morning | None = None) -> str:
     """The page's HTML. All that the report names is escaped.
 
     Args:
         report: What was learned for a release.
         turns: What refreshes decided, oldest first.
+        morning: What was served; None leaves that out.
     """
     shown = turns[-SHOWN:]
     return template("page.html").render(
         report=report,
         created=_date(report.created),
-        exits=_exits(report),
+        exits=_exits(report.exits),
+        morning=morning,
+        served=_exits(morning.exits) if morning and morning.exits else (),
+        now=_date(datetime.now(UTC)),
         color=lambda family: color(report, family),
         panels=[(cut, curves(report, cut)) for cut in report.cuts],
         front=front(report),
@@ -72,13 +77,14 @@ def write_page(path: Path, text: str) -> None:
     replace_text(path, text)
 
 
-def _date(created: str) -> str:
-    return datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M %Z").strip()
+def _date(when: str | datetime) -> str:
+    when = datetime.fromisoformat(when) if isinstance(when, str) else when
+    return when.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def _exits(report: Report) -> list[Exit]:
-    """Exits that answer anything."""
-    names = [f"exit {cut.index}" for cut in report.cuts] + ["backbone"]
-    last = max(len(names) - 1, 1)
-    shares = enumerate(zip(names, report.exits, strict=True))
-    return [Exit(name, share, i / last, i == len(names) - 1) for i, (name, share) in shares if share > 0]
+def _exits(shares: Sequence[float]) -> list[Exit]:
+    """Exits that answer anything; the last one is the backbone's."""
+    last = len(shares) - 1
+    names = [f"exit {index}" for index in range(last)] + ["backbone"]
+    found = enumerate(zip(names, shares, strict=True))
+    return [Exit(name, share, i / max(last, 1), i == last) for i, (name, share) in found if share > 0]

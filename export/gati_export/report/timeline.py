@@ -27,7 +27,7 @@ def timeline(turns: Sequence[Turn]) -> Markup | None:
     learned = [(i, 1e3 * turn.new_seconds, turn) for i, (turn, _) in enumerate(judged) if turn.new_seconds is not None]
     drawing = Drawing(*SIZE, f"Expected time of a request over {len(judged)} refreshes")
     frame = Frame(44, SIZE[0] - 12, 24, SIZE[1] - 32)
-    across = Scale(0, len(judged) - 1, frame.left + 8, frame.right - 8)
+    across = Scale(0, len(judged) - 1, frame.left + 32, frame.right - 32)
     up = Scale(0, 1.1 * max(live for _, live in (*judged, *(each[:2] for each in learned))), frame.bottom, frame.top)
     step = max(1, len(judged) // LABELS)
     frame.draw(

@@ -1,0 +1,82 @@
+"""Files that are written on and on, a line of JSON at a time, and never grow beyond a bound."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """One file; of twice as many lines as are kept, the older half is forgotten. One process at a time writes it.
+
+    Args:
+        path: The file.
+        kept: Lines that are kept, at least.
+    """
+
+    def __init__(self, path: Path, kept: int) -> None:
+        self._path = path
+        self._kept = kept
+        self._count: int | None = None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Writes a line to the disk.
+
+        Raises:
+            OSError: If that is not possible.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._count is None:
+            self._count = len(_lines(self._path))
+        if self._count >= 2 * self._kept:
+            newest = _lines(self._path)[-self._kept :]
+            replace(self._path, b"".join(line + b"\n" for line in newest))
+            self._count = len(newest)
+        with self._path.open("ab") as file:
+            if file.tell() and not _ends_whole(self._path):
+                file.write(b"\n")  # its last writer was killed in the middle of a line
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._count += 1
+
+
+def entries(path: Path) -> list[Any]:
+    """What a journal says, oldest first; nothing where there is none. A line that is no JSON is passed over."""
+    found = []
+    for line in _lines(path):
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return found
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, in place of what was there.
+
+    Raises:
+        OSError: If that is not possible.
+    """
+    beside = path.with_name(f"{path.name}.part")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -1,0 +1,138 @@
+"""What a replica did, minute by minute, for whoever asks next morning: a few days are kept, a line a minute.
+
+One file a replica, in the workspace: `DIR.gati/minutes/MODEL/REPLICA.jsonl`. A minute without requests has no line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+
+from gati.histogram import bucket
+from gati.journal import Journal
+
+SECONDS = 60.0
+KEPT = 3 * 24 * 60
+"""Minutes: three days without a pause."""
+FORGOTTEN_SECONDS = 7 * 86400.0
+"""After which a replica that writes no more is forgotten; in a cluster, each has a new name."""
+
+
+@dataclass(frozen=True)
+class Minute:
+    """What came in about a minute.
+
+    Attributes:
+        at: When it ended, ISO 8601.
+        seconds: How long it was.
+        release: The live release at its end, 0 for none.
+        closed: The exits that audits had closed by then.
+        exits: Rows answered, by exit.
+        audited: Hits audited.
+        agreed: Those of them that the backbone agreed with.
+        lower: Lower bound on the share of the release's answers that differ, as it was known at the end.
+        upper: Upper bound.
+        times: Requests by the time from arrival to answer (gati.histogram).
+        backbone_times: Of these, the requests that had a row answered by the backbone: they ran all of it, and all
+            lookups, in the same queue as the others.
+    """
+
+    at: str
+    seconds: float
+    release: int
+    closed: tuple[int, ...]
+    exits: dict[int, int]
+    audited: int
+    agreed: int
+    lower: float
+    upper: float
+    times: dict[int, int]
+    backbone_times: dict[int, int]
+
+
+class Minutes:
+    """Counts what comes, and writes it down every minute.
+
+    Args:
+        path: The file.
+        backbone: The exit at which the backbone answers.
+        warn: Called once with why the file can't be written; serving goes on without it.
+    """
+
+    def __init__(self, path: Path, backbone: int, warn: Callable[[str], None]) -> None:
+        self._path = path
+        self._journal = Journal(path, KEPT)
+        self._backbone = backbone
+        self._warn = warn
+        self._complained = False
+        self._lock = Lock()
+        self._clear()
+        forget(path.parent)
+
+    def _clear(self) -> None:
+        self._since = time.monotonic()
+        self._exits: Counter[int] = Counter()
+        self._audits: Counter[bool] = Counter()
+        self._times: Counter[int] = Counter()
+        self._backbone_times: Counter[int] = Counter()
+
+    def served(self, exits: Counter[int], latencies: Sequence[tuple[int, float]]) -> None:
+        """Takes in rows answered by exit, and of each request the deepest exit of its rows and its seconds."""
+        with self._lock:
+            self._exits += exits
+            for exit_, seconds in latencies:
+                step = bucket(seconds)
+                self._times[step] += 1
+                if exit_ == self._backbone:
+                    self._backbone_times[step] += 1
+
+    def audited(self, agreed: Sequence[bool]) -> None:
+        """Takes in whether the backbone agreed with audited hits."""
+        with self._lock:
+            self._audits.update(agreed)
+
+    def keep(self, release: int, closed: Sequence[int], bounds: tuple[float, float], *, now: bool = False) -> None:
+        """Writes what has come, if a minute is over, or `now`; called from one thread."""
+        seconds = time.monotonic() - self._since
+        if seconds < SECONDS and not now:
+            return
+        with self._lock:
+            minute = Minute(
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=round(seconds, 1),
+                release=release,
+                closed=tuple(closed),
+                exits=dict(self._exits),
+                audited=self._audits.total(),
+                agreed=self._audits[True],
+                lower=bounds[0],
+                upper=bounds[1],
+                times=dict(self._times),
+                backbone_times=dict(self._backbone_times),
+            )
+            self._clear()
+        if minute.exits or minute.audited:
+            self._write(minute)
+
+    def _write(self, minute: Minute) -> None:
+        try:
+            self._journal.add(asdict(minute))
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                self._warn(f"{self._path} can't be written ({error.strerror}): `gati report` will know nothing of now")
+
+
+def forget(folder: Path) -> None:
+    """Removes what replicas have written that are long gone."""
+    for path in folder.glob("*.jsonl"):
+        try:
+            if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+                path.unlink()
+        except OSError:  # read-only, or another replica was faster
+            continue

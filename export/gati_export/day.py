@@ -1,0 +1,181 @@
+"""A day of a served chain, as its replicas have written it down: minute by minute, and what their breakers did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from gati.histogram import quantile
+from gati.ledger import Event
+from gati.minutes import Minute
+from gati.settings import workspace
+from gati_export.history import decoded
+
+Line = TypeVar("Line", Minute, Event)
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that happened at a replica, in words, and whether somebody should look at it."""
+
+    at: datetime
+    replica: str
+    words: str
+    bad: bool
+
+
+@dataclass(frozen=True)
+class Day:
+    """What replicas did up to a moment.
+
+    Attributes:
+        until: The moment.
+        minutes: The last day's minutes with requests, of each replica that had any, oldest first.
+        events: What the breaker of each of them remembers, oldest first; of all replicas, where none had requests.
+    """
+
+    until: datetime
+    minutes: Mapping[str, Sequence[Minute]]
+    events: Mapping[str, Sequence[Event]]
+
+    @property
+    def all_minutes(self) -> list[Minute]:
+        """The minutes of all replicas."""
+        return [minute for minutes in self.minutes.values() for minute in minutes]
+
+    @property
+    def latest(self) -> dict[str, Minute]:
+        """The last minute of each replica."""
+        return {replica: minutes[-1] for replica, minutes in self.minutes.items()}
+
+    @property
+    def exits(self) -> dict[int, int]:
+        """Rows answered, by exit."""
+        return exits(self.all_minutes)
+
+    @property
+    def audits(self) -> tuple[int, int]:
+        """Hits audited, and those of them that the backbone agreed with."""
+        minutes = self.all_minutes
+        return sum(minute.audited for minute in minutes), sum(minute.agreed for minute in minutes)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Bounds on the share of answers that differ, of the replica that may be worst; None without requests."""
+        return worst(self.latest.values())
+
+    @property
+    def closed(self) -> dict[str, Event]:
+        """What closed exits, of each replica where some are closed."""
+        return {
+            replica: next(e for e in events if (e.release, e.alarm) == (events[-1].release, events[-1].alarm))
+            for replica, events in self.events.items()
+            if events and events[-1].closed
+        }
+
+    @property
+    def went_live(self) -> dict[int, datetime]:
+        """When each release went live at the first replica, as far as that is remembered."""
+        found: dict[int, datetime] = {}
+        for event in (event for events in self.events.values() for event in events):
+            found[event.release] = min(found.get(event.release, self.until), moment(event.at))
+        return found
+
+    @property
+    def happenings(self) -> list[Happening]:
+        """What happened at replicas, newest first."""
+        found = []
+        for replica, events in self.events.items():
+            for before, now in zip([None, *events], events, strict=False):
+                found.append(Happening(moment(now.at), replica, *_words(before, now)))
+        return sorted(found, key=lambda happening: happening.at)[::-1]  # of one second, the later first
+
+
+def read_day(repository: Path, model: str, until: datetime | None = None) -> Day:
+    """Reads what a chain's replicas have written down. What is damaged is passed over.
+
+    Args:
+        repository: The model repository.
+        model: The chain's name.
+        until: The end of the day; now, by default.
+    """
+    until = until or datetime.now(UTC)
+    minutes: dict[str, list[Minute]] = {}
+    for replica, path in _journals(repository, "minutes", model):
+        of_day = [minute for minute in _dated(Minute, path) if until - DAY <= moment(minute.at) <= until]
+        if of_day:
+            minutes[replica] = of_day
+    events = {replica: _dated(Event, path) for replica, path in _journals(repository, "breaker", model)}
+    return Day(until, minutes, {replica: events[replica] for replica in minutes or events if replica in events})
+
+
+def exits(minutes: Iterable[Minute]) -> dict[int, int]:
+    """Rows answered in some minutes, by exit."""
+    counts: Counter[int] = Counter()
+    for minute in minutes:
+        counts.update(minute.exits)
+    return dict(sorted(counts.items()))
+
+
+def latency(minutes: Iterable[Minute], share: float, *, backbone: bool = False) -> float | None:
+    """Seconds within which a share of the requests of some minutes were answered; None without requests.
+
+    Args:
+        minutes: The minutes.
+        share: The share.
+        backbone: Count only requests that ran the whole network.
+    """
+    counts: Counter[int] = Counter()
+    for minute in minutes:
+        counts.update(minute.backbone_times if backbone else minute.times)
+    return quantile(counts, share)
+
+
+def worst(minutes: Iterable[Minute]) -> tuple[float, float] | None:
+    """The highest lower bound and the highest upper bound on the share of differing answers; None without minutes."""
+    bounds = [(minute.lower, minute.upper) for minute in minutes]
+    return (max(lower for lower, _ in bounds), max(upper for _, upper in bounds)) if bounds else None
+
+
+def moment(at: str) -> datetime:
+    """A time of a line; one that names no zone is in UTC."""
+    when = datetime.fromisoformat(at)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def _journals(repository: Path, what: str, model: str) -> list[tuple[str, Path]]:
+    """Replicas and their files."""
+    return [(path.stem, path) for path in sorted((workspace(repository) / what / model).glob("*.jsonl"))]
+
+
+def _dated(kind: type[Line], path: Path) -> list[Line]:
+    """A file's lines, less those whose time is none."""
+    found = []
+    for line in decoded(kind, path):
+        with suppress(ValueError):
+            moment(line.at)
+            found.append(line)
+    return found
+
+
+def _words(before: Event | None, now: Event) -> tuple[str, bool]:
+    """What an event says after the one before, and whether somebody should look."""
+    names = named(now.closed)
+    if before is not None and now.release == before.release and now.alarm is not None and now.alarm != before.alarm:
+        return f"Closed {names}: {now.alarm}.", True
+    if before is not None and now.release == before.release:
+        return f"The server started again{f', with {names} closed' if now.closed else ''}.", bool(now.closed)
+    opened = f", and opened {named(before.closed)} again" if before is not None and before.closed else ""
+    return f"Release {now.release} went live{opened}{f', with {names} closed' if now.closed else ''}.", bool(now.closed)
+
+
+def named(closed: Sequence[int]) -> str:
+    """Exits in words."""
+    return f"exit{'s' * (len(closed) > 1)} {' and '.join(map(str, closed))}"

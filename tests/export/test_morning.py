@@ -1,0 +1,228 @@
+"""The morning's page: from what real writers wrote down, and as a real Chromium shows it."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from reports import MODEL, realistic
+
+from gati.breaker import Alarm
+from gati.chain import chain_path
+from gati.histogram import bucket
+from gati.ledger import Event
+from gati.minutes import Minute
+from gati.settings import workspace
+from gati_export.commands.report import report as command
+from gati_export.day import Day, latency, read_day
+from gati_export.history import Turn, note
+from gati_export.report.data import write
+from gati_export.report.morning import morning
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+ALARM = Alarm(2, 310, 14, 0.0173)
+
+
+def ago(hours: float) -> str:
+    return (NOW - timedelta(hours=hours)).isoformat()
+
+
+def minute(hours: float, release: int, wave: float, upper: float, closed: Sequence[int] = ()) -> Minute:
+    """A minute with a hundred requests, of which a share misses."""
+    chance = random.Random(hours)
+    missed = round(20 + 15 * wave)
+    hits = {0: 50, 2: 50 - missed} if not closed else {0: 50}
+    lost = 100 - sum(hits.values())
+    fast = Counter(bucket(chance.lognormvariate(math.log(0.0012), 0.3)) for _ in range(100 - lost))
+    slow = Counter(bucket(chance.lognormvariate(math.log(0.0041), 0.2)) for _ in range(lost))
+    agreed = 10 - (chance.random() < 0.05)
+    times = dict(sorted((fast + slow).items()))
+    return Minute(ago(hours), 60.0, release, tuple(closed), hits | {4: lost}, 10, agreed, 0.0, upper, times, dict(slow))
+
+
+def write_lines(repository: Path, what: str, replica: str, lines: Sequence[Minute | Event]) -> None:
+    path = workspace(repository) / what / MODEL / f"{replica}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(asdict(line))}\n" for line in lines))
+
+
+def fill(repository: Path) -> None:
+    """Two replicas over a day: release 2 goes live 16 hours ago; exit 2 was closed before, and is again at the end."""
+    for replica in ("triton-0-8001", "triton-1-8001"):
+        minutes = []
+        for hours in (i / 4 - 0.2 for i in range(110, 0, -1)):
+            shut = (2,) if replica == "triton-1-8001" and hours < 3 else ()
+            upper = min(1.0, 0.006 + 0.06 / (17 - hours % 16))
+            minutes.append(minute(hours, 1 if hours > 16 else 2, math.sin(hours / 4), upper, shut))
+        write_lines(repository, "minutes", replica, minutes)
+    first, *rest = [Event(ago(60), 1, (), None), Event(ago(16), 2, (), None), Event(ago(12), 2, (), None)]
+    write_lines(repository, "breaker", "triton-0-8001", [first, *rest])
+    closings = Event(ago(30), 1, (2,), ALARM), Event(ago(3), 2, (2,), ALARM)
+    write_lines(repository, "breaker", "triton-1-8001", [first, closings[0], *rest, closings[1]])
+    for hours, release in ((70, None), (60.1, 1), (40, None), (16.1, 2), (5, None)):
+        why = "It is faster." if release else "It would not be faster: 1.92 ms a request, and 1.90 ms now."
+        note(repository, MODEL, Turn(ago(hours), 60.0, 20_000, 1, release, why, 0.004, 0.002, 0.0019, 0.002))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    chain_path(folder, MODEL).parent.mkdir(parents=True)
+    chain_path(folder, MODEL).write_text("{}")
+    write(folder, realistic())
+    return folder
+
+
+def run(repository: Path, *arguments: str) -> tuple[str, str]:
+    """What the command says, and its page."""
+    out = repository.parent / "page.html"
+    result = CliRunner().invoke(command, [MODEL, "--repository", str(repository), "--out", str(out), *arguments])
+    assert result.exit_code == 0, result.exception
+    return result.output, out.read_text(encoding="utf-8")
+
+
+def test_a_day_is_what_its_replicas_wrote_down(repository: Path) -> None:
+    assert read_day(repository, MODEL, NOW) == Day(NOW, {}, {})
+    fill(repository)
+    day = read_day(repository, MODEL, NOW)
+    minutes = day.all_minutes
+    assert len(minutes) == 2 * 96, "older ones are another day's"
+    assert sum(day.exits.values()) == 100 * len(minutes) == sum(sum(m.times.values()) for m in minutes)
+    assert day.audits == (10 * len(minutes), sum(minute.agreed for minute in minutes))
+    assert latency(minutes, 0.5) == pytest.approx(0.0013, rel=0.1)
+    assert latency(minutes, 0.5, backbone=True) == pytest.approx(0.0041, rel=0.1)
+    assert day.went_live == {1: NOW - timedelta(hours=60), 2: NOW - timedelta(hours=16)}
+    assert {replica: event.at for replica, event in day.closed.items()} == {"triton-1-8001": ago(3)}
+    assert [happening.words for happening in day.happenings if happening.replica == "triton-1-8001"] == [
+        f"Closed exit 2: {ALARM}.",
+        "The server started again.",
+        "Release 2 went live, and opened exit 2 again.",
+        f"Closed exit 2: {ALARM}.",
+        "Release 1 went live.",
+    ]
+
+
+DAMAGE = b"\n".join([b"{", b"[]", b"\xff\xfe", b'{"at": "yesterday"}', b"[" * 100_000, b"3", b""])
+
+
+def test_damaged_lines_are_passed_over(repository: Path) -> None:
+    fill(repository)
+    day = read_day(repository, MODEL, NOW)
+    for path in workspace(repository).glob(f"*/{MODEL}/*.jsonl"):
+        content = path.read_bytes()
+        undated = re.sub(rb'"at": "[^"]*"', b'"at": "yesterday"', content.splitlines()[0])
+        path.write_bytes(DAMAGE + undated + b"\n" + content + content[:20])
+    assert read_day(repository, MODEL, NOW) == day
+
+
+def told(lower: float, upper: float, **changes: Any) -> str:
+    at = replace(minute(0.1, 2, 0.0, upper), lower=lower, **changes)
+    day = Day(NOW, {"a": [at]}, {"a": [Event(ago(2), 2, (), None)]})
+    said = morning(day, realistic(), (), {})
+    assert said.bad == (lower > 0.01)
+    return f"{said.sentence} {said.more}"
+
+
+def test_the_first_sentence_says_no_more_than_is_known() -> None:
+    assert told(0.0, 0.008).startswith("The promise is kept: at most 0.8% of answers differ (promised: 1%).")
+    assert told(0.002, 0.03).startswith("Nothing speaks against the promise of 1%: audits show so far")
+    assert "too few answers were audited" in told(0.0, 1.0, audited=0, agreed=0)
+    assert told(0.02, 0.04).startswith("The promise is broken: more than 2.0% of answers differ (promised: 1%).")
+    assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M}." in told(0.0, 0.008)
+    assert told(0.0, 1.0, release=0).endswith("No release is live: the backbone answers.")
+    nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), realistic(), (), {})
+    assert nothing.sentence == "No request was answered in the last 24 hours."
+    assert not nothing.tiles and not nothing.panels
+
+
+def test_a_chain_that_was_never_served_has_no_morning(repository: Path) -> None:
+    said, source = run(repository)
+    assert said.startswith(realistic().sentence)
+    assert "last 24 hours" not in source
+
+
+def test_a_server_that_says_nothing_is_on_the_page_as_that(repository: Path) -> None:
+    said, source = run(repository, "--metrics", "127.0.0.1:1")
+    assert said.startswith("No request was answered in the last 24 hours.")
+    assert "No Triton metrics answer on 127.0.0.1:1" in source
+
+
+# --- in Chromium
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+WIDTHS = (360, 1200)
+PROBE = """<!doctype html><body>{frames}<pre id="found"></pre><script>
+onload = () => {{
+  const found = [...document.querySelectorAll("iframe")].map(frame => {{
+    const page = frame.contentDocument, inside = frame.contentWindow;
+    page.querySelectorAll("details").forEach(one => one.open = true);
+    const box = text => text.getBoundingClientRect();
+    const above = (a, b) => a.bottom - 3 <= b.top, before = (a, b) => a.right <= b.left;
+    const apart = (a, b) => above(a, b) || above(b, a) || before(a, b) || before(b, a);
+    const over = [...page.querySelectorAll("figure svg")].flatMap(svg => {{
+      const texts = [...svg.querySelectorAll("text")].filter(text => text.textContent);
+      return texts.flatMap((a, i) => texts.slice(i + 1).filter(b => !apart(box(a), box(b)))
+        .map(b => a.textContent + " over " + b.textContent).concat(
+          box(a).left < box(svg).left || box(a).right > box(svg).right ? a.textContent + " cut off" : []));
+    }});
+    return {{width: page.documentElement.scrollWidth, text: page.body.innerText, over,
+      asked: inside.performance.getEntriesByType("resource").map(entry => entry.name)}};
+  }});
+  document.getElementById("found").textContent = JSON.stringify(found);
+}};
+</script></body>"""
+
+
+def in_chromium(source: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """What a real browser makes of a page, at each of `WIDTHS`, and what its console says."""
+    inside = html.escape(source)
+    frames = "".join(f'<iframe style="width: {width}px; border: 0" srcdoc="{inside}"></iframe>' for width in WIDTHS)
+    probe = folder / "probe.html"
+    probe.write_text(PROBE.format(frames=frames), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=10000"]
+    browser = [CHROMIUM, *options, f"--user-data-dir={folder}/home", "--dump-dom", str(probe)]
+    done = subprocess.run(browser, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr
+    return json.loads(html.unescape(found[1])), "\n".join(re.findall(r".*CONSOLE.*", done.stderr))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
+def test_a_browser_shows_the_page_on_a_phone_and_asks_the_network_for_nothing(repository: Path) -> None:
+    fill(repository)
+    _, source = run(repository, "--metrics", "127.0.0.1:1")
+    found, console = in_chromium(source, repository.parent)
+    assert console == ""
+    for width, page in zip(WIDTHS, found, strict=True):
+        assert page["width"] <= width
+        assert page["asked"] == []
+        assert page["over"] == []
+        text = " ".join(page["text"].split())
+        for said in (
+            "Exit 2 is closed on triton-1-8001 since",
+            "audits show that more than 1.7% of answers differ (promised: 1%).",
+            "where the backbone had to answer, 4.10 ms",
+            "Release 2 serves since",
+            "of 19,200 requests",
+            "Release 2 went live, and opened exit 2 again.",
+            "The server started again.",
+            "It would not be faster: 1.92 ms a request",
+            "No Triton metrics answer on 127.0.0.1:1",
+            realistic().sentence,
+        ):
+            assert said in text, said
+        assert text.index("is closed on") < text.index("The last 24 hours") < text.index("What happened")
+        assert text.index("What happened") < text.index("What refreshes decided") < text.index("Cut points")
