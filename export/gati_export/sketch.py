@@ -1,7 +1,7 @@
 """Sketches: a few numbers of each row of features, which are the same for the same input.
 
-Recorded features of equal inputs differ in their last digits, as a batch's size changes the order of sums. What tells
-copies of an input by their bytes (`splitting.split`) is given sketches instead.
+Features of equal inputs may differ in their last digits where replicas have other processors, or a batch's size changes
+the order of sums. What tells copies of an input by their bytes (`splitting.split`) is given sketches instead.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 NUMBERS = 8
-STEP = 1e-5
-"""What numbers are rounded to: hundreds of times what they differ by, and a hundredth of what samples differ by."""
+STEP = 1e-3
+"""What numbers are rounded to, as a share of what samples differ by: thousands of times what copies differ by."""
 ROWS = 256
 
 
@@ -36,4 +36,4 @@ def _sketch(value: np.ndarray) -> np.ndarray:
         part = rows[start : start + ROWS].astype(np.float64)
         size = np.abs(part).sum(axis=1, keepdims=True)
         sums[start : start + ROWS] = part @ signs / np.maximum(size, np.finfo(np.float64).tiny)
-    return np.rint(sums / STEP).astype(np.int64)
+    return np.rint(sums * np.sqrt(rows.shape[1]) / STEP).astype(np.int64)
