@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import toy_chain
 
+from gati.content import features_at
 from gati.errors import SamplesError
 from gati.flight import Flight, Request
+from gati.recorder import Recorder, Sample
 from gati.samples import Samples
 from gati.settings import Settings
 from gati_export.store import read_recent
@@ -56,6 +58,22 @@ def test_features_are_read_again_and_say_what_they_are(tmp_path: Path) -> None:
     recorded = read_recent(str(tmp_path), CHAIN, 10)
     assert recorded.content.cut == 1
     np.testing.assert_array_equal(recorded.samples["cut1"], -np.arange(12, 20, dtype=np.float32).reshape(2, 4))
+
+
+def test_inputs_that_are_read_behind_the_cut_point_are_features_too(tmp_path: Path) -> None:
+    chain = toy_chain(inputs=("x", "mask"))
+    first, second, third = chain.segments
+    chain = replace(chain, segments=(first, second, replace(third, inputs=("cut1", "mask"))))
+    content = features_at(chain, 0)
+    assert [tensor.name for tensor in content.tensors] == ["cut0", "mask"]
+    values = {tensor.name: np.full((2, 4), number, np.float32) for number, tensor in enumerate(content.tensors)}
+    kept = Recorder(chain, str(tmp_path), 1 << 20, lambda _: None, print, content)
+    kept.record(Sample(values, None, np.zeros(2, np.int32), np.zeros(2, np.int64), 0.0))
+    kept.close()
+    assert {name: value[:, 0].tolist() for name, value in read_recent(str(tmp_path), chain, 2).samples.items()} == {
+        "cut0": [0, 0],
+        "mask": [1, 1],
+    }
 
 
 def test_of_two_kinds_the_newest_is_read(tmp_path: Path) -> None:
