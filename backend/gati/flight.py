@@ -73,6 +73,8 @@ class Flight:
     Attributes:
         rows: How many rows there are.
         values: The inputs, [rows, ...] each.
+        kept: What is recorded of each row, [rows, ...] each: the inputs, or hidden activations; None while those are
+            not known, and where they are not to be had for all rows.
         finite: Rows whose inputs hold neither NaN nor Inf.
         cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
         drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says. None without any.
@@ -88,6 +90,7 @@ class Flight:
         self.spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
         self.rows = ends[-1]
         self.values = _joined(requests)
+        self.kept: dict[str, np.ndarray] | None = self.values
         self.finite = finite_rows(self.values)
         exact = [request.exact for request in requests]
         self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
@@ -121,6 +124,14 @@ class Flight:
             else:
                 still.append(i)
         self._waiting = still
+
+    def kept_of(self, place: int) -> dict[str, np.ndarray]:
+        """What is recorded of the request at this place, in arrays that hold no other request's rows."""
+        if self.kept is self.values:
+            return self.requests[place].inputs
+        if len(self.requests) == 1:
+            return self.kept or {}
+        return {name: value[self.spans[place]].copy() for name, value in (self.kept or {}).items()}
 
     def latencies(self) -> list[tuple[int, float]]:
         """Of each answered request the exit of its last rows, and the seconds from its arrival to its reply."""

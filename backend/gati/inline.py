@@ -45,12 +45,14 @@ class InlineEngine:
         repository: Where the segments and heads lie.
         chain: The chain to run.
         runner: Where to run it, and where hidden state is kept.
+        planes: Whether hidden state has to be what segments give as they lie on disk, because others read it as well.
     """
 
-    def __init__(self, repository: Path, chain: Chain, runner: Runner | None = None) -> None:
+    def __init__(self, repository: Path, chain: Chain, runner: Runner | None = None, *, planes: bool = False) -> None:
         self._repository = repository
         self._chain = chain
         self._runner = runner or Runner()
+        self._as_run = not planes and self._runner.device == CPU
         self._plans: WeakValueDictionary[tuple[int, ...], _Plan] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
@@ -61,9 +63,10 @@ class InlineEngine:
         return self._plan(cuts).stages
 
     def _plan(self, cuts: Sequence[int]) -> _Plan:
-        plan = self._plans.get(tuple(cuts))
+        key = tuple(sorted({*cuts}))
+        plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=self._runner.device == CPU)
+            plan = self._plans[key] = self._load(key, as_run=self._as_run)
         return plan
 
     def _load(self, cuts: Sequence[int], as_run: bool) -> _Plan:
@@ -113,12 +116,12 @@ class InlineEngine:
 
     def load_heads(self, release: Release) -> tuple[InlineHeads, dict[int, HeadSpec]]:
         """Loads and warms a release's heads; see gati.engine."""
-        cuts = [head.index for head in release.heads]
+        cuts = tuple(sorted(head.index for head in release.heads))
         plan = self._plan(cuts)
         try:
             heads = self._open_heads(plan, release)
         except InseparableError:
-            plan = self._plans[tuple(cuts)] = self._load(cuts, as_run=False)
+            plan = self._plans[cuts] = self._load(cuts, as_run=False)
             heads = self._open_heads(plan, release)
         return InlineHeads(self._chain, plan, heads, self._runner), {index: spec for index, (_, spec) in heads.items()}
 

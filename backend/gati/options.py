@@ -31,3 +31,17 @@ def port_option(name: str, default: int) -> Callable[[Any], Any]:
     return click.option(
         f"--{name}-port", type=click.IntRange(0, 65535), default=default, show_default=True, help="0: any free port."
     )
+
+
+def checked(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """A callback for an option whose text others will parse: what they would say of it, as ValueError, is said now."""
+
+    def check(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.") from error
+        return text
+
+    return check

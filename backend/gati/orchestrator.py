@@ -34,12 +34,16 @@ class LiveRelease:
     state: dict[int, HeadState]
     breaker: Breaker
 
+    def whole_at(self, cut: int) -> bool:
+        """Whether all rows of a batch come to a cut point: if a head before it may answer, the easy ones don't."""
+        return all(head >= cut for head in self.state)
+
 
 @dataclass(frozen=True)
 class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
-    `drawn` is what the release's breaker calls them.
+    `drawn` is what the release's breaker calls them, `kept` what is recorded of them.
     """
 
     index: int
@@ -47,7 +51,7 @@ class Audit:
     drawn: int
     values: Mapping[str, Hidden]
     served: np.ndarray
-    inputs: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray] | None
     arrived: float
 
 
@@ -87,6 +91,7 @@ class Orchestrator:
         later: Takes audits, to be run by `audit` when the answers have left.
         busy: Whether too many audits wait already: then none is drawn. Asked before anything is known of a request, so
             that whether it counts does not depend on what becomes of it.
+        cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Orchestrator:
         audit_share: float,
         later: Callable[[Audit], None],
         busy: Callable[[], bool] = lambda: False,
+        cut: int | None = None,
     ) -> None:
         self._chain = chain
         self._live = live
@@ -104,6 +110,7 @@ class Orchestrator:
         self._audit_share = audit_share
         self._later = later
         self._busy = busy
+        self._cut = cut
         self._agreement = parse_agreement(chain.agreement)
         self._last = len(chain.segments) - 1
         self._read_later = [
@@ -114,6 +121,8 @@ class Orchestrator:
     def serve(self, requests: Sequence[Request]) -> None:
         """Answers requests of one signature. One release answers all of them: it is looked up here, once."""
         flight = Flight(requests, self._chain.output)
+        if self._cut is not None:
+            flight.kept = None
         release = self._live()
         heads = release.heads if release.breaker.open_exits and flight.cacheable.any() else None
         if heads is not None:
@@ -170,6 +179,8 @@ class Orchestrator:
         for stage in release.stages:
             values = self._advance(stage, values)
             index = stage.last
+            if index == self._cut and release.whole_at(index):
+                flight.kept = {name: np.asarray(value) for name, value in values.items()}
             if index == self._last:
                 flight.finish(rows, np.asarray(values[self._chain.output.name]), index, BACKBONE)
                 break
@@ -222,10 +233,10 @@ def _audits(
     chosen = np.flatnonzero(hit & flight.drawn.rows[rows])
     if not len(chosen):
         return []
-    inputs = {name: value[rows[chosen]] for name, value in flight.values.items()}
+    kept = flight.kept and {name: value[rows[chosen]] for name, value in flight.kept.items()}
     left = {name: value[chosen] for name, value in values.items()}
     served = flight.output[rows[chosen]]
-    return [Audit(index, release, flight.drawn.number, left, served, inputs, flight.requests[0].arrived)]
+    return [Audit(index, release, flight.drawn.number, left, served, kept, flight.requests[0].arrived)]
 
 
 def _learn(flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]) -> None:

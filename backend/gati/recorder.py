@@ -1,14 +1,14 @@
 """Keeps what was served, as Parquet shards, without ever making a request wait.
 
-A sample is one row: the inputs, the backbone's answer where it is known (a miss or an audit), the exit, the release
-and the time. A shard is written under another name and renamed, so that a half-written one is never read.
+A sample is one row: the inputs, or hidden activations in their place (gati.content), the backbone's answer where it is
+known (a miss or an audit), the exit, the release and the time. A shard is written under another name and renamed, so
+that a half-written one is never read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import sys
 import threading
@@ -23,25 +23,33 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gati.chain import Chain
+from gati.content import Content, inputs_of
+from gati.expiry import delete_older
+from gati.expiry import number_of as _number
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ANSWER, EXIT, RELEASE, TIME = "gati.answer", "gati.exit", "gati.release", "gati.time"
 SHAPE = b"shape"
-"""Field metadata of an input's column: a row's shape as JSON; the column holds the flat values."""
+"""Field metadata of a tensor's column: a row's shape as JSON; the column holds the flat values."""
 QUEUE_BYTES = 64 << 20
 SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
 ABANDONED_NS = 600 * 10**9
 """A shard that is this much older than the newest, and still half-written, never will be whole."""
+SWEEPS, SWEEP_SECONDS = 100, 600.0
+"""How often the store is swept within the age that samples may reach, and seconds between two sweeps at most."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of one request, all [rows, ...]; `answer` is None where the backbone's answer is not known."""
+    """Rows of one request, all [rows, ...]; `answer` is None where the backbone's answer is not known.
 
-    inputs: dict[str, np.ndarray]
+    `values` is what is kept of the request, by name; see gati.content.
+    """
+
+    values: dict[str, np.ndarray]
     answer: np.ndarray | None
     exit: np.ndarray
     release: np.ndarray
@@ -54,13 +62,13 @@ class Sample:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its inputs."""
-        return sum(value.nbytes for value in self.inputs.values())
+        """Bytes of its values."""
+        return sum(value.nbytes for value in self.values.values())
 
     @property
     def shapes(self) -> tuple:
         """A shard holds rows of one shape."""
-        return tuple(value.shape[1:] for value in self.inputs.values())
+        return tuple(value.shape[1:] for value in self.values.values())
 
 
 class Recorder:
@@ -72,6 +80,8 @@ class Recorder:
         budget: Bytes that the model's shards may take.
         dropped: Called with the number of samples that could not be kept.
         log: Called with what went wrong.
+        content: What samples hold; the model's inputs, unless given.
+        age: Seconds after which a shard is deleted, whether or not requests come; None keeps any age.
     """
 
     def __init__(
@@ -81,12 +91,17 @@ class Recorder:
         budget: int,
         dropped: Callable[[int], None],
         log: Callable[[str], None],
+        content: Content | None = None,
+        age: float | None = None,
     ) -> None:
         self._chain = chain
         self._url = f"{store.rstrip('/')}/{chain.model}"
         self._budget = budget
         self._dropped = dropped
         self._log = log
+        self._content = content or inputs_of(chain)
+        self._age = age
+        self._sweep = time.monotonic()
         self._queue: deque[Sample] = deque()
         self._queued = 0
         self._wake = threading.Condition()
@@ -115,36 +130,73 @@ class Recorder:
         self._thread.join(timeout=10)
 
     def _work(self) -> None:
-        while True:
-            with self._wake:
-                if not self._closing:
-                    self._wake.wait(FLUSH_SECONDS)
-                samples, self._queue, self._queued = list(self._queue), deque(), 0
-                closing = self._closing
-            for shapes in {sample.shapes for sample in samples}:
-                with suppress(Exception):  # not even a loss that can't be counted ends the thread
-                    self._write([sample for sample in samples if sample.shapes == shapes])
-            if closing:
-                return
+        while self._turn():
+            _trim()  # the samples are let go of by now
+
+    def _turn(self) -> bool:
+        """Writes what has come for a while, and sweeps; returns whether to go on."""
+        with self._wake:
+            if not self._closing and self._queued <= SHARD_BYTES:
+                self._wake.wait(FLUSH_SECONDS)
+            samples = self._take()
+            closed = self._closing and not self._queue
+        for shapes in {sample.shapes for sample in samples}:
+            with suppress(Exception):  # not even a loss that can't be counted ends the thread
+                self._write([sample for sample in samples if sample.shapes == shapes])
+        with suppress(Exception):
+            self._expire()
+        return not closed
+
+    def _take(self) -> list[Sample]:
+        """The oldest that wait, as many as make a shard: a long queue does not become as large a table."""
+        samples: list[Sample] = []
+        size = 0
+        while self._queue and size < SHARD_BYTES:
+            samples.append(self._queue.popleft())
+            size += samples[-1].nbytes
+        self._queued -= size
+        return samples
 
     def _write(self, samples: list[Sample]) -> None:
         try:
-            write_shard(self._url, shard(self._chain, samples), self._budget)
+            write_shard(self._url, shard(self._chain, samples, self._content), self._budget)
         except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
-            if self._complained is None or time.monotonic() - self._complained > 60:
-                self._complained = time.monotonic()
-                self._log(f"samples can't be written to {self._url}: {error}")
+            self._complain(f"samples can't be written to {self._url}: {error}")
             self._dropped(sum(sample.rows for sample in samples))
 
+    def _expire(self) -> None:
+        """Deletes what is too old, every now and then."""
+        if self._age is None or time.monotonic() < self._sweep:
+            return
+        self._sweep = time.monotonic() + min(self._age / SWEEPS, SWEEP_SECONDS)
+        try:
+            delete_older(self._url, self._age)
+        except Exception as error:  # whatever a store raises: the next sweep tries again
+            self._complain(f"samples that are too old can't be deleted from {self._url}: {error}")
 
-def shard(chain: Chain, samples: list[Sample]) -> pa.Table:
-    """Samples of equal shapes as a table: a list column per input, and what was served."""
+    def _complain(self, what: str) -> None:
+        """Says what is wrong, at most once a minute."""
+        if self._complained is None or time.monotonic() - self._complained > 60:
+            self._complained = time.monotonic()
+            self._log(what)
+
+
+def _trim() -> None:
+    """Gives memory that nobody uses back to the system, that of samples too: much of it came at once, and goes."""
+    if pa := sys.modules.get("pyarrow"):
+        pa.default_memory_pool().release_unused()
+
+
+def shard(chain: Chain, samples: list[Sample], content: Content | None = None) -> pa.Table:
+    """Samples of equal shapes as a table: a list column per tensor that is kept, and what was served."""
     import pyarrow as pa
 
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it once had
+    content = content or inputs_of(chain)
     columns: dict[str, Any] = {}
     fields = []
-    for tensor in chain.inputs:
-        values = np.concatenate([sample.inputs[tensor.name] for sample in samples])
+    for tensor in content.tensors:
+        values = np.concatenate([sample.values[tensor.name] for sample in samples])
         columns[tensor.name] = _flat_lists(values)
         shape = {SHAPE: json.dumps(values.shape[1:]).encode()}
         fields.append(pa.field(tensor.name, columns[tensor.name].type, metadata=shape))
@@ -154,7 +206,7 @@ def shard(chain: Chain, samples: list[Sample]) -> pa.Table:
     times = np.repeat([int(sample.time * 1e6) for sample in samples], [sample.rows for sample in samples])
     columns[TIME] = pa.array(times, pa.timestamp("us", tz="UTC"))
     fields += [pa.field(name, columns[name].type) for name in (ANSWER, EXIT, RELEASE, TIME)]
-    return pa.table(columns, schema=pa.schema(fields))
+    return pa.table(columns, schema=pa.schema(fields, content.metadata))
 
 
 def _answers(chain: Chain, samples: list[Sample]) -> pa.Array:
@@ -210,12 +262,6 @@ def write_shard(url: str, table: pa.Table, budget: int) -> str:
         raise
     _prune(fs, files | {path: fs.size(path)}, budget)
     return path
-
-
-def _number(path: str) -> int:
-    """What a shard's name begins with, whole or half-written; 0 for any other file."""
-    found = re.match(r"\.?([0-9]{20})-", os.path.basename(path))
-    return int(found[1]) if found else 0
 
 
 def _parquet() -> Any:

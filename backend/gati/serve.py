@@ -10,11 +10,26 @@ from types import FrameType
 import click
 
 from gati.errors import UnavailableError
-from gati.options import existing_folder, json_option, port_option, write_json
+from gati.expiry import FOREVER, parse_age
+from gati.options import checked, existing_folder, json_option, port_option, write_json
 from gati.pulse import PATIENCE_SECONDS
 from gati.server import ANYWHERE, HOST, Ports, Server
 from gati.session import DEVICE, parse_device
-from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspace
+from gati.settings import (
+    AUDIT,
+    DEFAULT_AGE,
+    FEATURES,
+    INPUTS,
+    NOTHING,
+    RECORD,
+    RECORD_SHARE,
+    STORE,
+    STORE_AGE,
+    STORE_BYTES,
+    WORKERS,
+    parse_record,
+    workspace,
+)
 
 
 @click.command()
@@ -26,7 +41,21 @@ from gati.settings import AUDIT, NO_STORE, STORE, STORE_BYTES, WORKERS, workspac
     "--host", type=click.Choice([HOST, ANYWHERE]), default=HOST, show_default=True, help=f"{ANYWHERE}: all interfaces."
 )
 @click.option("--store", metavar="URL", help="Where served samples go (fsspec URL).  [default: DIR.gati/samples]")
-@click.option("--no-record", is_flag=True, help="Keep no samples. `gati refresh` then has nothing to learn from.")
+@click.option(
+    "--record",
+    metavar="WHAT",
+    callback=checked(parse_record),
+    help=f"Keep {INPUTS}, {FEATURES} in their place (of the first cut point, or {FEATURES}:CUT), or {NOTHING}: "
+    f"`gati refresh` then has nothing to learn from.  [default: {INPUTS}]",
+)
+@click.option("--no-record", is_flag=True, help=f"The same as --record {NOTHING}.")
+@click.option("--record-share", type=click.FloatRange(0, 1), help="Share of requests to record.  [default: 1]")
+@click.option(
+    "--store-age",
+    metavar="AGE",
+    callback=checked(parse_age),
+    help=f"When samples are deleted: 30d, 12h, 90m, 45s, or {FOREVER}.  [default: {DEFAULT_AGE}]",
+)
 @click.option("--store-mib", type=click.IntRange(1), help="Budget for a model's samples in MiB.  [default: 1024]")
 @click.option("--audit", type=click.FloatRange(0, 1), help="Share of hits also run to the end.  [default: 0.02]")
 @click.option(
@@ -53,7 +82,10 @@ def serve(
     metrics_port: int,
     host: str,
     store: str | None,
+    record: str | None,
     no_record: bool,
+    record_share: float | None,
+    store_age: str | None,
     store_mib: int | None,
     audit: float | None,
     workers: int | None,
@@ -70,7 +102,10 @@ def serve(
     The file of --json is written when the server is ready.
     """
     options = {
-        STORE: NO_STORE if no_record else store,
+        STORE: store,
+        STORE_AGE: store_age,
+        RECORD: NOTHING if no_record else record,
+        RECORD_SHARE: record_share,
         STORE_BYTES: store_mib and store_mib << 20,
         AUDIT: audit,
         WORKERS: workers,

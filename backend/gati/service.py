@@ -25,7 +25,7 @@ from gati.minutes import Minutes
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.parent import when_orphaned
 from gati.pulse import beat
-from gati.recorder import Recorder, Sample
+from gati.samples import Samples
 from gati.settings import Settings, workspace
 from gati.watch import SECONDS, ReleaseWatch, Ticker
 from gati.workers import Workers
@@ -52,18 +52,22 @@ class Service:
         self.chain = read_chain(repository, model)
         settings = Settings.from_environment(os.environ, repository)
         inline = self.chain.mode == "inline"
-        if inline:
-            engine = InlineEngine(repository, self.chain, runner_on(settings.device))
-        else:
-            engine = BlsEngine(repository, self.chain, pb_utils)
         self._metrics = Metrics(pb_utils, model)
         self._failing: set[int] = set()
-        self._recorder = self._open_recorder(settings)
+        self._samples = Samples(
+            self.chain, settings, partial(self._metrics.add, "gati_samples_dropped_total"), self._warn
+        )
+        cut = self._samples.cut
+        if inline:
+            engine = InlineEngine(repository, self.chain, runner_on(settings.device), planes=cut is not None)
+        else:
+            engine = BlsEngine(repository, self.chain, pb_utils)
         work = workspace(repository)
         self._ledger = Ledger(work / "breaker" / model / f"{settings.replica}.json", self.chain, self._warn)
         path = work / "minutes" / model / f"{settings.replica}.jsonl"
         self._minutes = Minutes(path, len(self.chain.segments) - 1, self._warn)
-        self._releases = ReleaseWatch(repository, self.chain, engine, self._refused, self._taken, self._ledger.open)
+        told, cuts = (self._refused, self._taken, self._ledger.open), () if cut is None else (cut,)
+        self._releases = ReleaseWatch(repository, self.chain, engine, *told, cuts)
         self._said: tuple[Any, ...] = ()
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(workers, self._failed)
@@ -76,6 +80,7 @@ class Service:
             settings.audit_share,
             lambda audit: self._auditor.add(partial(self._orchestrator.audit, audit)),
             lambda: self._auditor.waiting >= AUDITS_WAITING,
+            cut,
         )
         self._start_metrics()
         self._can_look = inline
@@ -101,8 +106,7 @@ class Service:
         self._ticker.close()
         self._workers.close()
         self._auditor.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        self._samples.close()
         self._report()
         self._keep(now=True)
         self._metrics.close()
@@ -127,57 +131,18 @@ class Service:
         self._minutes.served(exits, latencies)
         for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
-        if self._recorder is None:
-            return
-        for request, span in zip(flight.requests, flight.spans, strict=True):
-            self._record(self._recorder, request, flight, span)
-
-    def _record(self, recorder: Recorder, request: Request, flight: Flight, span: slice) -> None:
-        """Records the rows of one request: misses with the backbone's answer, hits without one."""
-        exits, kept = flight.exit[span], flight.finite[span]
-        missed = exits == len(self.chain.segments) - 1
-        hit = ~missed
-        if flight.drawn is not None:
-            hit &= ~flight.drawn.rows[span]  # recorded when they are audited
-        for part, known in ((missed, True), (hit, False)):
-            chosen = part & kept
-            if count := np.count_nonzero(chosen):
-                rows = slice(None) if count == len(chosen) else chosen
-                recorder.record(
-                    Sample(
-                        {name: value[rows] for name, value in request.inputs.items()},
-                        flight.output[span][rows] if known else None,
-                        exits[rows],
-                        flight.release[span][rows],
-                        request.arrived,
-                    )
-                )
+        self._samples.served(flight)
 
     def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
         """Counts audits, and records them with the backbone's answer; see Observer."""
         for agrees in agreed:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
         self._minutes.audited(agreed.tolist())
-        if self._recorder is not None:
-            rows = len(audit.served)
-            exits, numbers = np.full(rows, audit.index, np.int32), np.full(rows, audit.release.number, np.int64)
-            self._recorder.record(Sample(audit.inputs, outputs, exits, numbers, audit.arrived))
+        self._samples.audited(audit, outputs)
 
     def _failed(self, error: Exception) -> None:
         """Logs what went wrong; the client was told already."""
         self._logger.log_error(f"[gati] {self._model}: {type(error).__name__}: {error}")
-
-    def _open_recorder(self, settings: Settings) -> Recorder | None:
-        if settings.store is None:
-            return None
-        dropped = self._metrics.add
-        return Recorder(
-            self.chain,
-            settings.store,
-            settings.store_bytes,
-            lambda rows: dropped("gati_samples_dropped_total", rows),
-            self._warn,
-        )
 
     def _start_metrics(self) -> None:
         """Counters start at zero, so that a rate is known from the first request on."""
@@ -203,8 +168,7 @@ class Service:
     def _leave(self) -> None:
         """Ends the process when its server was killed: the next call to that server would wait for ever."""
         self._keep(now=True)
-        if self._recorder is not None:
-            self._recorder.close()
+        self._samples.close()
         os._exit(1)
 
     def _report(self) -> None:
@@ -244,6 +208,7 @@ class Service:
         self._failing.clear()
         self._metrics.set("gati_release", number)
         self._logger.log_info(f"[gati] {self._model}: release {number} is live")
+        self._samples.taken(self._releases.live)
 
     def _warn(self, message: str) -> None:
         self._logger.log_warn(f"[gati] {self._model}: {message}")

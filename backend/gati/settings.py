@@ -13,11 +13,15 @@ from pathlib import Path
 
 from gati.chain import Mode
 from gati.errors import RepositoryError
+from gati.expiry import parse_age
 from gati.session import CPU, DEVICE, Device, parse_device
 
 STORE, STORE_BYTES, AUDIT, WORKERS = "GATI_STORE", "GATI_STORE_BYTES", "GATI_AUDIT", "GATI_WORKERS"
+STORE_AGE, RECORD, RECORD_SHARE = "GATI_STORE_AGE", "GATI_RECORD", "GATI_RECORD_SHARE"
 REPLICA = "GATI_REPLICA"
 NO_STORE = "none"
+INPUTS, FEATURES, NOTHING = "inputs", "features", "nothing"
+DEFAULT_AGE = "30d"
 DEFAULT_WORKERS: dict[Mode, int] = {"inline": 0, "bls": 4}
 
 
@@ -28,6 +32,10 @@ class Settings:
     Attributes:
         store: fsspec URL of the folder that served samples go to, one folder a model below it; None records nothing.
         store_bytes: Budget of a model's samples, in bytes; the oldest shard goes first.
+        store_age: Seconds after which a shard is deleted; None keeps any age.
+        record: What is recorded: "inputs", "features" (what goes on at cut point `cut` in their place), or "nothing".
+        cut: The cut point of features.
+        record_share: Share of requests that are recorded, 0..1.
         audit_share: Share of requests drawn for an audit, 0..1.
         replica: Under which name this server keeps what its audits found, so that a restart goes on from there and
             servers of one repository don't mix. A name for a file; the host's, unless given.
@@ -42,29 +50,39 @@ class Settings:
     audit_share: float = 0.02
     workers: int | None = None
     replica: str = field(default_factory=socket.gethostname)
+    store_age: float | None = parse_age(DEFAULT_AGE)
+    record: str = INPUTS
+    cut: int = 0
+    record_share: float = 1.0
     device: Device = CPU
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], repository: Path) -> Settings:
-        """Reads `GATI_STORE` (a URL, or "none"), and `GATI_` `STORE_BYTES`, `AUDIT`, `WORKERS`, `REPLICA` and `DEVICE`.
+        """Reads `GATI_STORE` (an fsspec URL, or "none"), and the other `GATI_` variables that are named above.
 
         Raises:
             RepositoryError: If one of them is not what it should be.
         """
         store = environment.get(STORE) or str(workspace(repository) / "samples")
         try:
+            record, cut = parse_record(environment.get(RECORD) or INPUTS)
             settings = cls(
                 store=None if store == NO_STORE else store,
                 store_bytes=int(environment.get(STORE_BYTES, cls.store_bytes)),
                 audit_share=float(environment.get(AUDIT, cls.audit_share)),
                 workers=int(environment[WORKERS]) if environment.get(WORKERS) else None,
                 replica=environment.get(REPLICA) or socket.gethostname(),
+                store_age=parse_age(environment.get(STORE_AGE) or DEFAULT_AGE),
+                record=record,
+                cut=cut,
+                record_share=float(environment.get(RECORD_SHARE, 1)),
                 device=parse_device(environment.get(DEVICE) or str(CPU)),
             )
         except ValueError as error:
-            raise RepositoryError(f"A GATI_ variable of the server's environment is not a number: {error}.") from error
-        if not (0 <= settings.audit_share <= 1 and (settings.workers or 0) >= 0):
-            raise RepositoryError("GATI_AUDIT is a share from 0 to 1, and GATI_WORKERS at least 0.")
+            raise RepositoryError(f"A GATI_ variable of the server's environment makes no sense: {error}.") from error
+        shares = settings.audit_share, settings.record_share
+        if not (all(0 <= share <= 1 for share in shares) and (settings.workers or 0) >= 0):
+            raise RepositoryError(f"{AUDIT} and {RECORD_SHARE} are shares from 0 to 1, and {WORKERS} at least 0.")
         if not re.fullmatch(r"\w[\w.-]{0,199}", settings.replica):
             raise RepositoryError("GATI_REPLICA is a name for a file: letters, digits, '.', '_' and '-'.")
         return settings
@@ -72,6 +90,18 @@ class Settings:
     def workers_in(self, mode: Mode) -> int:
         """Threads that serve requests of a chain that is run in this mode."""
         return DEFAULT_WORKERS[mode] if self.workers is None else self.workers
+
+
+def parse_record(text: str) -> tuple[str, int]:
+    """What is recorded, and at which cut point: "inputs", "nothing", "features" (of the first), "features:2".
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    found = re.fullmatch(rf"({INPUTS}|{NOTHING}|{FEATURES})|{FEATURES}:([0-9]{{1,3}})", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not {INPUTS}, {FEATURES}, {FEATURES}:CUT or {NOTHING}")
+    return found[1] or FEATURES, int(found[2] or 0)
 
 
 def workspace(repository: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gati.breaker import Breaker
@@ -33,6 +33,7 @@ class ReleaseWatch:
         refused: Called once for each release that is not taken, with its number and the reason.
         taken: Called with the number of each release that goes live.
         breaker: Opens the breaker of a release that is about to go live; without it, one that knows nothing yet.
+        cuts: Cut points at which a stage ends in any case, because what goes on there is recorded.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ReleaseWatch:
         refused: Callable[[int, str], None],
         taken: Callable[[int], None],
         breaker: Callable[[Release], Breaker] | None = None,
+        cuts: Sequence[int] = (),
     ) -> None:
         self._repository = repository
         self._chain = chain
@@ -50,6 +52,7 @@ class ReleaseWatch:
         self._refused = refused
         self._taken = taken
         self._breaker = breaker or self._new_breaker
+        self._cuts = cuts
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
         self._lock = threading.Lock()
@@ -63,9 +66,8 @@ class ReleaseWatch:
         """
         with self._lock:
             if self._live is None:
-                self._live = LiveRelease(
-                    BACKBONE, self._engine.load_stages(()), None, {}, Breaker(self._chain.epsilon, self._chain.delta)
-                )
+                stages = self._engine.load_stages(self._cuts)
+                self._live = LiveRelease(BACKBONE, stages, None, {}, Breaker(self._chain.epsilon, self._chain.delta))
             return self._live
 
     def look(self) -> None:
@@ -101,7 +103,7 @@ class ReleaseWatch:
         release = read_release(self._repository, self._chain, number)
         heads, specs = self._engine.load_heads(release)
         state = {index: HeadState(spec.state) for index, spec in specs.items()}
-        stages = self._engine.load_stages([*specs])
+        stages = self._engine.load_stages([*specs, *self._cuts])
         return LiveRelease(number, stages, heads, state, self._breaker(release))
 
     def _new_breaker(self, release: Release) -> Breaker:

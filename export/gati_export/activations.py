@@ -20,6 +20,8 @@ Reducer = Callable[[np.ndarray], np.ndarray]
 View = tuple[int, str]
 """A cut point, and a way of looking at it."""
 BATCH = 32
+NOTHING = np.empty(0)
+"""The output of a segment that is not run, since samples are features behind it."""
 LARGE = 4096
 """Features of more numbers than this are kept as float16: they are planes, and are learned from, not served."""
 HALF_LIMIT = 2.0**14
@@ -69,6 +71,16 @@ def open_segments(paths: Sequence[Path], device: Device = CPU) -> Segments:
     return Segments(paths, sessions)
 
 
+def first_segment(chain: Chain, samples: Mapping[str, np.ndarray]) -> int:
+    """The first segment that is run on samples: 0 on inputs; on features, the one behind their cut point."""
+    return next((segment.index + 1 for segment in chain.segments if segment.output.name in samples), 0)
+
+
+def learnable(chain: Chain, samples: Mapping[str, np.ndarray]) -> range:
+    """The cut points whose activations can be had from samples: from features, theirs and later ones."""
+    return range(max(0, first_segment(chain, samples) - 1), len(chain.heads))
+
+
 def collect(
     chain: Chain,
     sessions: Sequence[ort.InferenceSession],
@@ -84,7 +96,7 @@ def collect(
     Args:
         chain: The chain.
         sessions: Its segments, in order.
-        samples: Model inputs by name, [n, ...].
+        samples: Model inputs, or recorded features in their place (gati.content), by name, [n, ...].
         reducers: What to keep, by cut point and view.
         progress: Told how far it is.
         rows: Indices of the samples to run; all of them if None.
@@ -119,21 +131,24 @@ def run_batches(
 ) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """Runs samples through all segments, batch by batch: where a batch lies among `rows`, and every segment's output.
 
+    Features go through those behind them; what comes before is `NOTHING`.
+
     Raises:
         SamplesError: If there are no samples, or activations or outputs are not finite (known at the end).
     """
     if not len(rows):
         raise SamplesError("There are no samples to run; give at least one.")
+    first = first_segment(chain, samples)
     size = 1 if chain.max_batch == 1 else min(BATCH, chain.max_batch or BATCH)
     broken = np.zeros(len(chain.segments), np.int64)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
-        values = {tensor.name: samples[tensor.name][batch] for tensor in chain.inputs}
-        for segment, session in zip(chain.segments, sessions, strict=True):
+        values = {name: value[batch] for name, value in samples.items()}
+        for segment, session in list(zip(chain.segments, sessions, strict=True))[first:]:
             feeds = {name: values[name] for name in segment.inputs}
             values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds)[0])
             broken[segment.index] += count_broken(values[segment.output.name])
-        yield slice(start, start + len(batch)), [values[segment.output.name] for segment in chain.segments]
+        yield slice(start, start + len(batch)), [values.get(s.output.name, NOTHING) for s in chain.segments]
         progress("Run the backbone", min(start + size, len(rows)) / len(rows))
     _check(chain, broken, len(rows))
 

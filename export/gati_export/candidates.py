@@ -14,7 +14,7 @@ from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
 from gati.session import open_session, threads
-from gati_export.activations import LARGE, Progress, Reducer, Segments, View, collect, run_batches
+from gati_export.activations import LARGE, Progress, Reducer, Segments, View, collect, learnable, run_batches
 from gati_export.distillation import Scale, torch_threads
 from gati_export.families import lookups
 from gati_export.families.family import Lesson, Lookup
@@ -25,6 +25,7 @@ from gati_export.splitting import Split
 
 FEATURES = 6 << 30
 """Bytes of features that are held at a time; what needs more takes another run of the backbone."""
+BEFORE = "Only features from behind it are recorded, so that no head here can learn."
 REHEARSED = 0.95
 """The score from which a head with state is taken to hit, before its threshold is known."""
 
@@ -127,6 +128,8 @@ def fit_candidates(
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
     """
     plan = {index: lookups(families, chain.segments[index].output, chain.classes) for index in chain.heads}
+    places = learnable(chain, samples)
+    plan = {index: found if index in places else ([], [BEFORE]) for index, found in plan.items()}
     notes = {index: list(why) for index, (_, why) in plan.items()}
     if chain.mode == "bls":
         plan = {index: ([one for one in found if not one.state], why) for index, (found, why) in plan.items()}

@@ -18,7 +18,7 @@ from gati.fuse import fuse, stages
 from gati.inline import cut_as_run
 from gati.layout import open_on_blocks
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
-from gati_export.activations import open_segments
+from gati_export.activations import first_segment, open_segments
 
 WARM_UP = 5
 ROUNDS = 100
@@ -113,7 +113,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     Args:
         chain: The chain.
         paths: Its segments' files.
-        samples: Model inputs by name, [n, ...]; the first is run.
+        samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
 
     Raises:
         BackboneError: If a segment can't be read.
@@ -123,7 +123,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
         sessions = open_segments(paths, device)
         return Times(np.array(measure(sessions, _feeds(chain, sessions, samples))), np.zeros(len(chain.heads)))
-    inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+    inputs = _one(chain, samples)
     whole = open_session(fuse(models), device)
     seconds = measure([whole], [_read(whole, inputs)])[0]
     until, cuts = [0.0], []
@@ -145,10 +145,10 @@ def measure_heads(
         chain: The chain.
         paths: Its segments' files.
         heads: Cut points and files.
-        samples: Model inputs by name, [n, ...]; the first is run.
+        samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
     """
     device = measured_on(chain)
-    inputs = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+    inputs = _one(chain, samples)
     parts = _cut(chain, [path.read_bytes() for path in paths], chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
     places: dict[int, int] = {}
@@ -196,12 +196,18 @@ def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Fee
 
 def _feeds(chain: Chain, sessions: Sequence[ort.InferenceSession], samples: Feeds) -> list[Feeds]:
     """What each segment reads for the first sample; the segment after a cut point always reads the cut tensor."""
-    values = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+    values = _one(chain, samples)
     feeds: list[Feeds] = []
     for segment, session in zip(chain.segments, sessions, strict=True):
         feeds.append({name: values[name] for name in segment.inputs})
         values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds[-1])[0])
     return feeds
+
+
+def _one(chain: Chain, samples: Feeds) -> dict[str, np.ndarray]:
+    """The model's inputs for the first sample; zeros where only features are known."""
+    zeros = first_segment(chain, samples) > 0
+    return {tensor.name: tensor.zeros() if zeros else samples[tensor.name][:1] for tensor in chain.inputs}
 
 
 def _read(session: ort.InferenceSession, values: Feeds) -> Feeds:

@@ -16,12 +16,13 @@ from gati.chain import Chain
 from gati.errors import GatiError, PublishError
 from gati.release import Release
 from gati.settings import workspace
-from gati_export.activations import Progress
+from gati_export.activations import Progress, learnable
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
 from gati_export.publish import Draft
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
+from gati_export.sketch import sketches
 from gati_export.splitting import find_runs, split
 from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
@@ -29,6 +30,8 @@ from gati_export.training import Terms, Trained, train_heads
 
 BETTER = 0.02
 """How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
+
+UNSEEN = "The live release has a head before the features that are recorded, and can't be compared with."
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Plan:
         always: Whether to publish what is certified even where it is not faster than what serves.
         measure: Whether to measure latencies anew, and not to take those that were measured for the release before.
         seed: Of the training.
+        age: Seconds since samples were served, at most; None for any.
     """
 
     repository: Path
@@ -54,6 +58,7 @@ class Plan:
     always: bool = False
     measure: bool = False
     seed: int = 0
+    age: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,22 +140,24 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     repository, chain, live = plan.repository, plan.chain, notes.live
     if plan.server is not None:
         settle(repository, chain, plan.server)
-    recorded = read_recent(plan.store, chain, plan.window)
+    recorded = read_recent(plan.store, chain, plan.window, plan.age)
     notes.samples = recorded.window.samples
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, plan.seed)
-    parts = split(recorded.inputs, find_runs(recorded.inputs))
+    samples, features = recorded.samples, recorded.content.cut is not None
+    parts = split(sketches(samples) if features else samples, find_runs(samples))
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
-    trained = train_heads(chain, paths, recorded.inputs, parts, terms, report, heads, known=known)
+    trained = train_heads(chain, paths, samples, parts, terms, report, heads, known=known)
     notes.trained = trained
-    if live is not None and trained.candidates.heads:
-        notes.standing = judge(live, chain, paths, recorded.inputs, parts, terms, trained.candidates, report)
+    comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
+    if live is not None and comparable and trained.candidates.heads:
+        notes.standing = judge(live, chain, paths, samples, parts, terms, trained.candidates, report)
     learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
     if trained.certificate is None:
         write(repository, learned)
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
-    why, publish = verdict(notes.standing, _expected(trained))
+    why, publish = verdict(notes.standing, _expected(trained)) if comparable else (UNSEEN, False)
     rollout = _publish(plan, trained, recorded, report) if publish or plan.always else None
     turn = notes.turn(rollout.release if rollout else None, why)
     learned = replace(learned, release=turn.release)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gati.chain import Chain
+from gati.content import Content, content_of
 from gati.errors import SamplesError
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
@@ -20,9 +22,10 @@ from gati.settings import workspace
 
 @dataclass(frozen=True)
 class Recorded:
-    """Recorded samples: the inputs, [n, ...] each, and the window that they span."""
+    """Recorded samples: what they hold, that by name, [n, ...] each, and the window that they span."""
 
-    inputs: dict[str, np.ndarray]
+    content: Content
+    samples: dict[str, np.ndarray]
     window: Window
 
 
@@ -31,31 +34,40 @@ def default_store(repository: Path) -> str:
     return str(workspace(repository) / "samples")
 
 
-def read_recent(store: str, chain: Chain, limit: int) -> Recorded:
-    """Reads the newest samples of one shape, at most `limit`.
+def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) -> Recorded:
+    """Reads the newest samples of one shape, at most `limit`, which all hold what the newest holds.
 
-    A shard that can't be read is left out: its writer's disk may have failed, and the others are still good.
+    A shard that can't be read is left out: its writer's disk may have failed, and the others are still good. So is one
+    with features of other segments.
+
+    Args:
+        store: fsspec URL of the store.
+        chain: Whose samples.
+        limit: How many, at most.
+        age: Seconds since they were served, at most; None for any.
 
     Raises:
         SamplesError: If there are none.
     """
     fs, url, names = _shards(store, chain)
-    parts: list[dict[str, np.ndarray]] = []
+    parts: list[_Part] = []
     count = 0
     for name in reversed(names):
         part = _read(fs, name, chain)
-        if part is None or (parts and _shapes(part, chain) != _shapes(parts[0], chain)):
+        if part is None or (parts and part.kind != parts[0].kind):
             continue
+        part = part if age is None else part.since(time.time() - age)
         parts.append(part)
-        count += len(part[TIME])
+        count += len(part.times)
         if count >= limit:
             break
-    if not parts:
+    if not count:
         raise SamplesError(f"No samples of {chain.model!r} are recorded in {url}: send the chain some requests first.")
-    joined = {name: np.concatenate([part[name] for part in reversed(parts)])[-limit:] for name in parts[0]}
-    times = joined.pop(TIME)
+    parts.reverse()
+    samples = {n: np.concatenate([part.samples[n] for part in parts])[-limit:] for n in parts[0].samples}
+    times = np.concatenate([part.times for part in parts])[-limit:]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
-    return Recorded(joined, window)
+    return Recorded(parts[0].content, samples, window)
 
 
 def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
@@ -85,22 +97,41 @@ def _rows(fs: Any, name: str) -> int:
         return 0
 
 
-def _read(fs: Any, name: str, chain: Chain) -> dict[str, np.ndarray] | None:
+@dataclass(frozen=True)
+class _Part:
+    """A shard's samples, and when they were served, [n]."""
+
+    content: Content
+    samples: dict[str, np.ndarray]
+    times: np.ndarray
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Parts of one kind can be joined."""
+        return self.content, [value.shape[1:] for value in self.samples.values()]
+
+    def since(self, time_: float) -> _Part:
+        """What was served since then."""
+        young = self.times >= np.datetime64(int(time_ * 1e6), "us")
+        return _Part(self.content, {name: value[young] for name, value in self.samples.items()}, self.times[young])
+
+
+def _read(fs: Any, name: str, chain: Chain) -> _Part | None:
     try:
         with fs.open(name, "rb") as file:
-            table = pq.read_table(file, columns=[*(t.name for t in chain.inputs), TIME])
+            shard = pq.ParquetFile(file)
+            content = content_of(chain, shard.schema_arrow.metadata or {})
+            if content is None:
+                return None
+            table = shard.read(columns=[*(t.name for t in content.tensors), TIME])
     except (OSError, ValueError):
         return None
-    part = {TIME: table[TIME].to_numpy()}
-    for tensor in chain.inputs:
+    samples: dict[str, np.ndarray] = {}
+    for tensor in content.tensors:
         shape = json.loads((table.schema.field(tensor.name).metadata or {}).get(SHAPE, b"[]"))
         flat = table[tensor.name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        part[tensor.name] = flat.reshape(table.num_rows, *shape).astype(tensor.numpy, copy=False)
-    return part
-
-
-def _shapes(part: dict[str, np.ndarray], chain: Chain) -> list[tuple[int, ...]]:
-    return [part[tensor.name].shape[1:] for tensor in chain.inputs]
+        samples[tensor.name] = flat.reshape(table.num_rows, *shape).astype(tensor.numpy, copy=False)
+    return _Part(content, samples, table[TIME].to_numpy())
 
 
 def _public(url: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from gati.agreement import DEFAULT, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
-from gati_export.activations import Progress, open_segments
+from gati_export.activations import Progress, first_segment, open_segments
 from gati_export.candidates import Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
 from gati_export.choice import Choice, choose, walk
@@ -122,7 +122,7 @@ def train_heads(
     Args:
         chain: The chain.
         segment_paths: Its segments' files, in order.
-        samples: Model inputs by name, [n, ...], n ≥ 1; no labels.
+        samples: Model inputs, or recorded features in their place, by name, [n, ...], n ≥ 1; no labels.
         split: Their parts.
         terms: What to keep to.
         progress: Told what is being done and how far that is.
@@ -173,7 +173,8 @@ def enlarged(
     if extra is not None:
         samples, split = with_extra(samples, split, extra)
     most = min(terms.views, int(VIEW_SECONDS / times.segments.sum()))
-    return with_views(chain.inputs, samples, split, most, terms.seed)
+    images = chain.inputs if first_segment(chain, samples) == 0 else ()  # features can't be shifted like images
+    return with_views(images, samples, split, most, terms.seed)
 
 
 def _has_runs(split: Split) -> bool:

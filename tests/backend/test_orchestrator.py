@@ -29,7 +29,9 @@ class House:
     A row is [exit, answer, lie, 0]: head `exit` is sure of it, and the heads answer `lie` and the backbone `answer`.
     """
 
-    def __init__(self, chain: Any = CHAIN, audit: float = 0, fails: dict[int, Exception] | None = None) -> None:
+    def __init__(
+        self, chain: Any = CHAIN, audit: float = 0, fails: dict[int, Exception] | None = None, cut: int | None = None
+    ) -> None:
         self.busy = False
         self.chain = chain
         self.events: list[Any] = []
@@ -44,7 +46,9 @@ class House:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys = False
         self.live = self.release(1)
-        self.orchestrator = Orchestrator(chain, lambda: self.live, self, audit, self.audits.append, lambda: self.busy)
+        self.orchestrator = Orchestrator(
+            chain, lambda: self.live, self, audit, self.audits.append, lambda: self.busy, cut
+        )
 
     def release(self, number: int) -> LiveRelease:
         state = {i: HeadState(self.shapes) for i in (0, 1)}
@@ -226,6 +230,34 @@ def test_inputs_that_later_segments_read_are_carried_past_the_exits() -> None:
     request.inputs["mask"] = request.inputs["x"] + 10
     house.orchestrator.serve([request])
     assert seen == {0: {"x": [5, 6, 7, 8]}, 1: {"cut0": [6, 7, 8]}, 2: {"cut1": [6, 8], "mask": [16, 18]}}
+
+
+def test_what_goes_on_at_a_cut_point_is_kept_of_all_rows_in_place_of_the_inputs() -> None:
+    chain = toy_chain(inputs=("x", "mask"))
+    first, second, third = chain.segments
+    carried = (replace(first, inputs=("x",)), second, replace(third, inputs=("cut1", "mask")))
+    house = House(replace(chain, segments=carried), audit=1, cut=0)
+    requests = [house.request("a", [0, 1, 1, 5], [9, 1, 1, 6]), house.request("b", [1, 1, 1, 7], [9, 1, 1, 8])]
+    for request in requests:
+        request.inputs["mask"] = request.inputs["x"] + 10
+    house.orchestrator.serve(requests)
+    (flight,) = house.flights
+    first_kept, second_kept = flight.kept_of(0), flight.kept_of(1)
+    assert {name: value[:, 3].tolist() for name, value in first_kept.items()} == {"cut0": [5, 6], "mask": [15, 16]}
+    assert {name: value[:, 3].tolist() for name, value in second_kept.items()} == {"cut0": [7, 8], "mask": [17, 18]}
+    assert all(value.base is None for value in second_kept.values()), "or a row would hold its batch in memory"
+    assert [audit.kept["cut0"][:, 3].tolist() for audit in house.audits if audit.kept] == [[5], [7]]
+
+
+def test_where_a_head_before_may_answer_no_features_are_kept_not_even_of_misses() -> None:
+    house = House(audit=1, cut=1)
+    house.orchestrator.serve([house.request("a", [9, 1, 1, 0])])
+    house.orchestrator.serve([house.request("b", [0, 1, 1, 0], [9, 1, 1, 0])])
+    assert [flight.kept for flight in house.flights] == [None, None]
+    assert [audit.kept for audit in house.audits] == [None]
+    house.live = replace(house.live, state={1: HeadState({})}, breaker=Breaker(0.01, 0.05, (1,)))
+    house.orchestrator.serve([house.request("c", [1, 1, 1, 5], [9, 1, 1, 6])])
+    assert house.flights[-1].kept_of(0)["cut1"][:, 3].tolist() == [5, 6]
 
 
 def test_every_hit_is_audited_at_a_share_of_one_and_judged_by_the_backbone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from handmade import toy_chain
 from handmade import toy_sample as sample
 
 from gati import recorder as module
+from gati.expiry import delete_older, parse_age
 from gati.recorder import Recorder, Sample, shard, write_shard
 from gati_export.samples import load_samples
 from gati_export.store import read_recent
@@ -45,8 +47,8 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     kept.recorder.record(sample(3, 2, known=False))
     kept.recorder.close()
     recorded = read_recent(str(tmp_path), CHAIN, 100)
-    np.testing.assert_array_equal(recorded.inputs["x"], np.arange(20, dtype=np.float32).reshape(5, 4))
-    np.testing.assert_array_equal(load_samples(tmp_path / "toy", inputs=CHAIN.inputs)["x"], recorded.inputs["x"])
+    np.testing.assert_array_equal(recorded.samples["x"], np.arange(20, dtype=np.float32).reshape(5, 4))
+    np.testing.assert_array_equal(load_samples(tmp_path / "toy", inputs=CHAIN.inputs)["x"], recorded.samples["x"])
     table = pq.read_table(next((tmp_path / "toy").glob("*.parquet")))
     assert [answer is None for answer in table["gati.answer"].to_pylist()] == [False] * 3 + [True] * 2
     assert table["gati.answer"].to_pylist()[1] == [-4, -5, -6, -7]
@@ -58,7 +60,7 @@ def test_only_the_newest_are_read(tmp_path: Path) -> None:
     for start in range(5):
         write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(start * 2)]), 1 << 20)
     recorded = read_recent(str(tmp_path), CHAIN, 3)
-    np.testing.assert_array_equal(recorded.inputs["x"][:, 0], [28, 32, 36])
+    np.testing.assert_array_equal(recorded.samples["x"][:, 0], [28, 32, 36])
     assert recorded.window.samples == 3
 
 
@@ -131,6 +133,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from handmade import toy_chain, toy_sample
+from gati.expiry import delete_older, parse_age
 from gati.recorder import Recorder
 dropped, log = [], []
 recorder = Recorder(toy_chain(), sys.argv[1], 1 << 20, dropped.append, log.append)
@@ -195,7 +198,7 @@ def test_a_clock_that_is_set_back_changes_no_order_and_deletes_the_oldest(
     for start in range(1, 6):
         write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(2 * start)]), 3 * size + size // 2)
     recorded = read_recent(str(tmp_path), CHAIN, 100)
-    np.testing.assert_array_equal(recorded.inputs["x"][::2, 0], [24, 32, 40])
+    np.testing.assert_array_equal(recorded.samples["x"][::2, 0], [24, 32, 40])
 
 
 def test_what_a_killed_writer_left_goes_in_time_and_another_writer_s_shard_does_not(tmp_path: Path) -> None:
@@ -246,6 +249,90 @@ def test_replicas_that_share_a_store_do_not_get_into_each_other_s_way(
     monkeypatch.setattr(LocalFileSystem, "rm_file", remove_too_late)
     write_shard(f"{tmp_path}/toy", table, 1)
     assert len(list((tmp_path / "toy").glob("[0-9]*.parquet"))) == 1
+
+
+def _aged(path: Path, seconds: float) -> Path:
+    """A shard as if it had been written so long ago."""
+    number = time.time_ns() - int(seconds * 1e9)
+    old = path.rename(path.with_name(f"{number:020d}-{secrets.token_hex(4)}.parquet"))
+    os.utime(old, ns=(number, number))
+    return old
+
+
+def test_what_is_too_old_goes_while_no_request_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    table, url = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy"
+    old = _aged(Path(write_shard(url, table, 1 << 20)), 4000)
+    part = old.rename(old.with_name(f".{old.name}.part"))
+    older, young = (_aged(Path(write_shard(url, table, 1 << 20)), seconds) for seconds in (3700, 3500))
+    (tmp_path / "toy" / "notes.txt").write_text("not ours")
+    recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, lambda _: None, print, age=3600)
+    _until(lambda: not older.exists() and not part.exists())
+    assert young.exists() and (tmp_path / "toy" / "notes.txt").exists()
+    _aged(young, 3601)  # the next sweep finds it
+    monkeypatch.setattr(recorder, "_sweep", 0.0)
+    _until(lambda: not list((tmp_path / "toy").glob("*.parquet")))
+    recorder.close()
+
+
+def test_samples_of_any_age_stay_where_that_is_asked_for(tmp_path: Path) -> None:
+    old = _aged(Path(write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(0)]), 1 << 20)), 1e9)
+    recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, lambda _: None, print)
+    recorder.record(sample(0))
+    recorder.close()
+    assert old.exists()
+
+
+def test_a_clock_that_was_ahead_keeps_nothing_beyond_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, url, now = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy", time.time()
+    ahead = _aged(Path(write_shard(url, table, 1 << 20)), -1e6)
+    delete_older(url, 3600)  # the first sweep after the clock was set back
+    after = Path(write_shard(url, table, 1 << 20))  # numbered after the one ahead
+    assert ahead.exists() and after.name > ahead.name
+    monkeypatch.setattr(time, "time", lambda: now + 3500)
+    delete_older(url, 3600)
+    assert ahead.exists() and after.exists()
+    monkeypatch.setattr(time, "time", lambda: now + 3700)
+    delete_older(url, 3600)
+    assert not ahead.exists() and not after.exists()
+
+
+def test_a_store_that_can_not_be_swept_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    old = _aged(Path(write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(0)]), 1 << 20)), 4000)
+    remove, said = LocalFileSystem.rm_file, []
+    monkeypatch.setattr(LocalFileSystem, "rm_file", lambda *_: 1 / 0)
+    recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, lambda _: None, said.append, age=3600)
+    _until(lambda: "can't be deleted" in "".join(said))
+    monkeypatch.setattr(LocalFileSystem, "rm_file", remove)
+    monkeypatch.setattr(recorder, "_sweep", 0.0)
+    _until(lambda: not old.exists())
+    recorder.close()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30d", 2_592_000), ("12h", 43_200), ("90m", 5400), ("45s", 45)])
+def test_ages(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0d", "-1d", "1.5h", "30", "d", "30 days", "none ", "9999999999d"])
+def test_what_is_no_age(text: str) -> None:
+    with pytest.raises(ValueError, match="is no age such as 30d"):
+        parse_age(text)
+
+
+def test_a_long_queue_becomes_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 3 * sample(0).nbytes)
+    fsspec.register_implementation("stuck", Stuck, clobber=True)
+    Stuck.let.clear()
+    kept = Kept(f"stuck://{tmp_path}")
+    for start in range(10):
+        kept.recorder.record(sample(2 * start))
+    Stuck.let.set()
+    kept.recorder.close()
+    rows = [pq.read_metadata(path).num_rows for path in (tmp_path / "toy").glob("*.parquet")]
+    assert max(rows) <= 8 and sum(rows) == 20
+    assert read_recent(str(tmp_path), CHAIN, 100).samples["x"][::2, 0].tolist() == list(range(0, 80, 8))
 
 
 def _until(what: Callable[[], bool]) -> None:

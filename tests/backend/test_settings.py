@@ -22,9 +22,29 @@ def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:
 
 def test_variables_are_taken(tmp_path: Path) -> None:
     environment = {"GATI_STORE": "memory://s", "GATI_STORE_BYTES": "7", "GATI_AUDIT": "1", "GATI_WORKERS": "2"}
-    environment |= {"GATI_REPLICA": "pod-0.west", "GATI_DEVICE": "cuda:1"}
-    expected = Settings("memory://s", 7, 1.0, 2, "pod-0.west", Device("cuda", 1))
+    environment |= {"GATI_REPLICA": "pod-0.west", "GATI_STORE_AGE": "12h", "GATI_DEVICE": "cuda:1"}
+    environment |= {"GATI_RECORD": "features:2", "GATI_RECORD_SHARE": "0.1"}
+    expected = Settings("memory://s", 7, 1.0, 2, "pod-0.west", 43_200.0, "features", 2, 0.1, Device("cuda", 1))
     assert Settings.from_environment(environment, tmp_path) == expected
+
+
+def test_samples_go_after_30_days_unless_any_age_is_asked_for(tmp_path: Path) -> None:
+    assert Settings.from_environment({}, tmp_path).store_age == 30 * 86_400
+    assert Settings.from_environment({"GATI_STORE_AGE": "none"}, tmp_path).store_age is None
+
+
+@pytest.mark.parametrize(
+    ("text", "record"),
+    [
+        ("inputs", ("inputs", 0)),
+        ("nothing", ("nothing", 0)),
+        ("features", ("features", 0)),
+        ("features:3", ("features", 3)),
+    ],
+)
+def test_what_is_recorded_is_said_in_a_word(tmp_path: Path, text: str, record: tuple[str, int]) -> None:
+    settings = Settings.from_environment({"GATI_RECORD": text}, tmp_path)
+    assert (settings.record, settings.cut) == record
 
 
 def test_none_records_nothing(tmp_path: Path) -> None:
@@ -41,6 +61,10 @@ def test_none_records_nothing(tmp_path: Path) -> None:
         ("GATI_WORKERS", "-1"),
         ("GATI_WORKERS", "many"),
         ("GATI_STORE_BYTES", "1 GB"),
+        ("GATI_STORE_AGE", "a month"),
+        ("GATI_RECORD", "everything"),
+        ("GATI_RECORD", "features:-1"),
+        ("GATI_RECORD_SHARE", "2"),
         ("GATI_REPLICA", "../elsewhere"),
         ("GATI_REPLICA", ".hidden"),
     ],

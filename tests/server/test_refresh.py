@@ -24,7 +24,10 @@ from gati.cli import main
 from gati.release import Release, valid_releases
 from gati.settings import workspace
 from gati_client import Client
+from gati_export.activations import open_segments, run_batches
 from gati_export.history import turns
+from gati_export.refresh import Plan, refreshed
+from gati_export.store import read_recent
 
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 
@@ -91,6 +94,29 @@ def test_refresh_learns_from_what_was_served(
     assert (made.live, made.release, made.samples) == (1, 2, 1400)
     assert made.plain_seconds and made.live_seconds and made.new_seconds
     assert made.new_seconds < made.plain_seconds and made.live_differs is not None
+
+
+def test_refresh_learns_from_features_where_no_input_is_kept(
+    exported: Exported, serve: Serve, images: np.ndarray, tmp_path: Path
+) -> None:
+    repository = exported.copy(tmp_path)
+    chain = replace(exported.chain, epsilon=0.05, views=0)
+    chain_path(repository, MODEL).write_text(chain.to_json())
+    running = started(exported, serve, tmp_path, "inline", repository, GATI_STORE="", GATI_RECORD="features")
+    with Client(running.served.grpc, MODEL) as client:
+        said = client.infer(images[:32], exact=True).output
+    ask(running, images[32:1400], 1400)
+    store = str(workspace(repository) / "samples")
+    recorded = read_recent(store, chain, 1400)
+    assert [*recorded.samples] == [chain.segments[0].output.name]
+    sessions = open_segments([chain.segment_path(repository, segment.index) for segment in chain.segments])
+    ((_, hidden),) = run_batches(chain, sessions, recorded.samples, np.arange(32), lambda *_: None)
+    np.testing.assert_allclose(hidden[-1], said, rtol=1e-4, atol=1e-4)  # run on from there, it is the same network
+    done = refreshed(Plan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
+    assert running.live() == 2 and done.release and done.release.window.samples == 1400
+    with Client(running.served.grpc, MODEL) as client:
+        answer, exact = client.infer(images[1400:1432]), client.infer(images[1400:1432], exact=True)
+    assert answer.hit.any() and (answer.output.argmax(1) == exact.output.argmax(1)).mean() > 0.9
 
 
 @contextmanager

@@ -290,7 +290,7 @@ def test_what_was_served_is_recorded_but_bad_numbers_are_not(exported: Exported,
     recorded = read_recent(store, chain, 1000)
     assert recorded.window.samples == 63
     good = np.arange(64) != 5
-    assert _sorted(recorded.inputs["image"]) == _sorted(images[good])
+    assert _sorted(recorded.samples["image"]) == _sorted(images[good])
     assert _sorted(load_samples(Path(store) / MODEL, inputs=chain.inputs)["image"]) == _sorted(images[good])
     import pyarrow.parquet as pq
 

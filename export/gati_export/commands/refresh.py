@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from gati.chain import read_chain
-from gati.options import json_option, write_json
+from gati.expiry import FOREVER, parse_age
+from gati.options import checked, json_option, write_json
 from gati.session import THREADS
+from gati.settings import STORE_AGE
 from gati_export.commands.common import announce, model_argument, progress, repository_option, results, server_option
 from gati_export.store import count_since, default_store
 from gati_export.vigil import Vigil
@@ -25,6 +27,13 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 @click.option("--store", metavar="URL", help="Where the server keeps samples.  [default: DIR.gati/samples]")
 @click.option(
     "--window", type=click.IntRange(1), default=20_000, show_default=True, help="How many of the newest samples count."
+)
+@click.option(
+    "--store-age",
+    metavar="AGE",
+    envvar=STORE_AGE,
+    callback=checked(parse_age),
+    help=f"How old samples may be: 30d, 12h, 90m, 45s, or {FOREVER}: any that are kept.  [default: {FOREVER}]",
 )
 @click.option("--always", is_flag=True, help="Publish what is certified even where it would not be faster.")
 @click.option(
@@ -71,6 +80,7 @@ def refresh(
     server: str | None,
     store: str | None,
     window: int,
+    store_age: str | None,
     always: bool,
     measure: bool,
     seed: int,
@@ -103,7 +113,7 @@ def refresh(
     from gati_export.refresh import Plan, refreshed  # brings PyTorch, which a watch leaves to its turns
     from gati_export.report.table import cuts_table
 
-    plan = Plan(repository, chain, store, window, server, always, measure, seed)
+    plan = Plan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
     with progress() as report:
         result = refreshed(plan, report)
     results.print(cuts_table(result.report))

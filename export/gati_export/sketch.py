@@ -1,0 +1,39 @@
+"""Sketches: a few numbers of each row of features, which are the same for the same input.
+
+Features of equal inputs may differ in their last digits where replicas have other processors, or a batch's size changes
+the order of sums. What tells copies of an input by their bytes (`splitting.split`) is given sketches instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+NUMBERS = 8
+STEP = 1e-3
+"""What numbers are rounded to, as a share of what samples differ by: thousands of times what copies differ by."""
+ROWS = 256
+
+
+def sketches(samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """For each tensor of floating point, sums over its values with random signs, as shares of their magnitude.
+
+    Args:
+        samples: By name, [n, ...] each.
+
+    Returns:
+        By name, int64 [n, 8]; other tensors as they are.
+    """
+    return {name: _sketch(value) if value.dtype.kind == "f" else value for name, value in samples.items()}
+
+
+def _sketch(value: np.ndarray) -> np.ndarray:
+    rows = value.reshape(len(value), -1)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (rows.shape[1], NUMBERS))
+    sums = np.empty((len(rows), NUMBERS))
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS].astype(np.float64)
+        size = np.abs(part).sum(axis=1, keepdims=True)
+        sums[start : start + ROWS] = part @ signs / np.maximum(size, np.finfo(np.float64).tiny)
+    return np.rint(sums * np.sqrt(rows.shape[1]) / STEP).astype(np.int64)

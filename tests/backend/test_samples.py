@@ -1,0 +1,123 @@
+"""What is recorded of what was served: a share, drawn blindly, of inputs or features; or nothing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from handmade import toy_chain
+
+from gati.content import features_at
+from gati.errors import SamplesError
+from gati.flight import Flight, Request
+from gati.recorder import Recorder, Sample
+from gati.samples import Samples
+from gati.settings import Settings
+from gati_export.store import read_recent
+
+CHAIN = toy_chain()
+
+
+def flight(start: int, rows: int = 1, cut: int | None = None) -> Flight:
+    """Rows that count from 4 × `start`, answered by the backbone."""
+    x = np.arange(start * 4, (start + rows) * 4, dtype=np.float32).reshape(rows, 4)
+    made = Flight([Request({"x": x}, False, lambda _: None)], CHAIN.output)
+    if cut is not None:
+        made.kept = {f"cut{cut}": -x}
+    made.finish(np.arange(rows), x, 2, 0)
+    return made
+
+
+def samples(folder: Path, said: list[str] | None = None, **settings: Any) -> Samples:
+    return Samples(CHAIN, Settings(str(folder), **settings), lambda _: None, ([] if said is None else said).append)
+
+
+def test_a_share_of_requests_is_recorded(tmp_path: Path) -> None:
+    random.seed(0)
+    kept = samples(tmp_path, record_share=0.3)
+    for start in range(1000):
+        kept.served(flight(start))
+    kept.close()
+    assert 250 < read_recent(str(tmp_path), CHAIN, 1000).window.samples < 350
+
+
+def test_features_are_read_again_and_say_what_they_are(tmp_path: Path) -> None:
+    kept = samples(tmp_path, record="features", cut=1)
+    kept.served(flight(3, 2, cut=1))
+    unknown = flight(5)
+    unknown.kept = None  # a head before the cut point may have answered
+    kept.served(unknown)
+    kept.close()
+    (path,) = (tmp_path / "toy").glob("*.parquet")
+    assert not {"x", "cut0"} & set(pq.read_schema(path).names), "inputs are not to be kept"
+    recorded = read_recent(str(tmp_path), CHAIN, 10)
+    assert recorded.content.cut == 1
+    np.testing.assert_array_equal(recorded.samples["cut1"], -np.arange(12, 20, dtype=np.float32).reshape(2, 4))
+
+
+def test_inputs_that_are_read_behind_the_cut_point_are_features_too(tmp_path: Path) -> None:
+    chain = toy_chain(inputs=("x", "mask"))
+    first, second, third = chain.segments
+    chain = replace(chain, segments=(first, second, replace(third, inputs=("cut1", "mask"))))
+    content = features_at(chain, 0)
+    assert [tensor.name for tensor in content.tensors] == ["cut0", "mask"]
+    values = {tensor.name: np.full((2, 4), number, np.float32) for number, tensor in enumerate(content.tensors)}
+    kept = Recorder(chain, str(tmp_path), 1 << 20, lambda _: None, print, content)
+    kept.record(Sample(values, None, np.zeros(2, np.int32), np.zeros(2, np.int64), 0.0))
+    kept.close()
+    assert {name: value[:, 0].tolist() for name, value in read_recent(str(tmp_path), chain, 2).samples.items()} == {
+        "cut0": [0, 0],
+        "mask": [1, 1],
+    }
+
+
+def test_of_two_kinds_the_newest_is_read(tmp_path: Path) -> None:
+    for number, settings in enumerate(({}, {"record": "features"}, {}, {"record": "features"})):
+        kept = samples(tmp_path, **settings)
+        kept.served(flight(number, cut=0 if settings else None))
+        kept.close()
+    recorded = read_recent(str(tmp_path), CHAIN, 10)
+    assert [*recorded.samples] == ["cut0"] and recorded.samples["cut0"][:, 0].tolist() == [-4, -12]
+    first, *rest = CHAIN.segments
+    other = replace(CHAIN, segments=(replace(first, sha256="f" * 64), *rest))
+    assert read_recent(str(tmp_path), other, 10).samples["x"][:, 0].tolist() == [0, 8], "features of other segments"
+    behind = replace(CHAIN, segments=(first, replace(rest[0], sha256="f" * 64), rest[1]))
+    assert [*read_recent(str(tmp_path), behind, 10).samples] == ["cut0"], "what follows may be another"
+
+
+def test_nothing_is_recorded_where_there_is_no_such_cut_point(tmp_path: Path) -> None:
+    said: list[str] = []
+    kept = samples(tmp_path, said, record="features", cut=2)
+    kept.served(flight(0))
+    kept.close()
+    assert said == ["nothing is recorded: there is no cut point 2 whose features could be"]
+    assert not (tmp_path / "toy").exists()
+
+
+def test_what_is_recorded_no_more_still_goes_at_its_age(tmp_path: Path) -> None:
+    first = samples(tmp_path)
+    first.served(flight(0))
+    first.close()
+    (path,) = (tmp_path / "toy").glob("*.parquet")
+    path.rename(path.with_name(path.name.replace(path.name[:2], "00", 1)))  # about 1970
+    second = samples(tmp_path, record="nothing")
+    second.served(flight(1))
+    second.close()
+    assert not list((tmp_path / "toy").iterdir())
+
+
+def test_samples_past_an_age_are_not_read(tmp_path: Path) -> None:
+    kept = samples(tmp_path)
+    for start, ago in ((0, 7200), (1, 1800)):
+        served = flight(start)
+        served.requests = [replace(served.requests[0], arrived=served.requests[0].arrived - ago)]
+        kept.served(served)
+    kept.close()
+    assert read_recent(str(tmp_path), CHAIN, 10, 3600).samples["x"][:, 0].tolist() == [4]
+    with pytest.raises(SamplesError, match="No samples"):
+        read_recent(str(tmp_path), CHAIN, 10, 60)
