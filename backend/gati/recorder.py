@@ -6,6 +6,7 @@ and the time. A shard is written under another name and renamed, so that a half-
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gati.chain import Chain
+from gati.objects import is_object_store, open_store, public
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +35,8 @@ SHAPE = b"shape"
 QUEUE_BYTES = 64 << 20
 SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
+OBJECT_STORE_FLUSHES = 15
+"""How many times as long an object store waits for a shard: each costs a listing there, and small ones are many."""
 ABANDONED_NS = 600 * 10**9
 """A shard that is this much older than the newest, and still half-written, never will be whole."""
 
@@ -84,6 +88,7 @@ class Recorder:
     ) -> None:
         self._chain = chain
         self._url = f"{store.rstrip('/')}/{chain.model}"
+        self._pause = FLUSH_SECONDS * (OBJECT_STORE_FLUSHES if is_object_store(store) else 1)
         self._budget = budget
         self._dropped = dropped
         self._log = log
@@ -118,7 +123,7 @@ class Recorder:
         while True:
             with self._wake:
                 if not self._closing:
-                    self._wake.wait(FLUSH_SECONDS)
+                    self._wake.wait(self._pause)
                 samples, self._queue, self._queued = list(self._queue), deque(), 0
                 closing = self._closing
             for shapes in {sample.shapes for sample in samples}:
@@ -133,7 +138,7 @@ class Recorder:
         except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
             if self._complained is None or time.monotonic() - self._complained > 60:
                 self._complained = time.monotonic()
-                self._log(f"samples can't be written to {self._url}: {error}")
+                self._log(f"samples can't be written to {public(self._url)}: {public(str(error))}")
             self._dropped(sum(sample.rows for sample in samples))
 
 
@@ -182,34 +187,49 @@ def write_shard(url: str, table: pa.Table, budget: int) -> str:
     Shards are numbered by time, and by more than any that is there: a clock that is set back changes no order. On a
     local disk, only their owner can read them.
     """
-    import fsspec
-
-    pq = _parquet()
-    fs, folder = fsspec.core.url_to_fs(url)
-    local = "file" in fs.protocol
+    fs, folder = open_store(url)
     try:
         files = {file["name"]: file["size"] for file in fs.ls(folder, detail=True)}
     except FileNotFoundError:
         files = {}
-        fs.makedirs(folder, exist_ok=True)
-        if local:
-            os.chmod(folder, 0o700)
+        _make(fs, folder)
     newest = max((_number(name) for name in files), default=0)
     number = max(time.time_ns(), newest + 1)
     path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
-    partial = f"{folder}/.{os.path.basename(path)}.part"
+    (_put if is_object_store(url) else _write_beside)(fs, path, table)
+    _prune(fs, files | {path: fs.size(path)}, budget)
+    return path
+
+
+def _make(fs: Any, folder: str) -> None:
+    """Makes a model's folder. In an object store there are none, and its buckets are not ours to make."""
+    if not is_object_store(fs.unstrip_protocol(folder)):
+        fs.makedirs(folder, exist_ok=True)
+    if "file" in fs.protocol:
+        os.chmod(folder, 0o700)
+
+
+def _put(fs: Any, path: str, table: pa.Table) -> None:
+    """Writes a shard to an object store, which takes it whole or not at all; a rename there would be a copy."""
+    buffer = io.BytesIO()
+    _parquet().write_table(table, buffer, compression="zstd")
+    fs.pipe_file(path, buffer.getvalue())
+
+
+def _write_beside(fs: Any, path: str, table: pa.Table) -> None:
+    """Writes a shard under another name and renames it."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.part"
     try:
         with fs.open(partial, "wb") as file:
-            if local:
+            if "file" in fs.protocol:
                 os.chmod(partial, 0o600)
-            pq.write_table(table, file, compression="zstd")
+            _parquet().write_table(table, file, compression="zstd")
         fs.mv(partial, path)
     except BaseException:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
-    _prune(fs, files | {path: fs.size(path)}, budget)
-    return path
 
 
 def _number(path: str) -> int:

@@ -103,7 +103,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
-                | triton.environment()
+                | triton.environment(backends)
                 | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
