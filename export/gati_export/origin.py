@@ -104,8 +104,8 @@ class Origin:
 
     def put_release(self, repository: Path, chain: Chain, release: Release) -> None:
         """Puts a release's files there, manifests after what they list. Its number is taken already."""
-        for head in release.heads:
-            for name in FILES:
+        for name in FILES:
+            for head in release.heads:
                 folder = head_folder(repository, chain, head.index, release.number)
                 self.put(f"{chain.head_model(head.index)}/{release.number}/{name}", folder / name)
 

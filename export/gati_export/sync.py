@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from gati.chain import Chain, chain_path, find_chains, read_chain
 from gati.errors import PublishError, RepositoryError
 from gati.inspection import LARGEST_FILE
-from gati.quarantine import check_release, clear, publisher_lock, refused
+from gati.quarantine import LOCK_SECONDS, check_release, clear, publisher_lock, refused
 from gati.release import LARGEST_MANIFEST, Release, head_folder, numbers_on_disk, valid_releases
 from gati.settings import workspace
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of
@@ -123,9 +123,9 @@ class Copy:
         """An empty folder for the one sync that is at work; what killed ones left there goes first."""
         folder = workspace(self._repository) / "sync"
         try:
-            lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=0)
+            lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
-            raise PublishError(f"Another sync of {self._repository} is at work.") from error
+            raise PublishError(f"Another sync of {self._repository} has been at work for {LOCK_SECONDS} s.") from error
         with lock:
             shutil.rmtree(folder, ignore_errors=True)
             try:
@@ -187,6 +187,9 @@ class Copy:
         newest = next(valid_releases(repository, chain), None)
         for number in reversed(self._origin.numbers(chain)):
             if newest is not None and number <= newest.number:
+                continue
+            if not self._origin.is_complete(chain, number):  # its publisher may be at work
+                done.refused.append(f"release {number} of {chain.model!r} in {self._origin.url} is incomplete.")
                 continue
             key = (chain.model, number, self._origin.manifest(chain, number) or b"")
             if key in self._refused:

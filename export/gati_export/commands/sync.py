@@ -48,11 +48,12 @@ def sync(
     Servers that run chains in BLS mode have to be told what is new: name them with --server.
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     copy, end = Copy(repository, Origin(url)), threading.Event()
+    said: set[str] = set()
     for number in (signal.SIGTERM, signal.SIGINT) if watch else ():
         signal.signal(number, lambda *_: end.set())
     while True:
         try:
-            done = _once(copy, push, repository, server)
+            done = _once(copy, push, repository, server, said)
             write_json(json_path, asdict(done))
         except GatiError as error:
             if not watch:
@@ -64,7 +65,8 @@ def sync(
         raise RepositoryError(f"There is no chain in {url}, and none in {repository}.")
 
 
-def _once(copy: Copy, push: bool, repository: Path, server: str | None) -> Synced:
+def _once(copy: Copy, push: bool, repository: Path, server: str | None, said: set[str]) -> Synced:
+    """Syncs, and says what it did; what was refused, once."""
     done = copy.pull()
     if push:
         done.pushed = copy.push().pushed
@@ -73,8 +75,9 @@ def _once(copy: Copy, push: bool, repository: Path, server: str | None) -> Synce
     for what, releases in (("came", done.pulled), ("went", done.pushed), ("are gone", done.removed)):
         for model, numbers in releases.items():
             click.echo(f"Releases of {model} that {what}: {', '.join(map(str, numbers))}")
-    for reason in done.refused:
+    for reason in {*done.refused} - said:
         click.echo(f"Not taken: {reason}", err=True)
+    said |= {*done.refused}
     if server is not None:
         _tell(repository, server)
     return done
