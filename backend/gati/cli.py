@@ -15,6 +15,7 @@ COMMANDS = {
     "export": ("gati_export.commands.export:export", "Cut a backbone, train heads, write a model repository."),
     "serve": ("gati.serve:serve", "Serve a model repository on this machine's tritonserver."),
     "refresh": ("gati_export.commands.refresh:refresh", "Learn from served traffic and publish the next release."),
+    "sync": ("gati_export.commands.sync:sync", "Keep a repository in step with one in an object store."),
     "bench": ("gati_export.commands.bench:bench_command", "Measure a chain beside the plain model and others."),
     "report": ("gati_export.commands.report:report", "Show what a release learned and what it promises."),
     "rollback": ("gati_export.commands.rollback:rollback", "Publish an earlier release again, under the next number."),

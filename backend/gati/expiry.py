@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from gati.objects import open_store
+
 FOREVER = "none"
 UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 NUMBERED = re.compile(r"\.?([0-9]{20})-")
@@ -36,10 +38,7 @@ def number_of(path: str) -> int:
 
 def delete_older(url: str, age: float) -> None:
     """Deletes a model's shards, whole and half-written, that were written more than so many seconds ago."""
-    import fsspec
-
-    fs, folder = fsspec.core.url_to_fs(url)
-    fs.invalidate_cache(folder)  # other replicas write there, too
+    fs, folder = open_store(url)
     try:
         files = fs.ls(folder, detail=True)
     except FileNotFoundError:

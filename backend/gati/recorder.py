@@ -7,6 +7,7 @@ that a half-written one is never read.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -24,8 +25,8 @@ import numpy as np
 
 from gati.chain import Chain
 from gati.content import Content, inputs_of
-from gati.expiry import delete_older
-from gati.expiry import number_of as _number
+from gati.expiry import delete_older, number_of
+from gati.objects import is_object_store, open_store, public
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +37,8 @@ SHAPE = b"shape"
 QUEUE_BYTES = 64 << 20
 SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
+OBJECT_STORE_FLUSHES = 15
+"""How many times as long an object store waits for a shard: each costs a listing there, and small ones are many."""
 ABANDONED_NS = 600 * 10**9
 """A shard that is this much older than the newest, and still half-written, never will be whole."""
 SWEEPS, SWEEP_SECONDS = 100, 600.0
@@ -96,6 +99,7 @@ class Recorder:
     ) -> None:
         self._chain = chain
         self._url = f"{store.rstrip('/')}/{chain.model}"
+        self._pause = FLUSH_SECONDS * (OBJECT_STORE_FLUSHES if is_object_store(store) else 1)
         self._budget = budget
         self._dropped = dropped
         self._log = log
@@ -137,7 +141,7 @@ class Recorder:
         """Writes what has come for a while, and sweeps; returns whether to go on."""
         with self._wake:
             if not self._closing and self._queued <= SHARD_BYTES:
-                self._wake.wait(FLUSH_SECONDS)
+                self._wake.wait(self._pause)
             samples = self._take()
             closed = self._closing and not self._queue
         for shapes in {sample.shapes for sample in samples}:
@@ -161,7 +165,7 @@ class Recorder:
         try:
             write_shard(self._url, shard(self._chain, samples, self._content), self._budget)
         except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
-            self._complain(f"samples can't be written to {self._url}: {error}")
+            self._complain(f"samples can't be written to {public(self._url)}: {public(str(error))}")
             self._dropped(sum(sample.rows for sample in samples))
 
     def _expire(self) -> None:
@@ -172,7 +176,7 @@ class Recorder:
         try:
             delete_older(self._url, self._age)
         except Exception as error:  # whatever a store raises: the next sweep tries again
-            self._complain(f"samples that are too old can't be deleted from {self._url}: {error}")
+            self._complain(f"samples that are too old can't be deleted from {public(self._url)}: {public(str(error))}")
 
     def _complain(self, what: str) -> None:
         """Says what is wrong, at most once a minute."""
@@ -234,34 +238,49 @@ def write_shard(url: str, table: pa.Table, budget: int) -> str:
     Shards are numbered by time, and by more than any that is there: a clock that is set back changes no order. On a
     local disk, only their owner can read them.
     """
-    import fsspec
-
-    pq = _parquet()
-    fs, folder = fsspec.core.url_to_fs(url)
-    local = "file" in fs.protocol
+    fs, folder = open_store(url)
     try:
         files = {file["name"]: file["size"] for file in fs.ls(folder, detail=True)}
     except FileNotFoundError:
         files = {}
-        fs.makedirs(folder, exist_ok=True)
-        if local:
-            os.chmod(folder, 0o700)
-    newest = max((_number(name) for name in files), default=0)
+        _make(fs, folder)
+    newest = max((number_of(name) for name in files), default=0)
     number = max(time.time_ns(), newest + 1)
     path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
-    partial = f"{folder}/.{os.path.basename(path)}.part"
+    (_put if is_object_store(url) else _write_beside)(fs, path, table)
+    _prune(fs, files | {path: fs.size(path)}, budget)
+    return path
+
+
+def _make(fs: Any, folder: str) -> None:
+    """Makes a model's folder. In an object store there are none, and its buckets are not ours to make."""
+    if not is_object_store(fs.unstrip_protocol(folder)):
+        fs.makedirs(folder, exist_ok=True)
+    if "file" in fs.protocol:
+        os.chmod(folder, 0o700)
+
+
+def _put(fs: Any, path: str, table: pa.Table) -> None:
+    """Writes a shard to an object store, which takes it whole or not at all; a rename there would be a copy."""
+    buffer = io.BytesIO()
+    _parquet().write_table(table, buffer, compression="zstd")
+    fs.pipe_file(path, buffer.getvalue())
+
+
+def _write_beside(fs: Any, path: str, table: pa.Table) -> None:
+    """Writes a shard under another name and renames it."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.part"
     try:
         with fs.open(partial, "wb") as file:
-            if local:
+            if "file" in fs.protocol:
                 os.chmod(partial, 0o600)
-            pq.write_table(table, file, compression="zstd")
+            _parquet().write_table(table, file, compression="zstd")
         fs.mv(partial, path)
     except BaseException:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
-    _prune(fs, files | {path: fs.size(path)}, budget)
-    return path
 
 
 def _parquet() -> Any:
@@ -287,10 +306,10 @@ def _parquet() -> Any:
 
 def _prune(fs: Any, files: dict[str, int], budget: int) -> None:
     """Deletes the oldest shards until the rest fits the budget, and what writers that were killed have left."""
-    shards = sorted((name for name in files if name.endswith(".parquet")), key=_number)
+    shards = sorted((name for name in files if name.endswith(".parquet")), key=number_of)
     excess = sum(files[name] for name in shards) - budget
-    abandoned = _number(shards[-1]) - ABANDONED_NS
-    old = [name for name in files if name.endswith(".part") and 0 < _number(name) < abandoned]
+    abandoned = number_of(shards[-1]) - ABANDONED_NS
+    old = [name for name in files if name.endswith(".part") and 0 < number_of(name) < abandoned]
     for name in shards[:-1]:
         if excess <= 0:
             break

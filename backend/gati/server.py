@@ -113,7 +113,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
-                | triton.environment()
+                | triton.environment(backends)
                 | dict(environment or {})
                 | {PULSE: str(pulses)},
                 stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +50,20 @@ class Triton:
             (folder / "python").unlink()
             shutil.copytree(self.backends / "python", folder / "python", symlinks=True)
             shutil.copy2(self.stub, folder / "python")
+            _own_libpython(folder / "python")
         if not (folder / "onnxruntime").exists():
             _link(folder, "onnxruntime", _stand_in())
 
-    def environment(self) -> dict[str, str]:
-        """This process's environment, changed so that the server finds its libraries and this interpreter."""
+    def environment(self, folder: Path) -> dict[str, str]:
+        """This process's environment, changed so that the server finds its libraries and this interpreter.
+
+        Args:
+            folder: The one that was prepared.
+        """
         environment = dict(os.environ)
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         if self.libraries is not None:
-            paths = [str(self.libraries), environment.get("LD_LIBRARY_PATH", "")]
+            paths = [str(folder / "python"), str(self.libraries), environment.get("LD_LIBRARY_PATH", "")]
             environment["LD_LIBRARY_PATH"] = os.pathsep.join(p for p in paths if p)
         return environment
 
@@ -66,6 +72,17 @@ def _link(folder: Path, name: str, target: Path) -> None:
     link = folder / name
     link.unlink(missing_ok=True)
     link.symlink_to(target, target_is_directory=True)
+
+
+def _own_libpython(folder: Path) -> None:
+    """Links this interpreter's libpython into a folder, where it has one.
+
+    The stub takes the first that the loader finds. Into an older patch release's, this interpreter's `ssl` can't be
+    loaded, and so no sample store with TLS.
+    """
+    name, home = sysconfig.get_config_var("INSTSONAME"), sysconfig.get_config_var("LIBDIR")
+    if name and home and sysconfig.get_config_var("Py_ENABLE_SHARED") and (Path(home) / name).exists():
+        (folder / name).symlink_to(Path(home) / name)
 
 
 def _stand_in() -> Path:

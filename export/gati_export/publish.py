@@ -22,7 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gati.chain import Chain
-from gati.errors import PublishError, ReleaseRefused
+from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.head import SEGMENTS_KEY, open_head
 from gati.inspection import inspect
 from gati.quarantine import clear, move_out, next_number, publisher_lock, refused
@@ -37,7 +37,7 @@ from gati.release import (
     valid_releases,
 )
 from gati.settings import workspace
-from gati_export.heads import stamp
+from gati_export.origin import Origin, origin_of
 
 KEPT = 10
 """Releases that stay on disk; older ones are deleted by the next publisher."""
@@ -87,16 +87,34 @@ def _publish(repository: Path, chain: Chain, draft: Draft, step: Step) -> Releas
         step("clear")
         clear(repository, chain)
         step("stage")
+        origin = origin_of(repository)
         number = next_number(repository, chain)
+        if origin is not None:
+            number = origin.claim(chain, number)
         release = _stage(staging, chain, draft, number, step)
         step("check")
         _check(staging, chain, release)
-        _land(repository, chain, release, staging, step)
+        if origin is not None:  # first there: a release that lies here alone could be another's there
+            step("put")
+            _put(origin, chain, release, staging)
+        land(repository, chain, release, staging, step)
         step("prune")
         with suppress(OSError):  # the release is there; what is old can go another time
             prune(repository, chain)
         step("done")
     return release
+
+
+def _put(origin: Origin, chain: Chain, release: Release, staging: Path) -> None:
+    """Puts a release into an object store, whole or not at all."""
+    try:
+        origin.put_release(staging, chain, release)
+    except UnavailableError:
+        with suppress(UnavailableError):
+            origin.remove(chain, release.number)
+        raise
+    with suppress(UnavailableError):  # the release is there; what is old can go another time
+        origin.prune(chain, KEPT)
 
 
 @contextmanager
@@ -118,6 +136,8 @@ def _staging(repository: Path) -> Iterator[Path]:
 
 
 def _stage(staging: Path, chain: Chain, draft: Draft, number: int, step: Step) -> Release:
+    from gati_export.heads import stamp  # brings PyTorch, which `gati sync` does without
+
     created = datetime.now(UTC).isoformat(timespec="seconds")
     files = {}
     for index, head in sorted(draft.heads.items()):
@@ -137,8 +157,8 @@ def _stage(staging: Path, chain: Chain, draft: Draft, number: int, step: Step) -
     )
     for index, file in files.items():
         step(f"write {index}")
-        folder = staging / str(index)
-        folder.mkdir()
+        folder = head_folder(staging, chain, index, number)
+        folder.mkdir(parents=True)
         _write(folder / "model.onnx", file)
         _write(folder / "release.json", release.to_json().encode())
         _fsync(folder)
@@ -161,7 +181,7 @@ def _check(staging: Path, chain: Chain, release: Release) -> None:
     if not release.heads:
         raise PublishError("A release needs at least one head.")
     for head in release.heads:
-        model = (staging / str(head.index) / "model.onnx").read_bytes()
+        model = head_path(staging, chain, head.index, release.number).read_bytes()
         inspect(model, chain, head.index)
         try:
             onnx.checker.check_model(model, full_check=True)
@@ -170,19 +190,19 @@ def _check(staging: Path, chain: Chain, release: Release) -> None:
         open_head(model, chain, head.index)
 
 
-def _land(repository: Path, chain: Chain, release: Release, staging: Path, step: Step) -> None:
-    """Renames a release's folders into place; where one can't be, none stays."""
+def land(repository: Path, chain: Chain, release: Release, staging: Path, step: Step = lambda _: None) -> None:
+    """Renames a release's folders into place from a staged repository; where one can't be, none stays."""
     try:
         for head in release.heads:
             step(f"rename {head.index}")
             target = head_folder(repository, chain, head.index, release.number)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _be_newest(staging / str(head.index), target.parent)
-            os.rename(staging / str(head.index), target)
+            staged = head_folder(staging, chain, head.index, release.number)
+            _be_newest(staged, target.parent)
+            os.rename(staged, target)
             _fsync(target.parent)
     except OSError:
-        for head in release.heads:
-            _move_out(repository, chain, head.index, release.number, refused(repository, chain))
+        put_away(repository, chain, release.number, refused(repository, chain))
         raise
 
 
@@ -211,8 +231,10 @@ def withdraw(repository: Path, chain: Chain, number: int, *, again: bool = False
         The release before, under its new number; None where servers find none to go on to, or a newer one anyway.
     """
     with publisher_lock(repository):
-        for index in chain.heads:
-            _move_out(repository, chain, index, number, refused(repository, chain))
+        origin = origin_of(repository)
+        if origin is not None:
+            origin.remove(chain, number)
+        put_away(repository, chain, number, refused(repository, chain))
         newest = next(valid_releases(repository, chain), None)
         if not again or newest is None or newest.number > number:
             return None
@@ -223,14 +245,15 @@ def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:
     """Deletes all but the newest releases, out of Triton's sight. Needs the lock."""
     old = list(valid_releases(repository, chain))[kept:]
     for release in old:
-        for head in release.heads:
-            _move_out(repository, chain, head.index, release.number, workspace(repository) / "staging" / "old")
+        put_away(repository, chain, release.number, workspace(repository) / "staging" / "old")
 
 
-def _move_out(repository: Path, chain: Chain, index: int, number: int, folder: Path) -> None:
-    version = head_folder(repository, chain, index, number)
-    if version.exists():
-        move_out(version, folder / str(number))
+def put_away(repository: Path, chain: Chain, number: int, folder: Path) -> None:
+    """Moves a release out of a repository. Needs the lock."""
+    for index in chain.heads:
+        version = head_folder(repository, chain, index, number)
+        if version.exists():
+            move_out(version, folder / str(number))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ import onnx
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from gati.chain import Chain, Tensor, chain_path
+from gati.chain import Chain, Segment, Tensor, chain_path
 from gati.errors import RepositoryError
 from gati.head import HIT, SCORE
 from gati.session import INTRA_OP, SPIN
@@ -22,6 +22,8 @@ from gati_export.accelerator import Accelerator
 
 HEAD_VERSIONS = 2
 """Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
+TUNABLE = ("instance_group", "dynamic_batching", "version_policy", "response_cache")
+"""Fields of a configuration that change nothing but how a model is run."""
 
 
 def write_repository(repository: Path, chain: Chain, accelerator: Accelerator | None = None) -> None:
@@ -32,23 +34,49 @@ def write_repository(repository: Path, chain: Chain, accelerator: Accelerator | 
         chain: The chain.
         accelerator: How TensorRT runs the segments; None for ONNX Runtime on the processor.
     """
-    for index, segment in enumerate(chain.segments):
-        model = chain.segment_model(index)
-        known = {t.name: t for t in (*chain.inputs, *(s.output for s in chain.segments))}
-        inputs = [known[name] for name in segment.inputs]
-        config = onnx_config(model, inputs, segment.output, chain.max_batch)
-        config.parameters[SPIN].string_value = "0"  # many small models on the same cores
-        if accelerator is not None and segment.plan:
-            accelerator.use_plan(config, accelerator.takes_zeros[index])
-        elif accelerator is not None:
-            accelerator.accelerate(config, accelerator.takes_zeros[index])
+    for config in configs(chain, accelerator):
         write_config(repository, config)
-        if index in chain.heads:
-            write_config(repository, head_config(chain, index))
-    write_config(repository, chain_config(chain))
     path = chain_path(repository, chain.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, chain.to_json())
+
+
+def configs(chain: Chain, accelerator: Accelerator | None = None) -> list[ModelConfig]:
+    """The configuration of every model of a chain."""
+    found = [_segment_config(chain, segment, accelerator) for segment in chain.segments]
+    return [*found, *(head_config(chain, index) for index in chain.heads), chain_config(chain)]
+
+
+def check_config(path: Path, expected: ModelConfig) -> None:
+    """Holds a configuration that came from elsewhere against the one that gati writes: Triton does what it says.
+
+    Raises:
+        RepositoryError: If it differs in more than what an operator may tune.
+    """
+    try:
+        found = text_format.Parse(path.read_bytes(), ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{expected.name}/{path.name} can't be read ({str(error).splitlines()[0]}).") from error
+    for field in TUNABLE:
+        found.ClearField(field)
+    plain = ModelConfig.FromString(expected.SerializeToString())
+    for field in TUNABLE:
+        plain.ClearField(field)
+    if found != plain:
+        raise RepositoryError(
+            f"{expected.name}/{path.name} is not as gati writes it; only {', '.join(TUNABLE)} may differ."
+        )
+
+
+def _segment_config(chain: Chain, segment: Segment, accelerator: Accelerator | None) -> ModelConfig:
+    known = {t.name: t for t in (*chain.inputs, *(s.output for s in chain.segments))}
+    inputs = [known[name] for name in segment.inputs]
+    config = onnx_config(chain.segment_model(segment.index), inputs, segment.output, chain.max_batch)
+    config.parameters[SPIN].string_value = "0"  # many small models on the same cores
+    if accelerator is not None:
+        use = accelerator.use_plan if segment.plan else accelerator.accelerate
+        use(config, accelerator.takes_zeros[segment.index])
+    return config
 
 
 def write_plain(repository: Path, chain: Chain, backbone: Path, accelerator: Accelerator | None = None) -> None:

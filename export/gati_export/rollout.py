@@ -16,6 +16,7 @@ from gati.quarantine import newest_release
 from gati.release import Release
 from gati_export.publish import Draft, Step, publish, withdraw
 from gati_export.replicas import Outcome, Replicas, resolved
+from gati_export.sync import follow
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def settle(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
     serving = _serving(asked)
     if not serving:
         raise UnavailableError(_reasons(asked))
+    follow(repository)  # or a release that another publisher has put there would be withdrawn
     newest = newest_release(repository, chain)  # read after they were asked: what one serves was on disk by then
     if newest is not None and newest.number < max(serving.values()):
         newest = withdraw(repository, chain, max(serving.values()), again=True)
@@ -87,6 +89,19 @@ def settle(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
     if _refusing(outcomes) and newest.number not in _serving(outcomes).values():
         _withdrawn(repository, chain, newest, outcomes)
     return outcomes
+
+
+def catch_up(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
+    """Has the servers of a copy take its newest release, and leaves it to publishers what is withdrawn.
+
+    Returns:
+        How each of those answered that serve another one, or don't answer.
+    """
+    asked = Replicas(repository, chain, resolved(servers)).ask()
+    newest = newest_release(repository, chain)
+    behind = tuple(address for address, number in _serving(asked).items() if newest and number < newest.number)
+    told = Replicas(repository, chain, behind).take(newest) if newest and behind else []
+    return [*told, *(outcome for outcome in asked if outcome.release is None)]
 
 
 def _withdrawn(repository: Path, chain: Chain, release: Release, outcomes: list[Outcome]) -> str:

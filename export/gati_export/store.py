@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
 from gati.chain import Chain
 from gati.content import Content, content_of
 from gati.errors import SamplesError
+from gati.objects import open_store, public, reaching
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
@@ -48,12 +48,14 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) 
 
     Raises:
         SamplesError: If there are none.
+        UnavailableError: If the store can't be reached.
     """
     fs, url, names = _shards(store, chain)
     parts: list[_Part] = []
     count = 0
     for name in reversed(names):
-        part = _read(fs, name, chain)
+        with reaching(url):
+            part = _read(fs, name, chain)
         if part is None or (parts and part.kind != parts[0].kind):
             continue
         part = part if age is None else part.since(time.time() - age)
@@ -62,7 +64,9 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) 
         if count >= limit:
             break
     if not count:
-        raise SamplesError(f"No samples of {chain.model!r} are recorded in {url}: send the chain some requests first.")
+        raise SamplesError(
+            f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
+        )
     parts.reverse()
     samples = {n: np.concatenate([part.samples[n] for part in parts])[-limit:] for n in parts[0].samples}
     times = np.concatenate([part.times for part in parts])[-limit:]
@@ -72,16 +76,18 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) 
 
 def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
     """How many samples lie in the shards that came after a mark ("": all), and the mark of the newest of them."""
-    fs, _, names = _shards(store, chain)
+    fs, url, names = _shards(store, chain)
     new = [name for name in names if _mark(name) > mark]
-    return sum(_rows(fs, name) for name in new), _mark(new[-1]) if new else mark
+    with reaching(url):
+        return sum(_rows(fs, name) for name in new), _mark(new[-1]) if new else mark
 
 
 def _shards(store: str, chain: Chain) -> tuple[Any, str, list[str]]:
     """The file system of a store, the URL of a model's samples there, and the names of their shards, oldest first."""
     url = f"{store.rstrip('/')}/{chain.model}"
-    fs, folder = fsspec.core.url_to_fs(url)
-    return fs, url, sorted(fs.glob(f"{folder}/[0-9]*.parquet")) if fs.exists(folder) else []
+    with reaching(url):
+        fs, folder = open_store(url)
+        return fs, url, sorted(fs.glob(f"{folder}/[0-9]*.parquet")) if fs.exists(folder) else []
 
 
 def _mark(name: str) -> str:
@@ -136,7 +142,7 @@ def _read(fs: Any, name: str, chain: Chain) -> _Part | None:
 
 def _public(url: str) -> str:
     """A store's URL, or of a local folder its last two names: releases travel, and tell nobody where they were made."""
-    return url if "://" in url else "/".join(Path(url).parts[-2:])
+    return public(url) if "://" in url else "/".join(Path(url).parts[-2:])
 
 
 def _iso(time: np.datetime64) -> str:

@@ -18,8 +18,9 @@ import yaml
 from gati.serve import serve
 from gati.server import Ports
 from gati.session import THREADS
-from gati.settings import workspace
+from gati.settings import STORE, workspace
 from gati_export.commands.refresh import refresh
+from gati_export.commands.sync import sync
 from gati_export.store import default_store
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -37,6 +38,9 @@ PODS = {
     "refresher": OBJECTS["CronJob", "gati-refresher"]["spec"]["jobTemplate"]["spec"]["template"]["spec"],
     "loader": OBJECTS["Pod", "gati-loader"]["spec"],
     "kserve": {key: RUNTIME["spec"][key] for key in ("containers", "volumes")},
+}
+OVERLAY = {
+    path.stem: yaml.safe_load(path.read_text()) for path in sorted((DOCKER / "kubernetes-objects").glob("*.yaml"))
 }
 COMMAND = json.loads(re.findall(r"^CMD (.+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)[0])
 REPOSITORY = Path(COMMAND[2])
@@ -90,6 +94,7 @@ def test_kubernetes_knows_every_field_of_the_runtime_s_pod() -> None:
 
 def test_the_kustomization_names_every_file_and_image() -> None:
     assert {*KUSTOMIZATION["resources"], "loader.yaml"} == set(KUBERNETES)
+    assert OVERLAY["kustomization"]["images"] == KUSTOMIZATION["images"]
     named = {image["name"] for image in KUSTOMIZATION["images"]}
     assert {pod["containers"][0]["image"] for name, pod in PODS.items() if name in ("triton", "refresher")} == named
 
@@ -173,6 +178,56 @@ def test_server_and_refresher_mean_the_same_folders() -> None:
     host, _, port = str(said["server"]).strip("[]'").partition(":")
     service = OBJECTS["Service", host]["spec"]
     assert [p["port"] for p in service["ports"] if p["name"] == "grpc"] == [int(port)]
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """A strategic merge patch, as far as the overlay asks for one: lists of mounts and of named things go by that."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        both = base | {key: merged(base.get(key), value) for key, value in patch.items()}
+        return {key: value for key, value in both.items() if value is not None}
+    keys = [key for key in ("mountPath", "name") if isinstance(patch, list) and patch and key in patch[0]]
+    if not keys or base is None:
+        return patch
+    changes = {item[keys[0]]: item for item in patch}
+    found = [merged(item, changes.pop(item[keys[0]], {})) for item in base]
+    return [item for item in [*found, *changes.values()] if "$patch" not in item]
+
+
+def overlaid(name: str, kind: str, thing: str) -> dict[str, Any]:
+    assert f"{name}.yaml" in {patch["path"] for patch in OVERLAY["kustomization"]["patches"]}
+    result = merged(OBJECTS[kind, thing], OVERLAY[name])
+    kubernetes_validate.validate(result, VERSION, strict=True)
+    return result
+
+
+def test_with_an_object_store_a_pod_has_a_copy_that_its_sidecar_keeps_in_step() -> None:
+    pod = overlaid("triton", "Deployment", "gati-triton")["spec"]["template"]["spec"]
+    (pull, sidecar), server = pod["initContainers"], pod["containers"][0]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert "emptyDir" in volumes["data"]
+    said = [options(sync, container["args"][2:]) for container in (pull, sidecar)]
+    assert {(Path(s["repository"]), s["url"]) for s in said} == {(REPOSITORY, said[0]["url"])}
+    assert "watch" not in said[0] and said[1]["watch"] and sidecar["restartPolicy"] == "Always"
+    assert said[1]["server"] == (f"localhost:{Ports.grpc}",) or said[1]["server"] == [f"localhost:{Ports.grpc}"]
+    for container in (pull, sidecar):
+        places = {Path(mount["mountPath"]): mount for mount in container["volumeMounts"]}
+        assert places[REPOSITORY.parent]["name"] == "data" == mounts(pod)[REPOSITORY]["name"]
+        assert container["securityContext"] == server["securityContext"]
+        assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
+    assert Path(default_store(REPOSITORY)) not in mounts(pod)
+    assert {"name": STORE, "value": "s3://bucket/samples"} in server["env"]
+
+
+def test_with_an_object_store_the_refresher_learns_from_where_servers_write() -> None:
+    job = overlaid("refresher", "CronJob", "gati-refresher")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    said = options(refresh, job["containers"][0]["args"][2:])
+    server = OVERLAY["triton"]["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": STORE, "value": said["store"]} in server["env"]
+    pull = options(sync, job["initContainers"][0]["args"][2:])
+    assert pull["repository"] == said["repository"]
+    assert pull["url"] == OVERLAY["triton"]["spec"]["template"]["spec"]["initContainers"][0]["args"][2]
+    claim = overlaid("volume", "PersistentVolumeClaim", "gati")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
 def test_compose_gives_each_the_folders_it_needs_and_the_world_nothing() -> None:

@@ -14,6 +14,7 @@ from gati.session import THREADS
 from gati.settings import STORE_AGE
 from gati_export.commands.common import announce, model_argument, progress, repository_option, results, server_option
 from gati_export.store import count_since, default_store
+from gati_export.sync import follow
 from gati_export.vigil import Vigil
 
 WATCHING = {"watch", "every", "fresh", "threads", "nice"}
@@ -110,6 +111,7 @@ def refresh(
         os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
         Vigil(_once(context), lambda mark: count_since(store, chain, mark), fresh, every, click.echo).keep()
         return
+    follow(repository, click.echo)
     from gati_export.refresh import Plan, refreshed  # brings PyTorch, which a watch leaves to its turns
     from gati_export.report.table import cuts_table
 

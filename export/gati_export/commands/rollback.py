@@ -12,6 +12,7 @@ from gati.options import json_option, write_json
 from gati_export.commands.common import announce, model_argument, repository_option, server_option
 from gati_export.publish import earlier
 from gati_export.rollout import publish_to
+from gati_export.sync import follow
 
 
 @click.command()
@@ -26,6 +27,7 @@ def rollback(model: str, repository: Path, server: str | None, number: int | Non
     Numbers only grow, so that servers and people see what happened when. No request fails meanwhile.
     """
     chain = read_chain(repository, model)
+    follow(repository, click.echo)
     rollout = publish_to(repository, chain, earlier(repository, chain, number), server)
     announce(chain, rollout, f": {rollout.release.reason}")
     write_json(json_path, {**asdict(rollout.release), "replicas": rollout.replicas_as_json()})

@@ -1,0 +1,364 @@
+"""Samples and repositories in an object store: a real S3 protocol, real servers, and whoever dies in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MODEL, Exported, Serve
+from drafts import ALWAYS, marked_draft, release_files
+from handmade import toy_chain
+from handmade import toy_sample as sample
+from publishers import SECONDS, run, start
+from running import eventually, started
+from stores import KEY, SECRET, Store
+
+from gati import recorder as recording
+from gati.chain import Chain
+from gati.cli import main
+from gati.errors import PublishError, RepositoryError, UnavailableError
+from gati.recorder import Recorder, shard, write_shard
+from gati.release import Release, numbers_on_disk, valid_releases
+from gati.settings import workspace
+from gati_export.origin import Origin
+from gati_export.publish import publish, withdraw
+from gati_export.rollout import settle
+from gati_export.store import count_since, read_recent
+from gati_export.sync import Copy, follow
+
+TOY = toy_chain()
+TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with Store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        store.files.mkdir("bucket")
+        yield store
+
+
+@pytest.fixture
+def url(store: Store, tmp_path: Path) -> str:
+    """A folder of the store that is the test's own."""
+    return f"s3://bucket/{tmp_path.name}/models"
+
+
+@pytest.fixture
+def chain(exported: Exported) -> Chain:
+    return exported.chain
+
+
+@pytest.fixture
+def publisher(exported: Exported, url: str, tmp_path: Path) -> Path:
+    """The exported chain, put to the store."""
+    repository = exported.copy(tmp_path / "publisher")
+    Copy(repository, Origin(url)).push()
+    return repository
+
+
+def pulled(url: str, repository: Path) -> Path:
+    Copy(repository, Origin(url)).pull()
+    return repository
+
+
+def put(repository: Path, chain: Chain, mark: int = 2) -> Release:
+    return publish(repository, chain, marked_draft(chain, mark, TWO_HEADS))
+
+
+def numbers(repository: Path, chain: Chain) -> list[int]:
+    return [release.number for release in valid_releases(repository, chain)]
+
+
+def place(store: Store, url: str, files: dict[str, bytes]) -> None:
+    for key, content in files.items():
+        store.files.pipe_file(f"{url}/{key}", content)
+
+
+def placed(chain: Chain, number: int) -> dict[str, bytes]:
+    """A release's files by key."""
+    files = release_files(chain, number, marked_draft(chain, number, TWO_HEADS))
+    return {f"{chain.head_model(index)}/{number}/{name}": content for (index, name), content in files.items()}
+
+
+# Samples
+
+
+def test_samples_go_to_a_store_within_their_budget_and_are_read_again(store: Store, url: str) -> None:
+    table = shard(TOY, [sample(0)])
+    size = store.files.size(write_shard(f"{url}/toy", table, 1 << 20))
+    for start_ in range(1, 6):
+        write_shard(f"{url}/toy", shard(TOY, [sample(2 * start_)]), 3 * size + size // 2)
+    kept = store.files.ls(f"{url}/toy", detail=False)
+    assert len(kept) == 3 and all(name.endswith(".parquet") for name in kept)
+    np.testing.assert_array_equal(read_recent(url, TOY, 100).inputs["x"][::2, 0], [24, 32, 40])
+    count, mark = count_since(url, TOY, "")
+    assert count == 6
+    write_shard(f"{url}/toy", table, 1 << 20)
+    assert count_since(url, TOY, mark)[0] == 2
+
+
+def test_a_store_that_is_away_makes_nobody_wait_and_is_written_again_when_it_is_back(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "FLUSH_SECONDS", 0.001)
+    dropped: list[int] = []
+    log: list[str] = []
+    recorder = Recorder(TOY, url, 1 << 20, dropped.append, log.append)
+    store.go()
+    try:
+        recorder.record(sample(0))
+        assert eventually(lambda: dropped == [2])
+        with pytest.raises(UnavailableError, match=f"^{url}/toy can't be used: .*connect"):
+            read_recent(url, TOY, 100)
+    finally:
+        store.come()
+    recorder.record(sample(1))
+    recorder.close()
+    assert dropped == [2]
+    assert read_recent(url, TOY, 100).window.samples == 2
+    assert len(log) == 1 and log[0].startswith(f"samples can't be written to {url}/toy: ")
+    assert KEY not in log[0] and SECRET not in log[0]
+
+
+# A repository, served
+
+
+def test_a_chain_from_a_store_is_served_and_takes_what_is_published_elsewhere(
+    exported: Exported, serve: Serve, store: Store, publisher: Path, url: str, tmp_path: Path
+) -> None:
+    chain, samples = exported.chain, f"s3://bucket/{tmp_path.name}/samples"
+    pod, stale = pulled(url, tmp_path / "pod"), pulled(url, tmp_path / "stale")
+    running = started(exported, serve, tmp_path, "inline", pod, GATI_STORE=samples)
+    assert running.live() == 1
+    release = put(publisher, chain, 7)
+    assert Copy(pod, Origin(url)).pull().pulled == {MODEL: [release.number]}
+    assert eventually(lambda: running.live() == release.number)
+    assert running.marks() == ([7] * 4, [release.number] * 4)
+    settle(stale, chain, running.served.grpc)  # takes for its own what another has published, and withdraws nothing
+    assert numbers(stale, chain) == [release.number, 1] and Origin(url).numbers(chain) == [release.number, 1]
+    running.served.server.stop()  # writes what it has recorded
+    recorded = read_recent(samples, chain, 100)
+    np.testing.assert_array_equal(next(iter(recorded.inputs.values())), exported.images[:4])
+    assert recorded.window.source == f"{samples}/{MODEL}"
+    assert KEY not in running.log() and SECRET not in running.log()
+
+
+# What is wrong there
+
+
+def test_a_damaged_or_half_put_release_is_not_taken_and_the_next_one_is(
+    store: Store, publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    pod = pulled(url, tmp_path / "pod")
+    good = placed(chain, 2)
+    model = f"{chain.head_model(0)}/2/model.onnx"
+    place(store, url, {key: content for key, content in good.items() if key != model})
+    copy = Copy(pod, Origin(url))
+    assert "is incomplete" in copy.pull().refused[0]
+    place(store, url, {model: good[model]})  # its publisher was at work
+    assert copy.pull().pulled == {MODEL: [2]}
+    place(store, url, placed(chain, 3) | {f"{chain.head_model(0)}/3/model.onnx": good[model]})
+    assert any("is damaged" in reason for reason in copy.pull().refused)
+    assert numbers(pod, chain) == [2, 1] == numbers_on_disk(pod, chain)
+    assert not any("damaged" in reason for reason in copy.pull().refused), "it was fetched again"
+    release = put(publisher, chain)
+    assert release.number == 4
+    assert copy.pull().pulled == {MODEL: [4]}
+    assert numbers(pod, chain) == [4, 2, 1]
+
+
+def _other_config(text: bytes) -> bytes:
+    return text + b'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/evil.tar.gz" } }\n'
+
+
+HARMS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "another name": ("{model}/1/chain.json", lambda text: text.replace(b'"digits"', b'"../digits"'), "says that it is"),
+    "code": ("{model}/config.pbtxt", _other_config, "not as gati writes it"),
+    "another segment": ("{model}-segment-0/1/model.onnx", lambda text: text[:-1], "is not the segment"),
+    "no end": ("{model}-segment-1/config.pbtxt", lambda text: text + b"#" * (1 << 20), "larger than"),
+}
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_a_chain_with_harm_in_it_is_not_taken(
+    name: str, store: Store, publisher: Path, url: str, tmp_path: Path
+) -> None:
+    key, change, reason = HARMS[name]
+    path = f"{url}/{key.format(model=MODEL)}"
+    place(store, url, {key.format(model=MODEL): change(store.files.cat_file(path))})
+    done = Copy(tmp_path / "pod", Origin(url)).pull()
+    assert len(done.refused) == 1 and reason in done.refused[0]
+    assert not list((tmp_path / "pod").iterdir())
+
+
+def test_keys_that_lead_out_of_the_folder_lead_nowhere(
+    store: Store, publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    text = store.files.cat_file(f"{url}/{MODEL}/1/chain.json")
+    head = chain.head_model(0)
+    place(store, url, {"../1/chain.json": text, f"{head}/../9/release.json": text, f"{head}/9/../model.onnx": text})
+    done = Copy(tmp_path / "in" / "pod", Origin(url)).pull()
+    assert any("no name of a model" in reason for reason in done.refused)
+    assert done.pulled == {MODEL: [1]}
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "publisher"}
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {"pod", "pod.gati"}
+    assert {path.name for path in (tmp_path / "in" / "pod" / head).iterdir()} == {"config.pbtxt", "1"}
+
+
+def test_another_chain_of_that_name_is_left_alone(publisher: Path, url: str, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "models"
+    shutil.copytree(publisher, other)
+    path = other / MODEL / "1" / "chain.json"
+    path.write_text(path.read_text().replace('"epsilon": 0.01', '"epsilon": 0.5'))
+    before = path.read_text()
+    with pytest.raises(RepositoryError, match="holds another 'digits'"):
+        Copy(other, Origin(url)).push()
+    assert "holds another 'digits'" in Copy(other, Origin(url)).pull().refused[0]
+    assert path.read_text() == before
+
+
+# Publishers
+
+
+def publish_there(environment: dict[str, str], repository: Path, chain: Chain, times: int) -> None:
+    os.environ.update(environment)
+    for mark in range(times):
+        put(repository, chain, mark)
+
+
+def test_two_publishers_at_once_never_use_one_number(
+    store: Store, publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    copies = [publisher, pulled(url, tmp_path / "second")]
+    processes = [start(publish_there, store.environment, copy, chain, 2) for copy in copies]
+    for process in processes:
+        process.join(SECONDS)
+        assert process.exitcode == 0
+    first, second = (numbers(copy, chain)[:2] for copy in copies)
+    assert sorted(first + second) == [2, 3, 4, 5]
+    for copy in copies:
+        follow(copy)
+    assert numbers(copies[0], chain)[0] == numbers(copies[1], chain)[0] == 5
+    assert sorted(Origin(url).numbers(chain)) == [1, 2, 3, 4, 5]
+
+
+def test_a_release_of_a_number_that_another_has_is_not_put(
+    publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    apart = tmp_path / "apart" / "models"
+    shutil.copytree(publisher, apart)
+    put(apart, chain, 3)  # it knows of no store
+    put(publisher, chain, 4)
+    with pytest.raises(PublishError, match="Another publisher was first with release 2 of 'digits'"):
+        Copy(apart, Origin(url)).push()
+    theirs = Origin(url).manifest(chain, 2)
+    assert theirs == (publisher / chain.head_model(0) / "2" / "release.json").read_bytes()
+
+
+def test_what_is_pruned_or_withdrawn_there_goes_here_and_no_number_comes_again(
+    store: Store, publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    pod = pulled(url, tmp_path / "pod")
+    place(store, url, {key: content for key, content in placed(chain, 2).items() if key.endswith("model.onnx")})
+    for mark in (3, 4, 5):
+        assert put(publisher, chain, mark).number == mark
+    assert pulled(url, pod) and numbers(pod, chain) == [5, 4, 3, 1] == Origin(url).numbers(chain), "half of 2 is there"
+    Origin(url).prune(chain, 2)
+    withdraw(publisher, chain, 5)
+    assert Copy(pod, Origin(url)).pull().removed == {MODEL: [5, 3, 1]}
+    assert numbers(pod, chain) == [4]
+    assert put(pod, chain).number == 6
+
+
+def test_nothing_is_published_while_the_store_is_away(store: Store, publisher: Path, chain: Chain) -> None:
+    store.go()
+    try:
+        with pytest.raises(UnavailableError, match="can't be used"):
+            put(publisher, chain)
+        with pytest.raises(UnavailableError, match="can't be used"):
+            follow(publisher)
+    finally:
+        store.come()
+    assert numbers(publisher, chain) == [1] == numbers_on_disk(publisher, chain)
+    assert put(publisher, chain).number == 2
+
+
+# Whoever is killed
+
+
+def sync_changes(environment: dict[str, str], url: str, repository: Path, changes: int, push: bool) -> None:
+    """Syncs, and is killed before it changes the disk, or puts a file there, once more than so often."""
+    os.environ.update(environment)
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > changes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    origin = Origin(url)
+    if push:
+        put_one = origin.put
+        origin.put = lambda key, path: (count(), put_one(key, path))[1]  # pyright: ignore[reportAttributeAccessIssue]
+        Copy(repository, origin).push()
+    else:
+        rename = os.rename
+        os.rename = lambda *paths: (count(), rename(*paths))[1]  # pyright: ignore[reportAttributeAccessIssue]
+        Copy(repository, origin).pull()
+
+
+@pytest.mark.parametrize("push", [False, True], ids=["pull", "push"])
+def test_a_sync_that_is_killed_leaves_what_the_next_one_completes(
+    push: bool, exported: Exported, store: Store, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    here = exported.copy(tmp_path / "here")
+    put(here, chain)
+    if not push:
+        Copy(here, Origin(url)).push()
+    there = tmp_path / "there"
+    for changes in (9, 40) if push else (5, 40):
+        code = run(sync_changes, store.environment, url, here if push else there, changes, push)
+        assert code == (0 if changes == 40 else -signal.SIGKILL)
+        if push:
+            pulled(url, there)
+        assert code == 0 or not (there / MODEL).exists() or numbers(there, chain)
+    assert numbers(there, chain) == [2, 1]
+    ours = {path.relative_to(here): path for path in here.rglob("*") if path.is_file() and "plain" not in str(path)}
+    assert {path.relative_to(there) for path in there.rglob("*") if path.is_file()} == set(ours)
+    assert all((there / path).read_bytes() == mine.read_bytes() for path, mine in ours.items())
+    assert not (workspace(there) / "sync").exists()
+
+
+# The command
+
+
+def test_the_command_says_what_it_did_and_no_secret(
+    publisher: Path, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = tmp_path / "said.json"
+    for arguments, code in (
+        ([url, str(tmp_path / "pod"), "--json", str(said)], 0),
+        ([f"{url}-2", str(tmp_path / "pod")], 1),
+        ([url.replace("bucket", "none"), str(tmp_path / "none")], 1),
+        ([url.replace("//", f"//{KEY}:{SECRET}@"), str(tmp_path / "none")], 1),
+        (["models", str(tmp_path / "none")], 1),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["sync", *arguments])
+        assert ended.value.code == code
+    out, err = capfd.readouterr()
+    assert json.loads(said.read_text())["models"] == [MODEL]
+    assert f"{MODEL} is new here." in out
+    errors = re.findall(r"^Error: .+\.$", err, re.MULTILINE)
+    assert len(errors) == 4 == len(err.splitlines()), err
+    assert KEY not in out + err and SECRET not in out + err
