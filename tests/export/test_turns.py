@@ -112,7 +112,12 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
 
     vigil = Vigil(["no-such-command"], fresh, 10, 0.01, said.append)
     turns_made: list[float] = []
-    vigil._turn = lambda: turns_made.append(time.monotonic())  # what a turn does is tried on a real server
+
+    def turn() -> bool:
+        turns_made.append(time.monotonic())
+        return True
+
+    vigil._turn = turn  # what a turn does is tried on a real server
     kept(vigil, 1)
     assert len(turns_made) == 2
     assert asked[:6] == ["", "", "", "b", "b", "d"]

@@ -99,7 +99,7 @@ def test_samples_go_to_a_store_within_their_budget_and_are_read_again(store: Sto
         write_shard(f"{url}/toy", shard(TOY, [sample(2 * start_)]), 3 * size + size // 2)
     kept = store.files.ls(f"{url}/toy", detail=False)
     assert len(kept) == 3 and all(name.endswith(".parquet") for name in kept)
-    np.testing.assert_array_equal(read_recent(url, TOY, 100).inputs["x"][::2, 0], [24, 32, 40])
+    np.testing.assert_array_equal(read_recent(url, TOY, 100).samples["x"][::2, 0], [24, 32, 40])
     count, mark = count_since(url, TOY, "")
     assert count == 6
     write_shard(f"{url}/toy", table, 1 << 20)
@@ -147,7 +147,7 @@ def test_a_chain_from_a_store_is_served_and_takes_what_is_published_elsewhere(
     assert numbers(stale, chain) == [release.number, 1] and Origin(url).numbers(chain) == [release.number, 1]
     running.served.server.stop()  # writes what it has recorded
     recorded = read_recent(samples, chain, 100)
-    np.testing.assert_array_equal(next(iter(recorded.inputs.values())), exported.images[:4])
+    np.testing.assert_array_equal(next(iter(recorded.samples.values())), exported.images[:4])
     assert recorded.window.source == f"{samples}/{MODEL}"
     assert KEY not in running.log() and SECRET not in running.log()
 

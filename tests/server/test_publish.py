@@ -153,7 +153,7 @@ def test_a_release_that_the_server_does_not_take_is_withdrawn(
 
     def damage(step: str) -> None:
         if step == "rename 0":  # after the publisher's own checks
-            for file in (workspace(running.repository) / "staging").glob(f"*/*/{name}"):
+            for file in (workspace(running.repository) / "staging").rglob(name):
                 file.write_bytes(file.read_bytes()[:100])
 
     with pytest.raises(PublishError, match=r"did not (load|take)") as refused:

@@ -254,7 +254,7 @@ def test_it_serves_as_a_container_does(exported: Exported, start: Start, tmp_pat
     assert "release 1 is live" in err
     assert read_recent(default_store(repository), exported.chain, 100).window.samples == 8
     left = {path.name for path in workspace(repository).iterdir()}
-    assert left - {"breaker"} == {"samples", "server.lock", "token"}  # evidence, where a request was drawn
+    assert left - {"breaker"} == {"minutes", "samples", "server.lock", "token"}  # evidence, where one was drawn
 
 
 def _halve(path: Path) -> None:
