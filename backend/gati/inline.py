@@ -46,13 +46,23 @@ class InlineEngine:
         chain: The chain to run.
         runner: Where to run it, and where hidden state is kept.
         planes: Whether hidden state has to be what segments give as they lie on disk, because others read it as well.
+        say: Told what makes the chain slower than it could be.
     """
 
-    def __init__(self, repository: Path, chain: Chain, runner: Runner | None = None, *, planes: bool = False) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        chain: Chain,
+        runner: Runner | None = None,
+        *,
+        planes: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._repository = repository
         self._chain = chain
         self._runner = runner or Runner()
         self._as_run = not planes and self._runner.device == CPU
+        self._say = say
         self._plans: WeakValueDictionary[tuple[int, ...], _Plan] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
@@ -78,8 +88,10 @@ class InlineEngine:
             raise RepositoryError(f"{error.filename} can't be read ({error.strerror}).") from error
         parts = stages(len(models), cuts, [len(model) for model in models])
         if as_run and len(parts) == len(cuts) + 1 > 1 and sum(map(len, models)) <= LARGEST:
-            with suppress(Exception):  # what can't be cut as it runs is cut as it lies there
+            try:
                 return self._cut_as_run(models, parts)
+            except Exception as error:  # ONNX Runtime's own, too; what can't be cut as it runs is cut as it lies there
+                self._say(f"cut points cost more than they need to: {first_line(error)}")
         return _Plan(tuple(self._stage(part, self._open(models, part)) for part in parts), {})
 
     def _cut_as_run(self, models: Sequence[bytes], parts: Sequence[range]) -> _Plan:
@@ -120,7 +132,8 @@ class InlineEngine:
         plan = self._plan(cuts)
         try:
             heads = self._open_heads(plan, release)
-        except InseparableError:
+        except InseparableError as error:
+            self._say(f"cut points cost more than they need to: a head can't be opened as they run: {error}")
             plan = self._plans[cuts] = self._load(cuts, as_run=False)
             heads = self._open_heads(plan, release)
         return InlineHeads(self._chain, plan, heads, self._runner), {index: spec for index, (_, spec) in heads.items()}

@@ -59,7 +59,8 @@ class Service:
         )
         cut = self._samples.cut
         if inline:
-            engine = InlineEngine(repository, self.chain, runner_on(settings.device), planes=cut is not None)
+            runner, planes = runner_on(settings.device), cut is not None
+            engine = InlineEngine(repository, self.chain, runner, planes=planes, say=self._warn)
         else:
             engine = BlsEngine(repository, self.chain, pb_utils)
         work = workspace(repository)

@@ -153,9 +153,10 @@ def test_what_can_not_be_cut_as_it_runs_is_cut_as_it_lies(
     repository, chain = exported.copy(tmp_path), exported.chain
     release = publish(repository, chain, draft({index: sure_head(chain, index, 1) for index in chain.heads}))
     images = exported.images[:8]
+    said: list[str] = []
 
     def answers() -> list[np.ndarray]:
-        engine = InlineEngine(repository, chain)
+        engine = InlineEngine(repository, chain, say=said.append)
         found, values = [], {chain.inputs[0].name: images}
         for _ in range(2):
             heads, specs = engine.load_heads(read_release(repository, chain, release.number))
@@ -167,6 +168,7 @@ def test_what_can_not_be_cut_as_it_runs_is_cut_as_it_lies(
         return [value for value in found if value.shape == (8, *chain.output.shape)]
 
     expected = answers()
+    assert not said
 
     def inseparable(*_: object) -> None:
         raise InseparableError("it can't")
@@ -174,3 +176,4 @@ def test_what_can_not_be_cut_as_it_runs_is_cut_as_it_lies(
     monkeypatch.setattr(inline, broken, inseparable)
     for one, other in zip(answers(), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert said and all(text.startswith("cut points cost more") and text.endswith("it can't") for text in said)
