@@ -97,6 +97,11 @@ class Service:
         for _, group in groupby(sorted(requests, key=lambda r: repr(r.signature)), key=lambda r: r.signature):
             self._hand_over(partial(self._orchestrator.serve, list(group)))
 
+    @property
+    def serves_at_once(self) -> bool:
+        """Whether all requests that `submit` takes are answered when it returns."""
+        return self._hand_over == self._workers.run
+
     def live_release(self) -> int:
         """Number of the live release, 0 while there is none."""
         self._can_look = True

@@ -31,16 +31,29 @@ class Wire:
         self._live = live
         self._pb = pb_utils
 
-    def read(self, request: Any) -> Request | None:
-        """Takes a request in; None when it was answered at once, because it asks for what can't be."""
+    def sender(self, request: Any) -> Callable[[Any], None]:
+        """What sends a request its response, whenever that is known."""
         sender = request.get_response_sender()
+
+        def send(response: Any) -> None:
+            try:
+                sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as error:  # the client may be gone; nobody is left to be told
+                self._pb.Logger.log_warn(f"[gati] {self._chain.model}: a response was not taken: {error}")
+
+        return send
+
+    def read(self, request: Any, send: Callable[[Any], None]) -> Request | None:
+        """Takes a request in; None when it was answered at once, because it asks for what can't be.
+
+        Args:
+            request: Triton's request.
+            send: Takes Triton's response to it.
+        """
         wanted = frozenset(request.requested_output_names())
 
         def reply(answer: Answer | GatiError) -> None:
-            try:
-                sender.send(self._response(answer, wanted), flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # the client may be gone; nobody is left to be told
-                self._pb.Logger.log_warn(f"[gati] {self._chain.model}: a response was not taken: {error}")
+            send(self._response(answer, wanted))
 
         try:
             asked = mode(request.parameters())

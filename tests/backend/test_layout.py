@@ -163,8 +163,8 @@ def test_what_can_not_be_cut_as_it_runs_is_cut_as_it_lies(
             for stage in engine.load_stages([*specs]):
                 output = chain.segments[stage.last].output.name
                 values[output] = stage.run({name: values[name] for name in stage.inputs})
-                said = heads.predict(stage.last, values[output], {}) if stage.last in specs else None
-                found.append(values[output] if said is None else said.answer)
+                prediction = heads.predict(stage.last, values[output], {}) if stage.last in specs else None
+                found.append(values[output] if prediction is None else prediction.answer)
         return [value for value in found if value.shape == (8, *chain.output.shape)]
 
     expected = answers()
