@@ -31,12 +31,11 @@ def fuse(models: Sequence[bytes]) -> bytes:
     if len(models) == 1:
         return models[0]
     parts = [onnx.load_model_from_string(model) for model in models]
-    whole = onnx.ModelProto()
-    whole.CopyFrom(parts[0])
-    whole.graph.Clear()
+    whole = onnx.ModelProto(ir_version=parts[0].ir_version)
+    whole.opset_import.extend(parts[0].opset_import)
     whole.graph.name = parts[0].graph.name
     given: set[str] = set()
-    functions = {(function.domain, function.name) for function in whole.functions}
+    functions: set[tuple[str, str]] = set()
     for place, part in enumerate(parts):
         graph = add_prefix_graph(
             part.graph, f"{place}/", rename_inputs=False, rename_outputs=False, rename_value_infos=False, inplace=True

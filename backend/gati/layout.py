@@ -147,9 +147,8 @@ def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> 
     missing = read - {tensor.name for tensor in weights} - {name for node in nodes for name in node.output} - {""}
     if not missing <= set(given) or len(nodes) == 0:
         raise InseparableError(f"once optimised, a piece reads {sorted(missing - set(given))[:3]} as well")
-    piece = ModelProto()
-    piece.CopyFrom(model)
-    piece.graph.Clear()
+    piece = ModelProto(ir_version=model.ir_version)
+    piece.opset_import.extend(model.opset_import)
     piece.graph.name = model.graph.name
     piece.graph.node.extend(nodes)
     piece.graph.initializer.extend(weights)

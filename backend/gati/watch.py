@@ -13,6 +13,7 @@ from gati.engine import Engine
 from gati.errors import GatiError, ReleaseRefused
 from gati.flight import BACKBONE
 from gati.head import first_line
+from gati.memory import trim
 from gati.orchestrator import LiveRelease
 from gati.release import Release, head_folder, numbers_on_disk, read_release
 from gati.state import HeadState
@@ -68,6 +69,7 @@ class ReleaseWatch:
             if self._live is None:
                 stages = self._engine.load_stages(self._cuts)
                 self._live = LiveRelease(BACKBONE, stages, None, {}, Breaker(self._chain.epsilon, self._chain.delta))
+                trim()
             return self._live
 
     def look(self) -> None:
@@ -96,6 +98,7 @@ class ReleaseWatch:
             return False
         with self._lock:
             self._live = live
+        trim()
         self._taken(number)
         return True
 
