@@ -87,7 +87,7 @@ class InlineEngine:
         except OSError as error:
             raise RepositoryError(f"{error.filename} can't be read ({error.strerror}).") from error
         parts = stages(len(models), cuts, [len(model) for model in models])
-        if as_run and len(parts) == len(cuts) + 1 > 1 and sum(map(len, models)) <= LARGEST:
+        if as_run and len(parts) > 1:
             try:
                 return self._cut_as_run(models, parts)
             except Exception as error:  # ONNX Runtime's own, too; what can't be cut as it runs is cut as it lies there
@@ -184,8 +184,10 @@ def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], fe
         feeds: An input.
 
     Raises:
-        Exception: See gati.layout.
+        Exception: See gati.layout; InseparableError too, if they are more than can be one graph.
     """
+    if sum(map(len, models)) > LARGEST:
+        raise InseparableError("the network is too large to be optimised as a whole")
     cuts = [chain.segments[part[-1]].output for part in parts[:-1]]
     reads = [{name for index in part for name in chain.segments[index].inputs} for part in parts]
     return split(fuse(models), cuts, reads, feeds)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gati.files import replace
+
 
 class Journal:
     """One file; of twice as many lines as are kept, the older half is forgotten. One process at a time writes it.
@@ -53,20 +55,6 @@ def entries(path: Path) -> list[Any]:
         except (ValueError, RecursionError):
             continue
     return found
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, in place of what was there.
-
-    Raises:
-        OSError: If that is not possible.
-    """
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _lines(path: Path) -> list[bytes]:

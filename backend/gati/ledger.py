@@ -18,7 +18,8 @@ from typing import Any
 
 from gati.breaker import Alarm, Breaker
 from gati.chain import Chain
-from gati.journal import Journal, replace
+from gati.files import replace
+from gati.journal import Journal
 from gati.release import Release
 
 FORMAT = 1
@@ -133,7 +134,7 @@ class Ledger:
     def _written(self, fields: dict[str, Any]) -> bool:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace(self._path, f"{json.dumps(fields)}\n".encode())
+            replace(self._path, json.dumps(fields) + "\n")
             return True
         except OSError as error:
             self._complain(error)

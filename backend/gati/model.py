@@ -32,7 +32,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answers requests: one that came alone by what this returns, each of several when its own answer is known.
 
-        Triton takes what is returned sooner than what is sent: a hit is answered in 8 % less time.
+        Triton takes what is returned sooner than what is sent.
         """
         if len(requests) == 1 and self._service.serves_at_once:
             responses: list[Any] = []

@@ -18,7 +18,7 @@ from gati.fuse import fuse, stages
 from gati.inline import cut_as_run
 from gati.layout import open_on_blocks
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
-from gati_export.activations import first_segment, open_segments
+from gati_export.activations import first_segment
 
 WARM_UP = 5
 ROUNDS = 100
@@ -114,16 +114,12 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
         chain: The chain.
         paths: Its segments' files.
         samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
-
-    Raises:
-        BackboneError: If a segment can't be read.
     """
-    device = measured_on(chain)
+    device, inputs = measured_on(chain), _one(chain, samples)
     models = [path.read_bytes() for path in paths]
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
-        sessions = open_segments(paths, device)
-        return Times(np.array(measure(sessions, _feeds(chain, sessions, samples))), np.zeros(len(chain.heads)))
-    inputs = _one(chain, samples)
+        parts = _cut(chain, models, chain.heads, inputs)
+        return Times(np.array(measure(parts.sessions, parts.feeds)), np.zeros(len(chain.heads)))
     whole = open_session(fuse(models), device)
     seconds = measure([whole], [_read(whole, inputs)])[0]
     until, cuts = [0.0], []
@@ -182,7 +178,7 @@ def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Fee
     """Cuts a chain as it will be served."""
     ranges = stages(len(models), cuts, [len(model) for model in models])
     device = measured_on(chain)
-    if chain.mode == "inline" and device == CPU and len(ranges) == len(cuts) + 1:
+    if chain.mode == "inline" and device == CPU:
         with suppress(Exception):  # as gati.inline does
             found = cut_as_run(chain, models, ranges, inputs)
             return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.blocked)
@@ -192,16 +188,6 @@ def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Fee
         output = chain.segments[part[-1]].output.name
         values[output] = np.asarray(session.run([output], _read(session, values))[0])
     return _Parts(sessions, [_read(session, values) for session in sessions], frozenset())
-
-
-def _feeds(chain: Chain, sessions: Sequence[ort.InferenceSession], samples: Feeds) -> list[Feeds]:
-    """What each segment reads for the first sample; the segment after a cut point always reads the cut tensor."""
-    values = _one(chain, samples)
-    feeds: list[Feeds] = []
-    for segment, session in zip(chain.segments, sessions, strict=True):
-        feeds.append({name: values[name] for name in segment.inputs})
-        values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds[-1])[0])
-    return feeds
 
 
 def _one(chain: Chain, samples: Feeds) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, RepositoryError
+from gati.files import replace
 from gati.objects import is_object_store, open_store, public, reaching
 from gati.release import LARGEST_MANIFEST, Release, head_folder, release_number
 from gati.settings import workspace
@@ -198,9 +199,7 @@ def origin_of(repository: Path) -> Origin | None:
 
 def bind(repository: Path, origin: Origin) -> None:
     """Writes down what a repository is a copy of: from now on, its publishers publish there."""
-    partial = _place(repository).with_suffix(".part")
-    partial.write_text(origin.url + "\n", encoding="utf-8")
-    partial.replace(_place(repository))
+    replace(_place(repository), origin.url + "\n")
 
 
 def check_bound(repository: Path, origin: Origin) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 
 from gati.chain import Chain, Segment, Tensor, chain_path
 from gati.errors import RepositoryError
+from gati.files import replace
 from gati.head import HIT, SCORE
 from gati.session import INTRA_OP, SPIN
 from gati.wire import EXIT, RELEASE
@@ -38,7 +38,7 @@ def write_repository(repository: Path, chain: Chain, accelerator: Accelerator | 
         write_config(repository, config)
     path = chain_path(repository, chain.model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, chain.to_json())
+    replace(path, chain.to_json())
 
 
 def configs(chain: Chain, accelerator: Accelerator | None = None) -> list[ModelConfig]:
@@ -157,17 +157,7 @@ def write_config(repository: Path, config: ModelConfig) -> None:
     """Writes a model's config.pbtxt, making its folder where needed."""
     folder = repository / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / "config.pbtxt", text_format.MessageToString(config))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace(folder / "config.pbtxt", text_format.MessageToString(config))
 
 
 def models_of(repository: Path, name: str) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gati.errors import RepositoryError
+from gati.files import replace
 from gati.release import Certificate, release_number
 from gati.settings import workspace
 from gati_export.report.decode import decode
@@ -234,11 +235,9 @@ def write(repository: Path, report: Report) -> Path:
     Returns:
         Its path.
     """
-    from gati_export.repository import replace_text  # brings onnx and tritonclient, which reading does without
-
     path = reports_folder(repository) / report.model / f"{report.number}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, report.to_json())
+    replace(path, report.to_json())
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from gati.files import replace
 from gati_export.history import Turn
 from gati_export.report.data import Report
 from gati_export.report.morning import Morning
@@ -71,10 +72,8 @@ def template(name: str) -> jinja2.Template:
 
 def write_page(path: Path, text: str) -> None:
     """Writes a page, whole or not at all, making its folder where there is none."""
-    from gati_export.repository import replace_text  # brings onnx and tritonclient
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, text)
+    replace(path, text)
 
 
 def _date(when: str | datetime) -> str:
