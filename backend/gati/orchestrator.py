@@ -55,9 +55,10 @@ class Audit:
     arrived: float
 
 
-EAGER = 5
+EAGER = 25
 """How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
-found out, and else audits cost little."""
+found out, and else audits cost little. By default each second request is drawn: heads that differ on 4 % where 1 % is
+promised close after some 400 requests; of the first 20,000 to good ones, 3 % are drawn, as with a smaller number."""
 
 
 class Observer(Protocol):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from gati.chain import Chain
-from gati.errors import GatiError, PublishError
+from gati.errors import GatiError, PublishError, SamplesError
 from gati.release import Release
 from gati.settings import workspace
 from gati_export.activations import Progress, learnable
@@ -27,6 +28,7 @@ from gati_export.splitting import find_runs, split
 from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
 from gati_export.training import Terms, Trained, train_heads
+from gati_export.trial import NEWEST, objection
 
 BETTER = 0.02
 """How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
@@ -44,7 +46,8 @@ class Plan:
         store: fsspec URL of the sample store.
         window: How many of the newest samples to learn from.
         server: HOST:GRPC_PORT of the servers that shall take the release, with commas, or None to only write it.
-        always: Whether to publish what is certified even where it is not faster than what serves.
+        always: Whether to publish what is certified even where it is not faster than what serves. What breaks its
+            promise on the newest samples is not published even then.
         measure: Whether to measure latencies anew, and not to take those that were measured for the release before.
         seed: Of the training.
         age: Seconds since samples were served, at most; None for any.
@@ -158,7 +161,10 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         write(repository, learned)
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
     why, publish = verdict(notes.standing, _expected(trained)) if comparable else (UNSEEN, False)
-    rollout = _publish(plan, trained, recorded, report) if publish or plan.always else None
+    if publish or plan.always:
+        against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
+        why, publish = (against, False) if against else (why, True)
+    rollout = _publish(plan, trained, recorded, report) if publish else None
     turn = notes.turn(rollout.release if rollout else None, why)
     learned = replace(learned, release=turn.release)
     write(repository, learned)
@@ -176,6 +182,15 @@ def verdict(live: Standing | None, seconds: float) -> tuple[str, bool]:
     if seconds <= (1 - BETTER) * live.seconds:
         return f"It is faster on held-out samples: {times}.", True
     return f"It would not be faster on held-out samples: {times}.", False
+
+
+def _newest(plan: Plan, recorded: Recorded) -> Mapping[str, np.ndarray] | None:
+    """What was served, and recorded in the same way, since the samples were read to learn from; None if nothing."""
+    try:
+        newest = read_recent(plan.store, plan.chain, NEWEST, plan.age, recorded.mark)
+    except SamplesError:
+        return None
+    return newest.samples if newest.content == recorded.content else None
 
 
 def _expected(trained: Trained) -> float:

@@ -16,7 +16,7 @@ from gati.quarantine import newest_release
 from gati.release import head_path
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidates, ask, timed
-from gati_export.replay import replay
+from gati_export.replay import Said, replay
 from gati_export.report.data import Report, read
 from gati_export.splitting import Split
 from gati_export.training import Terms
@@ -99,16 +99,23 @@ def judge(
     sessions = open_segments(segment_paths)
     known = {(head.cut, head.name): head.seconds for head in candidates.heads}
     heads = timed(chain, sessions, live.models, samples, known)
-    said, outputs = ask(chain, sessions, heads, samples, split.calibrate, progress)
-    exits, served = replay(said, [live.thresholds[head.cut] for head in heads], outputs)
-    wrong = (exits < len(heads)) & ~parse_agreement(terms.agreement)(served, outputs)
     until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
+    said, outputs = ask(chain, sessions, heads, samples, split.calibrate, progress)
+    exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], outputs, terms)
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
-    broken = _broken(wrong, split.groups[split.calibrate], terms)
+    broken = refuted(wrong, split.groups[split.calibrate], terms)
     return Standing(float(seconds.mean()), float(wrong.mean()), broken)
 
 
-def _broken(wrong: np.ndarray, groups: np.ndarray, terms: Terms) -> bool:
+def served(
+    said: Sequence[Said], thresholds: Sequence[float], outputs: np.ndarray, terms: Terms
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where samples exit, int [n], and which are not answered as by the backbone, bool [n]. See gati_export.replay."""
+    exits, answers = replay(said, thresholds, outputs)
+    return exits, (exits < len(said)) & ~parse_agreement(terms.agreement)(answers, outputs)
+
+
+def refuted(wrong: np.ndarray, groups: np.ndarray, terms: Terms) -> bool:
     """Whether so many errors are rarer than delta where the promise is kept; a group counts by its share of errors."""
     of = np.unique(groups, return_inverse=True)[1]
     errors = int((np.bincount(of, wrong) / np.bincount(of)).sum())

@@ -22,11 +22,19 @@ from gati.settings import workspace
 
 @dataclass(frozen=True)
 class Recorded:
-    """Recorded samples: what they hold, that by name, [n, ...] each, and the window that they span."""
+    """Recorded samples.
+
+    Attributes:
+        content: What they hold.
+        samples: That, by name, [n, ...] each.
+        window: What they span.
+        mark: What is recorded from then on comes after it.
+    """
 
     content: Content
     samples: dict[str, np.ndarray]
     window: Window
+    mark: str
 
 
 def default_store(repository: Path) -> str:
@@ -34,7 +42,7 @@ def default_store(repository: Path) -> str:
     return str(workspace(repository) / "samples")
 
 
-def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) -> Recorded:
+def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, mark: str = "") -> Recorded:
     """Reads the newest samples of one shape, at most `limit`, which all hold what the newest holds.
 
     A shard that can't be read is left out: its writer's disk may have failed, and the others are still good. So is one
@@ -45,12 +53,13 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) 
         chain: Whose samples.
         limit: How many, at most.
         age: Seconds since they were served, at most; None for any.
+        mark: Only what came after it is read (`Recorded.mark`); "": all.
 
     Raises:
         SamplesError: If there are none.
         UnavailableError: If the store can't be reached.
     """
-    fs, url, names = _shards(store, chain)
+    fs, url, names = _shards(store, chain, mark)
     parts: list[_Part] = []
     count = 0
     for name in reversed(names):
@@ -71,23 +80,23 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None) 
     samples = {n: np.concatenate([part.samples[n] for part in parts])[-limit:] for n in parts[0].samples}
     times = np.concatenate([part.times for part in parts])[-limit:]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
-    return Recorded(parts[0].content, samples, window)
+    return Recorded(parts[0].content, samples, window, _mark(names[-1]))
 
 
 def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
     """How many samples lie in the shards that came after a mark ("": all), and the mark of the newest of them."""
-    fs, url, names = _shards(store, chain)
-    new = [name for name in names if _mark(name) > mark]
+    fs, url, new = _shards(store, chain, mark)
     with reaching(url):
         return sum(_rows(fs, name) for name in new), _mark(new[-1]) if new else mark
 
 
-def _shards(store: str, chain: Chain) -> tuple[Any, str, list[str]]:
-    """The file system of a store, the URL of a model's samples there, and the names of their shards, oldest first."""
+def _shards(store: str, chain: Chain, mark: str) -> tuple[Any, str, list[str]]:
+    """The file system of a store, the URL of a model's samples there, and its shards after a mark, oldest first."""
     url = f"{store.rstrip('/')}/{chain.model}"
     with reaching(url):
         fs, folder = open_store(url)
-        return fs, url, sorted(fs.glob(f"{folder}/[0-9]*.parquet")) if fs.exists(folder) else []
+        names = sorted(fs.glob(f"{folder}/[0-9]*.parquet")) if fs.exists(folder) else []
+        return fs, url, [name for name in names if _mark(name) > mark]
 
 
 def _mark(name: str) -> str:

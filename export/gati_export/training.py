@@ -8,7 +8,7 @@ that they judge those they were fitted to as well as others, and a choice among 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +92,7 @@ class Trained:
         candidates: All that was tried.
         choice: What was chosen of it, and why; None where that was not reached.
         calibration: What each candidate said to the calibration samples, and where it agreed.
+        wrong: Which calibration samples are not answered as by the backbone, bool [n].
     """
 
     heads: dict[int, bytes]
@@ -104,6 +105,7 @@ class Trained:
     candidates: Candidates
     choice: Choice | None = None
     calibration: tuple[tuple[Said, np.ndarray], ...] = ()
+    wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
 
 def train_heads(
@@ -270,6 +272,7 @@ def decide(
         candidates=candidates,
         choice=choice,
         calibration=agrees,
+        wrong=errors[verdict.step],
     )
 
 

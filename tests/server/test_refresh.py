@@ -165,3 +165,44 @@ def test_a_watch_goes_on_over_killed_turns_and_ends_when_it_is_told(
     text = log.read_text()
     assert re.search(rf"Release {live + 1} of digits is live\.", text) and "Traceback" not in text
     assert running.marks()[1] and running.live() == live + 1
+
+
+def test_what_would_break_its_promise_on_traffic_that_came_meanwhile_is_not_published(
+    exported: Exported, serve: Serve, images: np.ndarray, tmp_path: Path
+) -> None:
+    repository = exported.copy(tmp_path)
+    chain = replace(exported.chain, epsilon=0.05, views=0)
+    chain_path(repository, MODEL).write_text(chain.to_json())
+    running = started(exported, serve, tmp_path, "inline", repository, GATI_STORE="")
+    ask(running, images[:1400], 1400)
+    late = iter([images[1400:1700], overlaid(images)])
+    sent = [1400]
+
+    def traffic(what: str, _share: float) -> None:
+        """Traffic goes on while the refresh tries what it has learned."""
+        if what == "Try heads" and len(sent) == turn:
+            sent.append(sent[-1] + 300)
+            ask(running, next(late), sent[-1])
+
+    plan = Plan(repository, chain, str(workspace(repository) / "samples"), 1400, running.served.grpc, always=True)
+    turn = 1
+    assert refreshed(plan, traffic).release is not None
+    live = running.live()
+    assert live == 2
+    turn = 2
+    done = refreshed(plan, traffic)
+    assert done.rollout is None and running.live() == live
+    assert re.fullmatch(
+        r"Traffic has changed: it would differ on [\d.]+% of 300 samples that were served while it was learned, "
+        r"more than promised\.",
+        done.turn.why,
+    )
+    assert turns(repository, MODEL)[-1] == done.turn and done.turn.release is None
+
+
+def overlaid(images: np.ndarray) -> np.ndarray:
+    """[300, 1, 16, 16]: pairs of digits, one laid over the other, which no refresh before has seen."""
+    random = np.random.default_rng(5)
+    first, second = images[random.integers(0, len(images), (2, 300))]
+    weight = random.uniform(0.4, 0.6, (300, 1, 1, 1)).astype(np.float32)
+    return weight * first + (1 - weight) * second

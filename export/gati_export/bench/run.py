@@ -36,6 +36,8 @@ from gati_export.bench.traffic import Feeds, Traffic, write_inputs
 
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""
+NO_LONGER_NEW = 500
+"""Requests after which a release is audited as seldom as it will be (gati.breaker.YOUNG, gati.orchestrator.EAGER)."""
 CACHE_BYTES = 1 << 28
 BATCH = 32
 
@@ -213,8 +215,8 @@ class _Run:
         return self._rows
 
     def _judge(self) -> dict[str, Verdict]:
-        """What each contender answers; it warms them, too."""
-        self._first = self._traffic.take(self._plan.requests)
+        """What each contender answers; it warms them, too, until they are audited as seldom as they will be."""
+        self._first = self._traffic.take(max(self._plan.requests, NO_LONGER_NEW))
         outputs = outputs_of(self._session, self._plan.chain, self._first)
         verdicts = {}
         for done, contender in enumerate(self._arena.contenders):

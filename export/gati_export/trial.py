@@ -1,0 +1,83 @@
+"""The trial of what was learned, by samples that came too late to learn from.
+
+A certificate speaks of traffic like that which was recorded. Where traffic has changed since, or shortly before, the
+breaker would find that out from answers that were given: here it is found out before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gati.breaker import Breaker
+from gati.chain import Chain
+from gati_export.activations import Progress, open_segments
+from gati_export.candidates import ask
+from gati_export.splitting import Split, count, find_runs, split
+from gati_export.standing import refuted, served
+from gati_export.training import Terms, Trained
+
+NEWEST = 2000
+"""Samples that a trial takes, at most: a share of errors of twice epsilon rarely passes as many."""
+
+
+def objection(
+    chain: Chain,
+    segment_paths: Sequence[Path],
+    trained: Trained,
+    learned_from: Split,
+    newest: Mapping[str, np.ndarray] | None,
+    terms: Terms,
+    progress: Progress,
+) -> str | None:
+    """Why what was learned and certified must not serve, in a sentence; None if nothing speaks against it.
+
+    Where the promise is kept, this objects with probability 2 delta at most.
+
+    Args:
+        chain: The chain.
+        segment_paths: Its segments' files, in order.
+        trained: What was learned.
+        learned_from: The parts of the samples that it was learned from.
+        newest: Samples that were served after these, by name, [n, ...]; None if there are none.
+        terms: What heads keep to.
+        progress: Told what is being done and how far that is.
+    """
+    wrong, groups = trained.wrong, learned_from.groups[learned_from.calibrate]
+    if newest is not None:
+        late = split(newest, find_runs(newest)).groups
+        errors = _errors(chain, segment_paths, trained, newest, terms, progress)
+        if refuted(errors, late, terms):
+            share = f"{errors.mean():.2%} of {len(errors):,} samples that were served while it was learned"
+            return f"Traffic has changed: it would differ on {share}, more than promised."
+        wrong, groups = np.concatenate([wrong, errors]), np.concatenate([groups, late + groups.max(initial=-1) + 1])
+    if _trips(wrong[np.sort(np.unique(groups, return_index=True)[1])], terms):
+        return "Traffic has changed: it would differ on more of the newest samples held out than promised."
+    return None
+
+
+def _errors(
+    chain: Chain,
+    segment_paths: Sequence[Path],
+    trained: Trained,
+    newest: Mapping[str, np.ndarray],
+    terms: Terms,
+    progress: Progress,
+) -> np.ndarray:
+    """Which of the newest samples it does not answer as the backbone does, bool [n]."""
+    if trained.choice is None or trained.certificate is None:
+        raise ValueError("there are no heads to try")
+    heads = [trained.candidates.heads[place] for place in trained.choice.composition.chosen]
+    sessions = open_segments(segment_paths)
+    said, outputs = ask(chain, sessions, heads, newest, np.arange(count(newest)), progress)
+    return served(said, [trained.certificate.thresholds[head.cut] for head in heads], outputs, terms)[1]
+
+
+def _trips(wrong: np.ndarray, terms: Terms) -> bool:
+    """Whether a breaker that audited these requests, one after the other, would close the heads."""
+    breaker = Breaker(terms.epsilon, terms.delta, (0,))
+    for differs in wrong.tolist():
+        breaker.settle(breaker.draw(1), int(not differs), int(differs), 0)
+    return breaker.alarm is not None
