@@ -64,6 +64,13 @@ class Drawn(NamedTuple):
     rows: np.ndarray
 
 
+class Ran(NamedTuple):
+    """A stage's run: the last of its segments, and how long it took."""
+
+    segment: int
+    seconds: float
+
+
 class Flight:
     """Requests of one signature as one batch; each is answered when the last of its rows is.
 
@@ -78,6 +85,7 @@ class Flight:
         finite: Rows whose inputs hold neither NaN nor Inf.
         cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
         drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says. None without any.
+        ran: The stages that it went through.
         exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
         release: Release that answered each row; int64 [rows], likewise.
         output: The answers; rows that are not answered yet hold nothing of use.
@@ -95,6 +103,7 @@ class Flight:
         exact = [request.exact for request in requests]
         self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
         self.drawn: Drawn | None = None
+        self.ran: list[Ran] = []
         self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY
         self._shape = output
         self._waiting = list(range(len(requests)))

@@ -16,7 +16,7 @@ from gati.chain import Chain
 from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import GatiError
-from gati.flight import BACKBONE, Drawn, Flight, Request
+from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.state import HeadState
 
@@ -64,8 +64,8 @@ promised close after some 400 requests; of the first 20,000 to good ones, 3 % ar
 class Observer(Protocol):
     """Who is told what was served; called after the answers have left."""
 
-    def timed(self, segment: int, seconds: float) -> None:
-        """A stage that ends with this segment took so long."""
+    def timed(self, ran: Sequence[Ran]) -> None:
+        """Stages that an audit ran; those that a flight ran are in `Flight.ran`."""
         ...
 
     def head_failed(self, index: int, error: Exception) -> None:
@@ -144,14 +144,15 @@ class Orchestrator:
 
     def audit(self, audit: Audit) -> None:
         """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
-        values = audit.values
+        values, ran = audit.values, list[Ran]()
         for stage in audit.release.stages:
             if stage.last > audit.index:
-                values = self._advance(stage, values)
+                values = self._advance(stage, values, ran)
         outputs = np.asarray(values[self._chain.output.name])
         agreed = self._agreement(audit.served, outputs)
         good = int(np.count_nonzero(agreed))
         audit.release.breaker.settle(audit.drawn, good, len(agreed) - good, audit.index)
+        self._observer.timed(ran)
         self._observer.audited(audit, outputs, agreed)
 
     def _draw(self, flight: Flight, breaker: Breaker) -> None:
@@ -178,7 +179,7 @@ class Orchestrator:
         values: Mapping[str, Hidden] = flight.values
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         for stage in release.stages:
-            values = self._advance(stage, values)
+            values = self._advance(stage, values, flight.ran)
             index = stage.last
             if index == self._cut and release.whole_at(index):
                 flight.kept = {name: np.asarray(value) for name, value in values.items()}
@@ -204,11 +205,11 @@ class Orchestrator:
         if heads is not None:
             _learn(flight, release, keys)
 
-    def _advance(self, stage: Stage, values: Mapping[str, Hidden]) -> dict[str, Hidden]:
-        """Runs one stage; keeps of the values what later ones read."""
+    def _advance(self, stage: Stage, values: Mapping[str, Hidden], ran: list[Ran]) -> dict[str, Hidden]:
+        """Runs one stage; keeps of the values what later ones read. Adds to `ran` how long it took."""
         started = time.perf_counter()
         output = stage.run({name: values[name] for name in stage.inputs})
-        self._observer.timed(stage.last, time.perf_counter() - started)
+        ran.append(Ran(stage.last, time.perf_counter() - started))
         kept = {name: value for name, value in values.items() if name in self._read_later[stage.last]}
         return kept | {self._chain.segments[stage.last].output.name: output}
 

@@ -16,7 +16,7 @@ from gati.bls import BlsEngine
 from gati.breaker import Alarm
 from gati.chain import read_chain
 from gati.device import runner_on
-from gati.flight import Flight, Request
+from gati.flight import Flight, Ran, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
@@ -32,6 +32,10 @@ from gati.workers import Workers
 
 AUDITS_WAITING = 16
 """Audits that may wait; while there are more, requests are served and none is drawn. Each holds its activations."""
+
+
+FLIGHTS_WAITING = 32
+"""Flights that may wait to be counted; while there are more, who serves counts. Each holds its inputs."""
 
 
 class Service:
@@ -73,6 +77,7 @@ class Service:
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(workers, self._failed)
         self._auditor = Workers(1, self._failed)
+        self._clerk = Workers(1, self._failed)
         self._hand_over = self._workers.submit if workers else self._workers.run
         self._orchestrator = Orchestrator(
             self.chain,
@@ -112,15 +117,17 @@ class Service:
         self._ticker.close()
         self._workers.close()
         self._auditor.close()
+        self._clerk.close()
         self._samples.close()
         self._report()
         self._keep(now=True)
         self._metrics.close()
 
-    def timed(self, segment: int, seconds: float) -> None:
-        """Counts a segment's run; see Observer."""
-        self._metrics.add("gati_segment_seconds_sum", seconds, segment=segment)
-        self._metrics.add("gati_segment_seconds_count", segment=segment)
+    def timed(self, ran: Sequence[Ran]) -> None:
+        """Counts runs of stages; see Observer."""
+        for segment, seconds in ran:
+            self._metrics.add("gati_segment_seconds_sum", seconds, segment=segment)
+            self._metrics.add("gati_segment_seconds_count", segment=segment)
 
     def head_failed(self, index: int, error: Exception) -> None:
         """Counts a lookup that failed, and says why the first time; see Observer."""
@@ -130,7 +137,18 @@ class Service:
             self._warn(f"head {index} fails, its requests go on as misses: {type(error).__name__}: {first_line(error)}")
 
     def served(self, flight: Flight) -> None:
-        """Counts and records what was answered; see Observer."""
+        """Sees to it that what was answered is counted and recorded; see Observer.
+
+        A request that came alone is answered when this returns: a thread of its own does the rest meanwhile.
+        """
+        if self._clerk.waiting < FLIGHTS_WAITING:
+            self._clerk.add(partial(self._count, flight))
+        else:
+            self._count(flight)
+
+    def _count(self, flight: Flight) -> None:
+        """Counts and records what was answered."""
+        self.timed(flight.ran)
         exits, latencies = Counter(flight.exit.tolist()), flight.latencies()
         for exit_, rows in exits.items():
             self._metrics.add("gati_requests_total", rows, exit=exit_)

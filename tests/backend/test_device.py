@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import helper
 from gati.chain import Chain
 from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
 from gati.errors import RepositoryError, RequestError, UnavailableError
-from gati.flight import Answer, Flight, Request
+from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
 from gati.orchestrator import Audit, Orchestrator
 from gati.server import Ports, Server
@@ -43,7 +44,7 @@ class Walked:
         assert isinstance(told[0], Answer), told
         return told[0]
 
-    def timed(self, segment: int, seconds: float) -> None: ...
+    def timed(self, ran: Sequence[Ran]) -> None: ...
 
     def served(self, flight: Flight) -> None: ...
 

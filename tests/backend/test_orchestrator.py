@@ -14,7 +14,7 @@ from gati.breaker import YOUNG, Breaker
 from gati.chain import Segment
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
-from gati.flight import BACKBONE, Answer, Flight, Request
+from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
 from gati.orchestrator import EAGER, Audit, LiveRelease, Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
@@ -39,6 +39,7 @@ class House:
         self.flights: list[Flight] = []
         self.audits: list[Audit] = []
         self.agreed: list[bool] = []
+        self.ran: list[int] = []
         self.fails = fails or {}
         self.failed_heads: list[int] = []
         self.broken: set[int] = set()
@@ -76,8 +77,8 @@ class House:
         answers = np.eye(4, dtype=np.float32)[hidden[:, 2].astype(int)]
         return Prediction(answers, hidden[:, 0] == index, hidden[:, :2] if self.keys else None)
 
-    def timed(self, segment: int, seconds: float) -> None:
-        assert seconds >= 0
+    def timed(self, ran: Sequence[Ran]) -> None:
+        self.ran += [segment for segment, seconds in ran if seconds >= 0]
 
     def head_failed(self, index: int, error: Exception) -> None:
         self.failed_heads.append(index)
@@ -284,6 +285,14 @@ def test_a_request_is_drawn_before_anything_is_known_of_it_and_hits_are_judged_l
     while house.audits:
         house.orchestrator.audit(house.audits.pop())
     assert house.live.breaker.state()["blocks"] == [[0, 3, 2, 0, 1]]
+
+
+def test_which_stages_ran_is_told_of_requests_and_of_audits() -> None:
+    house = House(audit=1)
+    house.orchestrator.serve([house.request("a", [1, 1, 1, 0])])
+    assert [ran.segment for ran in house.flights[0].ran] == [0, 1] and house.ran == []
+    house.orchestrator.audit(house.audits.pop())
+    assert house.ran == [2]
 
 
 def test_while_too_many_audits_wait_nothing_counts_as_drawn_not_even_a_miss() -> None:

@@ -17,7 +17,7 @@ from lessons import fitted_to
 
 from gati.breaker import Breaker
 from gati.chain import Chain, Segment, Tensor, sha256_of
-from gati.flight import Answer, Flight, Request
+from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
 from gati.orchestrator import Audit, LiveRelease, Orchestrator
 from gati.release import HeadFile, head_path
@@ -116,7 +116,7 @@ class Client:
         self.orchestrator = Orchestrator(trial.chain, lambda: live, self, 0.0, lambda _: None)
         self.answers: list[Answer] = []
 
-    def timed(self, segment: int, seconds: float) -> None: ...
+    def timed(self, ran: Sequence[Ran]) -> None: ...
 
     def head_failed(self, index: int, error: Exception) -> None:
         raise error
