@@ -27,7 +27,7 @@ from gati_export.bench.int8 import quantise
 from gati_export.bench.limits import oracle_exits
 from gati_export.bench.page import page, sentence
 from gati_export.bench.peers import peer_heads
-from gati_export.bench.rows import ENGINE, ORACLE, Result, Row, kept_of_oracle
+from gati_export.bench.rows import ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept_of_oracle
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
@@ -147,7 +147,9 @@ def options() -> ort.SessionOptions:
 
 def test_the_oracle_leaves_at_the_first_head_that_is_right(exported: Exported, tmp_path: Path) -> None:
     images = {"image": exported.images[:50]}
-    arena = set_up(tmp_path / "models", exported.repository, exported.chain, images, (), ("inline",), lambda *_: None)
+    arena = set_up(
+        tmp_path / "models", exported.repository, exported.chain, images, images, (), ("inline",), lambda *_: None
+    )
     assert {c.name for c in arena.contenders} >= {"plain", "chain-inline", "mechanism", "all-miss"}
     exits = oracle_exits(arena, images)
     assert set(exits) <= {*arena.heads(), len(exported.chain.heads)} and (exits < len(exported.chain.heads)).any()
@@ -240,6 +242,7 @@ def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve
         "chain-inline",
         "mechanism",
         "all-miss",
+        MOSTLY_HITS,
         "response-cache",
         "int8",
         "chain-int8",
@@ -255,6 +258,8 @@ def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve
     assert rows["all-miss", 1].exits == rows["mechanism", 1].exits == {last: 1.0}
     assert rows["all-miss", 1].agreement == 1
     assert rows["int8", 1].agreement >= 0.9 and rows["chain-int8", 1].agreement >= 0.8  # of 20
+    first = min(heads).removeprefix("hit-")
+    assert rows[MOSTLY_HITS, 1].exits[first] == pytest.approx(0.8, abs=0.06)  # of 500
     for name in heads:
         assert rows[name, 1].exits == {name.removeprefix("hit-"): 1.0}
     assert told["conditions"]["workload"] == "iid" and told["conditions"]["repeats"] == 0
@@ -274,7 +279,8 @@ def test_a_chain_without_a_release_is_measured_too(exported: Exported, tmp_path:
     for path in repository.glob(f"{MODEL}-head-*/1/release.json"):
         path.unlink()
     chain = replace(exported.chain, mode="inline")
-    arena = set_up(tmp_path / "arena", repository, chain, {"image": exported.images[:9]}, (), ("bls",), lambda *_: None)
+    few = {"image": exported.images[:9]}
+    arena = set_up(tmp_path / "arena", repository, chain, few, few, (), ("bls",), lambda *_: None)
     assert [c.name for c in arena.contenders] == ["plain", "chain-bls", "mechanism"]
     bls = startup_models(arena.repository)
     assert set(arena.contenders[1].models) >= {"chain-bls", "chain-bls-segment-0"} and "chain-bls-segment-1" in bls
@@ -288,7 +294,7 @@ def test_heads_with_state_are_not_measured_in_bls_mode(
 ) -> None:
     monkeypatch.setattr(contenders, "has_state", lambda _model: True)
     images = {"image": exported.images[:9]}
-    arena = set_up(tmp_path / "arena", exported.repository, exported.chain, images, (), MODES, lambda *_: None)
+    arena = set_up(tmp_path / "arena", exported.repository, exported.chain, images, images, (), MODES, lambda *_: None)
     assert "chain-bls" not in [c.name for c in arena.contenders] and any("chain-bls" in note for note in arena.notes)
 
 

@@ -20,16 +20,20 @@ from gati.session import run
 from gati_export.activations import Progress, open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
-from gati_export.bench.rows import PLAIN
+from gati_export.bench.rows import MOSTLY_HITS, PLAIN
+from gati_export.candidates import Candidate, ask
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
 from gati_export.repository import copy_config, onnx_config, plain_name, write_config, write_repository
+from gati_export.splitting import count
 
 AGAINST = ("plain", "int8", "cache", "peers")
 """What a chain can be compared with."""
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""
+MOST, SCORED = 0.8, 512
+"""The share of requests that hit at the first exit where traffic is easy, and how many samples tell which these are."""
 CERTAIN = 1 - 1e-9
 """An ε that no answer breaks: a chain that is made to hit answers wrongly, and its breaker would open."""
 
@@ -94,6 +98,7 @@ def set_up(
     folder: Path,
     source: Path,
     chain: Chain,
+    samples: Mapping[str, np.ndarray],
     calibration: Mapping[str, np.ndarray],
     against: Sequence[str],
     modes: Sequence[Mode],
@@ -106,7 +111,8 @@ def set_up(
         folder: An empty folder for it, best on the file system of `source`: files are linked then.
         source: The repository of the chain.
         chain: The chain.
-        calibration: To calibrate int8 with, inputs by name.
+        samples: What requests are drawn from, inputs by name, [n, ...].
+        calibration: To calibrate int8 with, likewise.
         against: Which of AGAINST, the plain backbone being always there.
         modes: In which the chain is to run.
         report: Told how far it is.
@@ -123,7 +129,7 @@ def set_up(
     _add_served(arena, modes)
     report("Set up", 0.3)
     _add_mechanism(arena)
-    _add_forced(arena)
+    _add_forced(arena, samples)
     report("Set up", 0.6)
     if "cache" in against:
         _add_cached(arena)
@@ -161,14 +167,25 @@ def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
             _add_chain(arena, f"chain-{mode}", mode, heads, release.certificate if release else None)
 
 
-def _add_forced(arena: Arena) -> None:
-    """The chain with its own heads forced to miss, and to hit at each exit."""
+def _add_forced(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
+    """The chain with its own heads forced to miss, to hit at each exit, and to hit at the first for most requests."""
     heads = arena.heads()
     closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
     if heads:
         _add_chain(arena, "all-miss", "inline", closed)
+        first = min(heads)
+        threshold = _reached(arena, Candidate(first, "live", heads[first], 0.0), samples)
+        _add_chain(arena, MOSTLY_HITS, "inline", heads | {first: with_threshold(heads[first], threshold)})
     for index, model in heads.items():
         _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)})
+
+
+def _reached(arena: Arena, head: Candidate, samples: Mapping[str, np.ndarray]) -> float:
+    """The threshold that a head's score reaches for `MOST` of the samples."""
+    sessions = open_segments([arena.chain.segment_path(arena.source, s.index) for s in arena.chain.segments])
+    rows = np.linspace(0, count(samples) - 1, min(SCORED, count(samples))).astype(int)
+    (said,), _ = ask(arena.chain, sessions, [head], samples, rows, lambda *_: None)
+    return float(np.quantile(said.scores, 1 - MOST, method="lower"))
 
 
 def _fused(arena: Arena, part: range) -> bytes:

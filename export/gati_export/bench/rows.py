@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 PLAIN, ORACLE, ENGINE = "plain", "oracle", "engine"
+MOSTLY_HITS = "hits-80"
 MISSING = "—"
 
 
@@ -82,7 +83,7 @@ class Result:
 
 def serves(name: str) -> bool:
     """Whether a contender is a way to serve, and not a study of where time goes."""
-    return name not in (ORACLE, ENGINE, "mechanism", "all-miss") and not name.startswith("hit-")
+    return name not in (ORACLE, ENGINE, "mechanism", "all-miss", MOSTLY_HITS) and not name.startswith("hit-")
 
 
 def kept_of_oracle(result: Result) -> float | None:

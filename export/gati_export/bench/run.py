@@ -93,7 +93,9 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
     with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-", dir=folder) as work:
         peers, notes = _peers(plan, report)
         models, calibration = Path(work, "models"), plan.learn_from or samples
-        arena = set_up(models, plan.repository, plan.chain, calibration, plan.against, plan.modes, report, peers)
+        arena = set_up(
+            models, plan.repository, plan.chain, samples, calibration, plan.against, plan.modes, report, peers
+        )
         arena.notes += notes
         if "int8" in plan.against and plan.learn_from is None:
             arena.notes.append(
