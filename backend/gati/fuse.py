@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
+from onnx import ModelProto
 from onnx.compose import add_prefix_graph
 
 LARGEST = 1_500_000_000
@@ -15,6 +16,11 @@ LARGEST = 1_500_000_000
 
 
 def fuse(models: Sequence[bytes]) -> bytes:
+    """Joins ONNX models as `join` does, into a file."""
+    return models[0] if len(models) == 1 else join(models).SerializeToString()
+
+
+def join(models: Sequence[bytes]) -> ModelProto:
     """Joins ONNX models, each of which reads what the one before gives, and perhaps the inputs of the whole.
 
     Names inside a model are made its own; two may hold the same weights, or repeat light work on an input.
@@ -29,9 +35,9 @@ def fuse(models: Sequence[bytes]) -> bytes:
         google.protobuf.message.DecodeError: If one is no ONNX model.
     """
     if len(models) == 1:
-        return models[0]
+        return onnx.load_model_from_string(models[0])
     parts = [onnx.load_model_from_string(model) for model in models]
-    whole = onnx.ModelProto(ir_version=parts[0].ir_version)
+    whole = ModelProto(ir_version=parts[0].ir_version)
     whole.opset_import.extend(parts[0].opset_import)
     whole.graph.name = parts[0].graph.name
     given: set[str] = set()
@@ -48,7 +54,7 @@ def fuse(models: Sequence[bytes]) -> bytes:
         whole.functions.extend(f for f in part.functions if (f.domain, f.name) not in functions)
         functions |= {(function.domain, function.name) for function in part.functions}
     whole.graph.output.extend(parts[-1].graph.output)
-    return whole.SerializeToString()
+    return whole
 
 
 def stages(count: int, cuts: Sequence[int], sizes: Sequence[int]) -> list[range]:

@@ -18,7 +18,7 @@ from gati.chain import Chain
 from gati.device import Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
-from gati.fuse import LARGEST, fuse, stages
+from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.layout import InseparableError, Split, open_on_blocks, probe, split
 from gati.release import Release, head_path
@@ -190,7 +190,7 @@ def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], fe
         raise InseparableError("the network is too large to be optimised as a whole")
     cuts = [chain.segments[part[-1]].output for part in parts[:-1]]
     reads = [{name for index in part for name in chain.segments[index].inputs} for part in parts]
-    return split(fuse(models), cuts, reads, feeds)
+    return split(join(models), cuts, reads, feeds)
 
 
 def _run(

@@ -49,12 +49,12 @@ class Split:
 
 
 def split(
-    model: bytes, cuts: Sequence[Tensor], reads: Sequence[Collection[str]], feeds: Mapping[str, np.ndarray]
+    model: ModelProto, cuts: Sequence[Tensor], reads: Sequence[Collection[str]], feeds: Mapping[str, np.ndarray]
 ) -> Split:
     """Optimises a graph as a whole, and cuts it.
 
     Args:
-        model: An ONNX model.
+        model: A model, which is used up: of a large one, as few copies as can be are held at a time.
         cuts: Tensors inside it that it is cut at, in order.
         reads: For each piece, one more than there are cuts, what of the model's inputs and the cut tensors it may read.
         feeds: Something to run the model on, to see that the pieces do what the whole does.
@@ -63,22 +63,21 @@ def split(
         InseparableError: If the optimised graph can't be cut there, or its pieces do something else.
         Exception: ONNX Runtime's own, if the model can't be run; OSError, if there is no room for temporary files.
     """
-    whole = onnx.load_model_from_string(model)
-    outputs = [output.name for output in whole.graph.output]
+    outputs = [output.name for output in model.graph.output]
     for cut in cuts:
-        whole.graph.output.append(_value(cut.name, helper.np_dtype_to_tensor_dtype(cut.numpy)))
-    session, optimised = _optimise(whole)
+        model.graph.output.append(_value(cut.name, helper.np_dtype_to_tensor_dtype(cut.numpy)))
+    session, optimised = _optimise(model)
     if any(
         attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in _attributes(optimised.graph)
     ):
         raise InseparableError("it holds branches or loops")
     names = [cut.name for cut in cuts]
     blocked = _name_blocks(optimised.graph, names)
-    ends = [*([name] for name in names), outputs]
-    pieces = [_piece(optimised, given, wanted) for given, wanted in zip(reads, ends, strict=True)]
     expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
     del session
-    sessions = tuple(map(open_session, pieces))
+    ends = [*([name] for name in names), outputs]
+    sessions = tuple(open_session(_piece(optimised, *between)) for between in zip(reads, ends, strict=True))
+    del optimised
     values = _run_through(sessions, feeds)
     for name, value in expected.items():
         if not _close(values[name], value):
@@ -104,9 +103,7 @@ def open_on_blocks(head: bytes, cut: Tensor) -> ort.InferenceSession:
     whole.graph.input.remove(given[cut.name])
     whole.graph.input.append(_value(plane.name, helper.np_dtype_to_tensor_dtype(cut.numpy), ("batch", *plane.shape)))
     feeds = {name: np.zeros([size.dim_value for size in shape], np.float32) for name, shape in state.items()}
-    found = split(
-        whole.SerializeToString(), [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds}
-    )
+    found = split(whole, [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds})
     if cut.name not in found.blocked:
         raise InseparableError("it can't read blocks")
     return found.sessions[1]
@@ -123,8 +120,11 @@ def probe(tensor: Tensor) -> np.ndarray:
 def _optimise(model: ModelProto) -> tuple[ort.InferenceSession, ModelProto]:
     """The session of a model, and the graph that it runs."""
     with tempfile.TemporaryDirectory(prefix="gati-") as folder:
-        path = Path(folder) / "optimised.onnx"
-        return open_session(model.SerializeToString(), optimised=path), onnx.load(path)
+        path, file = Path(folder) / "optimised.onnx", model.SerializeToString()
+        model.Clear()
+        session = open_session(file, optimised=path)
+        del file
+        return session, onnx.load(path)
 
 
 def _name_blocks(graph: GraphProto, cuts: Sequence[str]) -> frozenset[str]:

@@ -27,6 +27,9 @@ def weights(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(np.float32), name)
 
 
+parse = onnx.load_model_from_string
+
+
 def network(channels: int) -> bytes:
     """A residual network with a mask that is read in both halves; its cut tensors are `first` and `second`."""
     c, nodes = (
@@ -97,7 +100,12 @@ def head(channels: int) -> bytes:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_pieces_do_what_the_whole_does(channels: int, rows: int) -> None:
     cuts = [cut("first", channels), cut("second", channels)]
-    found = split(network(channels), cuts, [{"image"}, {"first", "mask"}, {"second", "mask"}], feeds(1))
+    found = split(
+        parse(network(channels)),
+        cuts,
+        [{"image"}, {"first", "mask"}, {"second", "mask"}],
+        feeds(1),
+    )
     values = feeds(rows)
     for session in found.sessions:
         (name,) = [node.name for node in session.get_outputs()]
@@ -108,12 +116,17 @@ def test_pieces_do_what_the_whole_does(channels: int, rows: int) -> None:
 
 @pytest.mark.parametrize("channels", [8, 16, 20, 48])
 def test_a_head_reads_blocks_and_says_the_same(channels: int) -> None:
-    found = split(network(channels), [cut("first", channels)], [{"image"}, {"first", "mask"}], feeds(1))
+    found = split(
+        parse(network(channels)),
+        [cut("first", channels)],
+        [{"image"}, {"first", "mask"}],
+        feeds(1),
+    )
     if not found.blocked:
         pytest.skip("this processor's convolutions know no blocks of this many channels")
     image = {"image": feeds(3)["image"]}
     mix = np.random.default_rng(0).normal(size=(channels * SIZE * SIZE, 4)).astype(np.float32)
-    whole = onnx.load_model_from_string(network(channels))
+    whole = parse(network(channels))
     whole.graph.output.append(value("first", "batch", channels, SIZE, SIZE))
     planes = run(open_session(whole.SerializeToString()), ["first"], feeds(3))[0]
     blocks = run(found.sessions[0], ["first"], image)[0]
@@ -128,11 +141,11 @@ def test_a_head_reads_blocks_and_says_the_same(channels: int) -> None:
 
 def test_a_piece_that_reads_what_lies_before_its_cut_is_refused() -> None:
     with pytest.raises(InseparableError, match="image"):
-        split(network(16), [cut("b", 16)], [{"image"}, {"b", "mask"}], feeds(1))
+        split(parse(network(16)), [cut("b", 16)], [{"image"}, {"b", "mask"}], feeds(1))
 
 
 def test_what_branches_is_not_cut() -> None:
-    graph = onnx.load_model_from_string(network(16)).graph
+    graph = parse(network(16)).graph
     branches = {
         branch: helper.make_graph([helper.make_node("Identity", ["f"], [branch])], branch, [], [value(branch, None)])
         for branch in ("then_branch", "else_branch")
@@ -142,7 +155,12 @@ def test_what_branches_is_not_cut() -> None:
     graph.input.append(helper.make_tensor_value_info("yes", TensorProto.BOOL, []))
     with pytest.raises(InseparableError, match="branches"):
         yes = {"yes": np.array(True)}
-        split(model(graph), [cut("first", 16)], [{"image"}, {"first", "mask", "yes"}], feeds(1) | yes)
+        split(
+            parse(model(graph)),
+            [cut("first", 16)],
+            [{"image"}, {"first", "mask", "yes"}],
+            feeds(1) | yes,
+        )
 
 
 @pytest.mark.parametrize("broken", ["split", "open_on_blocks"])
