@@ -100,12 +100,7 @@ def head(channels: int) -> bytes:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_pieces_do_what_the_whole_does(channels: int, rows: int) -> None:
     cuts = [cut("first", channels), cut("second", channels)]
-    found = split(
-        parse(network(channels)),
-        cuts,
-        [{"image"}, {"first", "mask"}, {"second", "mask"}],
-        feeds(1),
-    )
+    found = split(parse(network(channels)), cuts, [{"image"}, {"first", "mask"}, {"second", "mask"}], feeds(1))
     values = feeds(rows)
     for session in found.sessions:
         (name,) = [node.name for node in session.get_outputs()]
@@ -116,12 +111,7 @@ def test_pieces_do_what_the_whole_does(channels: int, rows: int) -> None:
 
 @pytest.mark.parametrize("channels", [8, 16, 20, 48])
 def test_a_head_reads_blocks_and_says_the_same(channels: int) -> None:
-    found = split(
-        parse(network(channels)),
-        [cut("first", channels)],
-        [{"image"}, {"first", "mask"}],
-        feeds(1),
-    )
+    found = split(parse(network(channels)), [cut("first", channels)], [{"image"}, {"first", "mask"}], feeds(1))
     if not found.blocked:
         pytest.skip("this processor's convolutions know no blocks of this many channels")
     image = {"image": feeds(3)["image"]}
@@ -155,12 +145,7 @@ def test_what_branches_is_not_cut() -> None:
     graph.input.append(helper.make_tensor_value_info("yes", TensorProto.BOOL, []))
     with pytest.raises(InseparableError, match="branches"):
         yes = {"yes": np.array(True)}
-        split(
-            parse(model(graph)),
-            [cut("first", 16)],
-            [{"image"}, {"first", "mask", "yes"}],
-            feeds(1) | yes,
-        )
+        split(parse(model(graph)), [cut("first", 16)], [{"image"}, {"first", "mask", "yes"}], feeds(1) | yes)
 
 
 @pytest.mark.parametrize("broken", ["split", "open_on_blocks"])
