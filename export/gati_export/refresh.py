@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from gati.chain import Chain
@@ -23,12 +22,10 @@ from gati_export.history import Turn, note
 from gati_export.publish import Draft
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
-from gati_export.sketch import sketches
-from gati_export.splitting import find_runs, split
 from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
 from gati_export.training import Terms, Trained, train_heads
-from gati_export.trial import NEWEST, objection
+from gati_export.trial import NEWEST, objection, parted
 
 BETTER = 0.02
 """How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
@@ -147,8 +144,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     notes.samples = recorded.window.samples
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, plan.seed)
-    samples, features = recorded.samples, recorded.content.cut is not None
-    parts = split(sketches(samples) if features else samples, find_runs(samples))
+    samples, parts = recorded.samples, parted(recorded)
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
     trained = train_heads(chain, paths, samples, parts, terms, report, heads, known=known)
@@ -184,13 +180,13 @@ def verdict(live: Standing | None, seconds: float) -> tuple[str, bool]:
     return f"It would not be faster on held-out samples: {times}.", False
 
 
-def _newest(plan: Plan, recorded: Recorded) -> Mapping[str, np.ndarray] | None:
+def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:
     """What was served, and recorded in the same way, since the samples were read to learn from; None if nothing."""
     try:
         newest = read_recent(plan.store, plan.chain, NEWEST, plan.age, recorded.mark)
     except SamplesError:
         return None
-    return newest.samples if newest.content == recorded.content else None
+    return newest if newest.content == recorded.content else None
 
 
 def _expected(trained: Trained) -> float:

@@ -15,8 +15,10 @@ from gati.breaker import Breaker
 from gati.chain import Chain
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import ask
+from gati_export.sketch import sketches
 from gati_export.splitting import Split, count, find_runs, split
 from gati_export.standing import refuted, served
+from gati_export.store import Recorded
 from gati_export.training import Terms, Trained
 
 NEWEST = 2000
@@ -28,7 +30,7 @@ def objection(
     segment_paths: Sequence[Path],
     trained: Trained,
     learned_from: Split,
-    newest: Mapping[str, np.ndarray] | None,
+    newest: Recorded | None,
     terms: Terms,
     progress: Progress,
 ) -> str | None:
@@ -41,14 +43,14 @@ def objection(
         segment_paths: Its segments' files, in order.
         trained: What was learned.
         learned_from: The parts of the samples that it was learned from.
-        newest: Samples that were served after these, by name, [n, ...]; None if there are none.
+        newest: Samples that were served after these; None if there are none.
         terms: What heads keep to.
         progress: Told what is being done and how far that is.
     """
     wrong, groups = trained.wrong, learned_from.groups[learned_from.calibrate]
     if newest is not None:
-        late = split(newest, find_runs(newest)).groups
-        errors = _errors(chain, segment_paths, trained, newest, terms, progress)
+        late = parted(newest).groups
+        errors = _errors(chain, segment_paths, trained, newest.samples, terms, progress)
         if refuted(errors, late, terms):
             share = f"{errors.mean():.2%} of {len(errors):,} samples that were served while it was learned"
             return f"Traffic has changed: it would differ on {share}, more than promised."
@@ -56,6 +58,12 @@ def objection(
     if _trips(wrong[np.sort(np.unique(groups, return_index=True)[1])], terms):
         return "Traffic has changed: it would differ on more of the newest samples held out than promised."
     return None
+
+
+def parted(recorded: Recorded) -> Split:
+    """Splits recorded samples; see gati_export.splitting."""
+    samples = recorded.samples
+    return split(samples if recorded.content.cut is None else sketches(samples), find_runs(samples))
 
 
 def _errors(
