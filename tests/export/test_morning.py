@@ -28,19 +28,24 @@ from gati.minutes import Minute
 from gati.settings import workspace
 from gati_export.commands.report import report as command
 from gati_export.day import Day, latency, read_day
-from gati_export.history import Turn, note
+from gati_export.history import Turn, note, turns
 from gati_export.report.data import write
+from gati_export.report.drawing import Scale
+from gati_export.report.hours import time_ticks
 from gati_export.report.morning import morning
+from gati_export.report.page import page
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ALARM = Alarm(2, 310, 14, 0.0173)
 
 
-def ago(hours: float) -> str:
-    return (NOW - timedelta(hours=hours)).isoformat()
+def ago(hours: float, now: datetime = NOW) -> str:
+    return (now - timedelta(hours=hours)).isoformat()
 
 
-def minute(hours: float, release: int, wave: float, upper: float, closed: Sequence[int] = ()) -> Minute:
+def minute(
+    hours: float, release: int, wave: float, upper: float, closed: Sequence[int] = (), now: datetime = NOW
+) -> Minute:
     """A minute with a hundred requests, of which a share misses."""
     chance = random.Random(hours)
     missed = round(20 + 15 * wave)
@@ -50,7 +55,9 @@ def minute(hours: float, release: int, wave: float, upper: float, closed: Sequen
     slow = Counter(bucket(chance.lognormvariate(math.log(0.0041), 0.2)) for _ in range(lost))
     agreed = 10 - (chance.random() < 0.05)
     times = dict(sorted((fast + slow).items()))
-    return Minute(ago(hours), 60.0, release, tuple(closed), hits | {4: lost}, 10, agreed, 0.0, upper, times, dict(slow))
+    return Minute(
+        ago(hours, now), 60.0, release, tuple(closed), hits | {4: lost}, 10, agreed, 0.0, upper, times, dict(slow)
+    )
 
 
 def write_lines(repository: Path, what: str, replica: str, lines: Sequence[Minute | Event]) -> None:
@@ -59,22 +66,26 @@ def write_lines(repository: Path, what: str, replica: str, lines: Sequence[Minut
     path.write_text("".join(f"{json.dumps(asdict(line))}\n" for line in lines))
 
 
-def fill(repository: Path) -> None:
+def fill(repository: Path, now: datetime = NOW) -> None:
     """Two replicas over a day: release 2 goes live 16 hours ago; exit 2 was closed before, and is again at the end."""
     for replica in ("triton-0-8001", "triton-1-8001"):
         minutes = []
         for hours in (i / 4 - 0.2 for i in range(110, 0, -1)):
             shut = (2,) if replica == "triton-1-8001" and hours < 3 else ()
             upper = min(1.0, 0.006 + 0.06 / (17 - hours % 16))
-            minutes.append(minute(hours, 1 if hours > 16 else 2, math.sin(hours / 4), upper, shut))
+            minutes.append(minute(hours, 1 if hours > 16 else 2, math.sin(hours / 4), upper, shut, now))
         write_lines(repository, "minutes", replica, minutes)
-    first, *rest = [Event(ago(60), 1, (), None), Event(ago(16), 2, (), None), Event(ago(12), 2, (), None)]
+    first, *rest = [
+        Event(ago(60, now), 1, (), None),
+        Event(ago(16, now), 2, (), None),
+        Event(ago(12, now), 2, (), None),
+    ]
     write_lines(repository, "breaker", "triton-0-8001", [first, *rest])
-    closings = Event(ago(30), 1, (2,), ALARM), Event(ago(3), 2, (2,), ALARM)
+    closings = Event(ago(30, now), 1, (2,), ALARM), Event(ago(3, now), 2, (2,), ALARM)
     write_lines(repository, "breaker", "triton-1-8001", [first, closings[0], *rest, closings[1]])
     for hours, release in ((70, None), (60.1, 1), (40, None), (16.1, 2), (5, None)):
         why = "It is faster." if release else "It would not be faster: 1.92 ms a request, and 1.90 ms now."
-        note(repository, MODEL, Turn(ago(hours), 60.0, 20_000, 1, release, why, 0.004, 0.002, 0.0019, 0.002))
+        note(repository, MODEL, Turn(ago(hours, now), 60.0, 20_000, 1, release, why, 0.004, 0.002, 0.0019, 0.002))
 
 
 @pytest.fixture
@@ -148,6 +159,22 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert not nothing.tiles and not nothing.panels
 
 
+@pytest.mark.parametrize(
+    ("hour", "minute", "names"),
+    [
+        (4, 0, ["06:00", "12:00", "18:00", "00:00"]),
+        (5, 50, ["", "12:00", "18:00", "00:00"]),
+        (6, 0, ["", "12:00", "18:00", "00:00", ""]),
+        (6, 10, ["12:00", "18:00", "00:00", ""]),
+        (8, 0, ["12:00", "18:00", "00:00", "06:00"]),
+    ],
+)
+def test_a_time_at_an_end_of_an_axis_has_a_line_and_no_name(hour: int, minute: int, names: list[str]) -> None:
+    until = datetime(2026, 11, 24, hour, minute, tzinfo=UTC)
+    across = Scale((until - timedelta(days=1)).timestamp(), until.timestamp(), 40, 318)
+    assert [name for _, name in time_ticks(across, 5)] == names
+
+
 def test_a_chain_that_was_never_served_has_no_morning(repository: Path) -> None:
     said, source = run(repository)
     assert said.startswith(realistic().sentence)
@@ -186,10 +213,12 @@ onload = () => {{
 </script></body>"""
 
 
-def in_chromium(source: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """What a real browser makes of a page, at each of `WIDTHS`, and what its console says."""
-    inside = html.escape(source)
-    frames = "".join(f'<iframe style="width: {width}px; border: 0" srcdoc="{inside}"></iframe>' for width in WIDTHS)
+def in_chromium(sources: Sequence[str], folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """What a real browser makes of pages, each at each of `WIDTHS`, and what its console says."""
+    shown = [(html.escape(source), width) for source in sources for width in WIDTHS]
+    frames = "".join(
+        f'<iframe style="width: {width}px; border: 0" srcdoc="{inside}"></iframe>' for inside, width in shown
+    )
     probe = folder / "probe.html"
     probe.write_text(PROBE.format(frames=frames), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=10000"]
@@ -200,17 +229,20 @@ def in_chromium(source: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
     return json.loads(html.unescape(found[1])), "\n".join(re.findall(r".*CONSOLE.*", done.stderr))
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
+
+
+@needs_chromium
 def test_a_browser_shows_the_page_on_a_phone_and_asks_the_network_for_nothing(repository: Path) -> None:
     fill(repository)
     _, source = run(repository, "--metrics", "127.0.0.1:1")
-    found, console = in_chromium(source, repository.parent)
+    found, console = in_chromium([source], repository.parent)
     assert console == ""
-    for width, page in zip(WIDTHS, found, strict=True):
-        assert page["width"] <= width
-        assert page["asked"] == []
-        assert page["over"] == []
-        text = " ".join(page["text"].split())
+    for width, shown in zip(WIDTHS, found, strict=True):
+        assert shown["width"] <= width
+        assert shown["asked"] == []
+        assert shown["over"] == []
+        text = " ".join(shown["text"].split())
         for said in (
             "Exit 2 is closed on triton-1-8001 since",
             "audits show that more than 1.7% of answers differ (promised: 1%).",
@@ -226,3 +258,19 @@ def test_a_browser_shows_the_page_on_a_phone_and_asks_the_network_for_nothing(re
             assert said in text, said
         assert text.index("is closed on") < text.index("The last 24 hours") < text.index("What happened")
         assert text.index("What happened") < text.index("What refreshes decided") < text.index("Cut points")
+
+
+def page_at(repository: Path, now: datetime) -> str:
+    fill(repository, now)
+    past, day = turns(repository, MODEL), read_day(repository, MODEL, now)
+    return page(realistic(), past, morning(day, realistic(), past, {}))
+
+
+@needs_chromium
+def test_times_on_axes_stand_clear_of_all_else_whatever_the_time_of_day(repository: Path) -> None:
+    edges = [datetime(2026, 11, day, hour, tzinfo=UTC) for day, hour in ((24, 6), (25, 0))]
+    times = [edge + timedelta(minutes=m) for edge in edges for m in (-30, -12, -5, 0, 1, 5, 12, 20, 40)]
+    found, console = in_chromium([page_at(repository, now) for now in times], repository.parent)
+    assert console == ""
+    assert len(found) == len(times) * len(WIDTHS)
+    assert [shown["over"] for shown in found] == [[]] * len(found)

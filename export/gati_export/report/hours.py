@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from markupsafe import Markup
@@ -12,7 +13,7 @@ from gati.minutes import Minute
 from gati_export.day import Day, exits, latency, moment, worst
 from gati_export.report.data import Report
 from gati_export.report.drawing import Drawing, Scale
-from gati_export.report.plots import Frame
+from gati_export.report.plots import Frame, Ticks
 from gati_export.report.units import percent, promise
 
 PANEL = (330.0, 180.0)
@@ -20,6 +21,8 @@ BINS = 48
 SHORTEST = timedelta(minutes=BINS)
 STEPS = [timedelta(minutes=m) for m in (1, 5, 10, 30)] + [timedelta(hours=h) for h in (1, 3, 6, 12, 24, 48, 96, 192)]
 """Between two times on an axis."""
+HALF = 18.0
+"""Half the width of a time's name and a little more, in units of a drawing."""
 
 Panel = tuple[str, Sequence[tuple[str, str]], Markup]
 """What it shows; its lines' colours and names; and its drawing."""
@@ -56,8 +59,7 @@ class Hours:
         """An empty plot, and its scale of time from 0 to `BINS`."""
         drawing, frame = Drawing(*PANEL, said), Frame(40, PANEL[0] - 12, 10, PANEL[1] - 18)
         across = Scale(self.since.timestamp(), self.until.timestamp(), frame.left, frame.right)
-        times = [(across(when.timestamp()), text) for when, text in time_ticks(self.since, self.until, 5)]
-        frame.draw(drawing, times, [(up(value), text) for value, text in ticks], ("", ""))
+        frame.draw(drawing, time_ticks(across, 5), [(up(value), text) for value, text in ticks], ("", ""))
         return drawing, Scale(0, BINS, frame.left, frame.right)
 
     def draw(
@@ -74,15 +76,21 @@ class Hours:
                 run = []
 
 
-def time_ticks(since: datetime, until: datetime, most: int) -> list[tuple[datetime, str]]:
-    """Round times (UTC) of a period and how they are written, so many at most."""
-    step = next((step for step in STEPS if (until - since) / step <= most), STEPS[-1])
+def time_ticks(across: Scale, most: int) -> Ticks:
+    """Round times (UTC) on an axis of timestamps, so many at most.
+
+    One so near an end that its name would reach past the axis, into another's numbers or out of the picture, has none.
+    """
+    step = next((step for step in STEPS if (across.high - across.low) / step.total_seconds() <= most), STEPS[-1])
     seconds = step.total_seconds()
-    first = -(-since.timestamp() // seconds) * seconds
-    count = int((until.timestamp() - first) // seconds) + 1
-    whens = [datetime.fromtimestamp(first + i * seconds, since.tzinfo) for i in range(count)]
-    dated = until - since > timedelta(days=1)
-    return [(when, when.strftime("%d %b" if dated and not when.hour else "%H:%M")) for when in whens]
+    first = math.ceil(across.low / seconds) * seconds
+    dated = timedelta(seconds=across.high - across.low) > timedelta(days=1)
+    ticks: Ticks = []
+    for i in range(int((across.high - first) // seconds) + 1):
+        when = datetime.fromtimestamp(first + i * seconds, UTC)
+        place, name = across(when.timestamp()), when.strftime("%d %b" if dated and not when.hour else "%H:%M")
+        ticks.append((place, name if across.start + HALF <= place <= across.end - HALF else ""))
+    return ticks
 
 
 def _answered(hours: Hours, report: Report) -> Panel:

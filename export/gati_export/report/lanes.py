@@ -37,9 +37,9 @@ def lanes(day: Day, turns: Sequence[Turn], report: Report) -> Markup | None:
     height = (2 + len(day.events)) * LANE + 24
     drawing = Drawing(WIDTH, height, "Releases, refreshes and closed exits by time")
     across = Scale(since.timestamp(), day.until.timestamp(), LEFT + 8, WIDTH - 14)
-    for when, text in time_ticks(since, day.until, 7):
-        drawing.line(across(when.timestamp()), 4, across(when.timestamp()), height - 18, "grid")
-        drawing.text(across(when.timestamp()), height - 5, text, anchor="middle")
+    for x, name in time_ticks(across, 7):
+        drawing.line(x, 4, x, height - 18, "grid")
+        drawing.text(x, height - 5, name, anchor="middle")
     _draw_releases(drawing, across, releases)
     _lane(drawing, 1, "refreshes")
     for when, published in refreshes:
