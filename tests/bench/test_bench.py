@@ -298,21 +298,17 @@ def test_heads_with_state_are_not_measured_in_bls_mode(
     assert "chain-bls" not in [c.name for c in arena.contenders] and any("chain-bls" in note for note in arena.notes)
 
 
-def test_perf_analyzers_sums_are_read_right(tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    names = [
-        "Concurrency",
-        "Inferences/Second",
-        *analyzer.PARTS,
-        "p50 latency",
-        "p90 latency",
-        "p95 latency",
-        "p99 latency",
-    ]
-    table.write_text(",".join(names) + "\n4,199.9,10,20,30,40,50,60,1790,1900,2500,3000,4000\n")
-    seen = analyzer._read(table, Load(4))
-    assert seen == Latency(2.0, 1.9, 3.0, 4.0, 2000.0)
-    assert analyzer._read(table, Load(None, 200.0)).throughput == 199.9
+def test_requests_take_what_perf_analyzer_saw_and_not_the_sum_of_what_the_server_says(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"  # of a chain that answers some requests of a batch before the others
+    names = ["Concurrency", "Inferences/Second", "Network+Server Send/Recv", "Server Queue", "Server Compute Infer"]
+    names += [f"p{percentile} latency" for percentile in (50, 90, 95, 99)]
+    table.write_text(",".join(names) + "\n8,299.9,0,8170,20946,22632,37984,43136,53957\n")
+    said = "    Avg latency: 23113 usec (standard deviation 11424 usec)\n    Avg request latency: 29381 usec (over"
+    seen = analyzer._read(table, said, Load(8))
+    assert seen == Latency(23.113, 22.632, 43.136, 53.957, pytest.approx(346.1, abs=0.1))
+    assert analyzer._read(table, said, Load(None, 300.0)).throughput == 299.9
+    with pytest.raises(BenchError, match="how long requests took"):
+        analyzer._read(table, "", Load(8))
     assert Load(None, 200.5).count(100) == 201 and Load(8).count(100) == 100
 
 
