@@ -62,10 +62,13 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
         assert told[0].rstrip('"').endswith(f": exit {liar}")
 
     _is_remembered(again, liar, number)
-    number = publish_to(again.repository, chain, draft(heads), again.served.grpc).release.number
+    # not the one that lies, which a single request's audits may close before the server has stopped
+    mended = heads | {liar: head_path(again.repository, chain, liar, 1).read_bytes()}
+    number = publish_to(again.repository, chain, draft(mended), again.served.grpc).release.number
     opened = asked(again, images)
     assert opened.release is not None
-    assert opened.release.tolist() == [number] * 32
+    assert number in opened.release
+    assert set(opened.release.tolist()) <= {0, number}
     again.served.server.stop()
     day = read_day(again.repository, MODEL)
     assert not day.closed
