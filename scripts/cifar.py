@@ -3,6 +3,7 @@
 Writes `backbone.onnx` (ResNet-18), `extra.npz` (pictures that the backbone was trained on, for heads to train on too),
 and for each workload `<workload>-traffic.npz` and `<workload>-evaluate.npz`: request sequences made of two disjoint
 parts of the test pictures. What tunes and certifies heads comes from the first, what judges them from the second.
+The backbone's weights are read with safetensors, which gati itself does not need: `pip install safetensors`.
 """
 
 from __future__ import annotations

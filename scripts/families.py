@@ -113,7 +113,7 @@ class Served:
     def answer(self, feeds: dict[str, np.ndarray]) -> Answer:
         """Asks one request."""
         answers: list[Answer | GatiError] = []
-        self._orchestrator.serve([Request(feeds, False, answers.append)])
+        self._orchestrator.serve([Request(feeds, False, lambda answer, _: answers.append(answer))])
         if isinstance(answers[0], GatiError):
             raise answers[0]
         return answers[0]

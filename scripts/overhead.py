@@ -52,7 +52,7 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
 
     def orchestrated(releases: ReleaseWatch) -> Callable[[], object]:
         orchestrator = Orchestrator(chain, lambda: releases.live, silent, 0, silent.later)
-        return lambda: orchestrator.serve([Request(feeds, True, lambda _: None)])
+        return lambda: orchestrator.serve([Request(feeds, True, lambda *_: None)])
 
     ways: dict[str, Callable[[], object]] = {
         "backbone": lambda: run(plain, [chain.output.name], feeds),

@@ -35,14 +35,15 @@ class Request:
     Attributes:
         inputs: The model's inputs by name, each [rows, ...], owned by this object.
         exact: Whether only the backbone may answer.
-        reply: Called exactly once, with the answer or with what went wrong.
+        reply: Called exactly once, with the answer or with what went wrong, and with whether no other request of its
+            flight waits any longer.
         arrived: When, as `time.time()`.
         started: The same as `time.perf_counter()`, to measure from.
     """
 
     inputs: dict[str, np.ndarray]
     exact: bool
-    reply: Callable[[Answer | GatiError], None]
+    reply: Callable[[Answer | GatiError, bool], None]
     arrived: float = field(default_factory=time.time)
     started: float = field(default_factory=time.perf_counter)
 
@@ -123,16 +124,14 @@ class Flight:
             self.output[rows] = output
             self.exit[rows] = exit_
             self.release[rows] = release
-        still = []
-        for i in self._waiting:
-            span = self.spans[i]
-            if len(rows) == self.rows or (self.exit[span] >= 0).all():
-                request = self.requests[i]
-                request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]))
-                self._latencies.append((exit_, time.perf_counter() - request.started))
-            else:
-                still.append(i)
+        whole = len(rows) == self.rows
+        still = [] if whole else [i for i in self._waiting if (self.exit[self.spans[i]] < 0).any()]
+        answered = [i for i in self._waiting if i not in still]
         self._waiting = still
+        for i in answered:
+            request, span = self.requests[i], self.spans[i]
+            request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]), not still)
+            self._latencies.append((exit_, time.perf_counter() - request.started))
 
     def kept_of(self, place: int) -> dict[str, np.ndarray]:
         """What is recorded of the request at this place, in arrays that hold no other request's rows."""
@@ -150,7 +149,7 @@ class Flight:
         """Replies with an error to every request that is still waiting."""
         waiting, self._waiting = self._waiting, []
         for i in waiting:
-            self.requests[i].reply(error)
+            self.requests[i].reply(error, True)
 
 
 def _joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:

@@ -30,14 +30,16 @@ class TritonPythonModel:
         self._wire = Wire(self._service.chain, self._service.live_release, pb_utils)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
-        """Answers requests: one that came alone by what this returns, each of several when its own answer is known.
+        """Answers each request when its answer is known: the last ones by what this returns.
 
-        Triton takes what is returned sooner than what is sent.
+        Triton takes what is returned sooner than what is sent. What is returned waits for the whole batch, which is one
+        flight: Triton's batcher puts only inputs of one shape together.
         """
-        if len(requests) == 1 and self._service.serves_at_once:
-            responses: list[Any] = []
-            self._submit([self._wire.read(requests[0], responses.append)])
-            return responses
+        if self._service.serves_at_once:
+            held: list[Any] = [None] * len(requests)
+            holders = [self._wire.holder(request, held, place) for place, request in enumerate(requests)]
+            self._submit([self._wire.read(*each) for each in zip(requests, holders, strict=True)])
+            return held
         self._submit([self._wire.read(request, self._wire.sender(request)) for request in requests])
         return None
 

@@ -31,11 +31,11 @@ class Wire:
         self._live = live
         self._pb = pb_utils
 
-    def sender(self, request: Any) -> Callable[[Any], None]:
+    def sender(self, request: Any) -> Callable[[Any, bool], None]:
         """What sends a request its response, whenever that is known."""
         sender = request.get_response_sender()
 
-        def send(response: Any) -> None:
+        def send(response: Any, _: bool) -> None:
             try:
                 sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception as error:  # the client may be gone; nobody is left to be told
@@ -43,17 +43,28 @@ class Wire:
 
         return send
 
-    def read(self, request: Any, send: Callable[[Any], None]) -> Request | None:
+    def holder(self, request: Any, held: list[Any], place: int) -> Callable[[Any, bool], None]:
+        """What sends a request its response if others wait still, and else puts it in its place, to be returned."""
+
+        def hold(response: Any, last: bool) -> None:
+            if last:
+                held[place] = response
+            else:
+                self.sender(request)(response, last)
+
+        return hold
+
+    def read(self, request: Any, send: Callable[[Any, bool], None]) -> Request | None:
         """Takes a request in; None when it was answered at once, because it asks for what can't be.
 
         Args:
             request: Triton's request.
-            send: Takes Triton's response to it.
+            send: Takes Triton's response to it, and whether no other request is answered later.
         """
         wanted = frozenset(request.requested_output_names())
 
-        def reply(answer: Answer | GatiError) -> None:
-            send(self._response(answer, wanted))
+        def reply(answer: Answer | GatiError, last: bool) -> None:
+            send(self._response(answer, wanted), last)
 
         try:
             asked = mode(request.parameters())
@@ -62,10 +73,10 @@ class Wire:
             if len({len(value) for value in inputs.values()}) != 1 or not len(next(iter(inputs.values()))):
                 raise RequestError("every input needs the same number of rows, and at least one.")
         except GatiError as error:
-            reply(error)
+            reply(error, False)
             return None
         if asked == PROBE:
-            reply(self._probe(len(next(iter(inputs.values())))))
+            reply(self._probe(len(next(iter(inputs.values())))), False)
             return None
         return Request(inputs, asked == EXACT, reply)
 

@@ -26,7 +26,7 @@ CHAIN = toy_chain()
 def flight(start: int, rows: int = 1, cut: int | None = None) -> Flight:
     """Rows that count from 4 × `start`, answered by the backbone."""
     x = np.arange(start * 4, (start + rows) * 4, dtype=np.float32).reshape(rows, 4)
-    made = Flight([Request({"x": x}, False, lambda _: None)], CHAIN.output)
+    made = Flight([Request({"x": x}, False, lambda *_: None)], CHAIN.output)
     if cut is not None:
         made.kept = {f"cut{cut}": -x}
     made.finish(np.arange(rows), x, 2, 0)
@@ -34,7 +34,7 @@ def flight(start: int, rows: int = 1, cut: int | None = None) -> Flight:
 
 
 def samples(folder: Path, said: list[str] | None = None, **settings: Any) -> Samples:
-    return Samples(CHAIN, Settings(str(folder), **settings), lambda _: None, ([] if said is None else said).append)
+    return Samples(CHAIN, Settings(str(folder), **settings), lambda *_: None, ([] if said is None else said).append)
 
 
 def test_a_share_of_requests_is_recorded(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_inputs_that_are_read_behind_the_cut_point_are_features_too(tmp_path: Pa
     content = features_at(chain, 0)
     assert [tensor.name for tensor in content.tensors] == ["cut0", "mask"]
     values = {tensor.name: np.full((2, 4), number, np.float32) for number, tensor in enumerate(content.tensors)}
-    kept = Recorder(chain, str(tmp_path), 1 << 20, lambda _: None, print, content)
+    kept = Recorder(chain, str(tmp_path), 1 << 20, lambda *_: None, print, content)
     kept.record(Sample(values, None, np.zeros(2, np.int32), np.zeros(2, np.int64), 0.0))
     kept.close()
     assert {name: value[:, 0].tolist() for name, value in read_recent(str(tmp_path), chain, 2).samples.items()} == {

@@ -38,7 +38,7 @@ class Walked:
 
     def ask(self, images: np.ndarray) -> Answer:
         told: list = []
-        self._orchestrator.serve([Request({"image": images}, False, told.append)])
+        self._orchestrator.serve([Request({"image": images}, False, lambda answer, _: told.append(answer))])
         for audit in self.audits:
             self._orchestrator.audit(audit)
         assert isinstance(told[0], Answer), told

@@ -17,11 +17,14 @@ class Client:
 
     def __init__(self) -> None:
         self.told: dict[str, Answer | GatiError] = {}
+        self.last: set[str] = set()
 
     def request(self, name: str, x: np.ndarray, *, exact: bool = False) -> Request:
-        def reply(answer: Answer | GatiError) -> None:
+        def reply(answer: Answer | GatiError, last: bool) -> None:
             assert name not in self.told, "a request is replied to once"
             self.told[name] = answer
+            if last:
+                self.last.add(name)
 
         return Request({"x": x}, exact, reply)
 
@@ -43,6 +46,17 @@ def test_a_request_is_answered_when_its_last_row_is() -> None:
     assert (a.exit.tolist(), a.release.tolist()) == ([[0], [2]], [[7], [0]])
     assert (b.exit.tolist(), b.release.tolist()) == ([[0]], [[7]])
     assert len(flight.latencies()) == 2
+    assert client.last == {"a"}
+
+
+def test_all_that_are_answered_when_nobody_waits_on_are_the_last() -> None:
+    client = Client()
+    flight = Flight([client.request(name, rows(1)) for name in "abcd"], OUTPUT)
+    for answered in ([0], [2], [1, 3]):
+        flight.finish(np.array(answered), np.zeros((len(answered), 2), np.float32), 0, 1)
+    whole = Flight([client.request(name, rows(1)) for name in "ef"], OUTPUT)
+    whole.finish(np.arange(2), np.zeros((2, 2), np.float32), 0, 1)
+    assert client.last == set("bdef")
 
 
 def test_a_failure_is_told_to_those_who_still_wait() -> None:
@@ -53,6 +67,7 @@ def test_a_failure_is_told_to_those_who_still_wait() -> None:
     flight.fail(RequestError("no again."))
     assert isinstance(client.told["b"], Answer)
     assert str(client.told["a"]) == "no."
+    assert client.last == {"a"}
 
 
 def test_rows_that_are_exact_or_not_finite_are_not_for_heads() -> None:

@@ -90,7 +90,7 @@ class House:
         self.agreed += agreed.tolist()
 
     def request(self, name: str, *rows: Sequence[float], exact: bool = False) -> Request:
-        def reply(answer: Answer | GatiError) -> None:
+        def reply(answer: Answer | GatiError, _: bool) -> None:
             self.events.append(("reply", name))
             assert name not in self.told, "a request is replied to once"
             self.told[name] = answer

@@ -127,7 +127,7 @@ class Client:
         raise AssertionError("nothing is audited at a share of 0")
 
     def send(self, row: np.ndarray) -> None:
-        def reply(answer: object) -> None:
+        def reply(answer: object, _: bool) -> None:
             assert isinstance(answer, Answer)
             self.answers.append(answer)
 
