@@ -82,6 +82,9 @@ class BlsHeads:
             return None
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
+    def load_cascade(self) -> None:
+        """Models apart are never one graph; see gati.head."""
+
 
 class BlsCalls:
     """Calls other models on this server, NumPy in and out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -17,9 +18,11 @@ BACKBONE = 0
 """The release that a request is said to be answered by when the backbone answered it."""
 NOBODY = np.empty(0)
 """What is known of the rows of a flight before the first is answered."""
+ONE = [slice(0, 1)]
+YES, NO = np.ones(1, np.bool_), np.zeros(1, np.bool_)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """What a request is answered with: the output [rows, classes], and per row its exit and release."""
 
@@ -28,7 +31,7 @@ class Answer:
     release: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """A request, free of Triton.
 
@@ -85,6 +88,7 @@ class Flight:
             not known, and where they are not to be had for all rows.
         finite: Rows whose inputs hold neither NaN nor Inf.
         cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
+        answerable: Whether there is any such row.
         drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says. None without any.
         ran: The stages that it went through.
         exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
@@ -94,24 +98,34 @@ class Flight:
 
     def __init__(self, requests: Sequence[Request], output: Tensor) -> None:
         self.requests = requests
-        sizes = [request.rows for request in requests]
-        ends = [*accumulate(sizes)]
-        self.spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        self.rows = ends[-1]
-        self.values = _joined(requests)
+        first = requests[0]
+        if len(requests) == 1 and first.rows == 1:
+            self.rows, self.spans, self.values = 1, ONE, first.inputs
+            self.finite = NO if _strange(first.inputs) else YES
+            self.cacheable = NO if first.exact else self.finite
+            self.answerable = self.cacheable is YES
+        else:
+            sizes = [request.rows for request in requests]
+            ends = [*accumulate(sizes)]
+            self.rows, self.values = ends[-1], _joined(requests)
+            self.spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+            self.finite = finite_rows(self.values)
+            exact = [request.exact for request in requests]
+            self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
+            self.answerable = bool(self.cacheable.any())
         self.kept: dict[str, np.ndarray] | None = self.values
-        self.finite = finite_rows(self.values)
-        exact = [request.exact for request in requests]
-        self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
         self.drawn: Drawn | None = None
         self.ran: list[Ran] = []
         self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY
         self._shape = output
-        self._waiting = list(range(len(requests)))
+        self._waiting = [*range(len(requests))]
         self._latencies: list[tuple[int, float]] = []
 
     def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
         """Answers rows (indices), and replies to the requests that were waiting for just these."""
+        if self.rows == 1:
+            self.finish_one(output, exit_, release)
+            return
         if len(rows) == self.rows:
             self.output = output
             self.exit = np.full(self.rows, exit_, np.int32)
@@ -132,6 +146,15 @@ class Flight:
             request, span = self.requests[i], self.spans[i]
             request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]), not still)
             self._latencies.append((exit_, time.perf_counter() - request.started))
+
+    def finish_one(self, output: np.ndarray, exit_: int, release: int) -> None:
+        """Answers a flight of one row, with an output [1, classes]."""
+        exits, releases, self.exit, self.release = _labels(exit_, release)
+        self.output = output
+        self._waiting = []
+        request = self.requests[0]
+        request.reply(Answer(output, exits, releases), True)
+        self._latencies.append((exit_, time.perf_counter() - request.started))
 
     def kept_of(self, place: int) -> dict[str, np.ndarray]:
         """What is recorded of the request at this place, in arrays that hold no other request's rows."""
@@ -156,6 +179,27 @@ def _joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:
     if len(requests) == 1:
         return dict(requests[0].inputs)
     return {name: np.concatenate([r.inputs[name] for r in requests]) for name in requests[0].inputs}
+
+
+@lru_cache(1024)
+def _labels(exit_: int, release: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Exit and release of one row, int32 and int64: [1, 1], and the same as [1]. Not to be written to."""
+    exits, releases = np.full((1, 1), exit_, np.int32), np.full((1, 1), release, np.int64)
+    exits.flags.writeable = releases.flags.writeable = False
+    return exits, releases, exits[0], releases[0]
+
+
+def _strange(values: dict[str, np.ndarray]) -> bool:
+    """Whether one row holds NaN or Inf; a scalar product tells, at half of what a sum costs when caches are cold."""
+    for value in values.values():
+        if value.dtype.kind == "f":
+            if value.dtype.itemsize < 4:
+                return not finite_rows(values)[0]
+            row = value.ravel()
+            square = float(row.dot(row))
+            if square - square != 0:
+                return True
+    return False
 
 
 def finite_rows(values: dict[str, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -19,6 +19,9 @@ from gati.errors import ReleaseRefused
 from gati.inspection import inspect
 from gati.session import CPU, Device, open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
+
+if TYPE_CHECKING:
+    from gati.cascade import Cascade
 
 SCORE, HIT, KEY = "score", "hit", "key"
 SEGMENTS_KEY = "gati.segments"
@@ -44,6 +47,10 @@ class Heads(Protocol):
 
     def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; None where the head is not ready, which is a miss."""
+        ...
+
+    def load_cascade(self) -> Cascade | None:
+        """Loads the chain and these heads as one graph, for a request of one row; None where that can't be."""
         ...
 
 

@@ -12,17 +12,24 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime as ort
+from onnx import ModelProto
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from gati.cascade import Cascade, Step, UnjoinableError, assemble
 from gati.chain import Chain
 from gati.device import Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
-from gati.layout import InseparableError, Split, open_on_blocks, probe, split
+from gati.layout import InseparableError, Split, close, open_on_blocks, probe, split
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
+from gati.state import HeadState
+
+LARGEST_CASCADE = 256 << 20
+"""Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
+memory again, and saves it nothing that one would notice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +38,24 @@ class _Plan:
 
     Attributes:
         stages: The stages.
-        blocked: What passes as blocks, by name of the cut tensor: one row of it. See gati.layout.
+        split: What they are made of; None where they are segments as these lie on disk.
     """
 
     stages: tuple[Stage, ...]
-    blocked: dict[str, np.ndarray]
+    split: Split | None = None
+
+    def blocks(self, name: str) -> np.ndarray | None:
+        """One row of a cut tensor, if it passes as blocks; see gati.layout."""
+        return self.split.values[name] if self.split and name in self.split.blocked else None
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A head as it is run: its session, what that takes and gives, and its graph."""
+
+    session: ort.InferenceSession
+    spec: HeadSpec
+    model: ModelProto
 
 
 class InlineEngine:
@@ -92,14 +112,13 @@ class InlineEngine:
                 return self._cut_as_run(models, parts)
             except Exception as error:  # ONNX Runtime's own, too; what can't be cut as it runs is cut as it lies there
                 self._say(f"cut points cost more than they need to: {first_line(error)}")
-        return _Plan(tuple(self._stage(part, self._open(models, part)) for part in parts), {})
+        return _Plan(tuple(self._stage(part, self._open(models, part)) for part in parts))
 
     def _cut_as_run(self, models: Sequence[bytes], parts: Sequence[range]) -> _Plan:
         feeds = {tensor.name: probe(tensor) for tensor in self._chain.inputs}
         found = cut_as_run(self._chain, models, parts, feeds)
         opened = zip(parts, found.sessions, strict=True)
-        blocks = {name: found.values[name] for name in found.blocked}
-        return _Plan(tuple(self._stage(part, session) for part, session in opened), blocks)
+        return _Plan(tuple(self._stage(part, session) for part, session in opened), found)
 
     def _stage(self, part: range, session: ort.InferenceSession) -> Stage:
         inputs = tuple(node.name for node in session.get_inputs())
@@ -136,42 +155,96 @@ class InlineEngine:
             self._say(f"cut points cost more than they need to: a head can't be opened as they run: {error}")
             plan = self._plans[cuts] = self._load(cuts, as_run=False)
             heads = self._open_heads(plan, release)
-        return InlineHeads(self._chain, plan, heads, self._runner), {index: spec for index, (_, spec) in heads.items()}
+        specs = {index: head.spec for index, head in heads.items()}
+        return InlineHeads(self._chain, plan, heads, self._runner, self._say), specs
 
-    def _open_heads(self, plan: _Plan, release: Release) -> dict[int, tuple[ort.InferenceSession, HeadSpec]]:
+    def _open_heads(self, plan: _Plan, release: Release) -> dict[int, _Head]:
         return {head.index: self._open_head(plan, head.index, release.number) for head in release.heads}
 
-    def _open_head(self, plan: _Plan, index: int, number: int) -> tuple[ort.InferenceSession, HeadSpec]:
-        model = head_path(self._repository, self._chain, index, number).read_bytes()
-        session, spec = open_head(model, self._chain, index, self._runner.device)
+    def _open_head(self, plan: _Plan, index: int, number: int) -> _Head:
+        file = head_path(self._repository, self._chain, index, number).read_bytes()
+        session, spec = open_head(file, self._chain, index, self._runner.device)
         cut = self._chain.segments[index].output
-        if cut.name in plan.blocked:
-            session = open_on_blocks(model, cut)
-            rows = np.repeat(plan.blocked[cut.name], max(1, self._chain.max_batch), axis=0)
-            state = {name: np.zeros(shape, np.float32) for name, shape in spec.state.items()}
-            session.run(None, {cut.name: rows, **state})
-        return session, spec
+        row = plan.blocks(cut.name)
+        if row is None:
+            return _Head(session, spec, ModelProto.FromString(file))
+        session, model = open_on_blocks(file, cut)
+        rows = np.repeat(row, max(1, self._chain.max_batch), axis=0)
+        session.run(None, {cut.name: rows, **HeadState(spec.state).feeds()})
+        return _Head(session, spec, model)
 
 
 class InlineHeads:
     """The heads of one release as sessions."""
 
     def __init__(
-        self, chain: Chain, plan: _Plan, opened: dict[int, tuple[ort.InferenceSession, HeadSpec]], runner: Runner
+        self, chain: Chain, plan: _Plan, heads: dict[int, _Head], runner: Runner, say: Callable[[str], None]
     ) -> None:
+        self._chain = chain
         self._plan = plan  # lives as long as its heads
+        self._heads = heads
         self._runner = runner
-        self._sessions = {index: session for index, (session, _) in opened.items()}
-        self._cuts = {index: chain.segments[index].output.name for index in opened}
+        self._say = say
         self._names = {
-            index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, (_, spec) in opened.items()
+            index: [chain.output.name, HIT] + [KEY] * (KEY in head.spec.outputs) for index, head in heads.items()
         }
 
-    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction:
         """Looks a batch up; see gati.head."""
-        feeds = {self._cuts[index]: hidden, **state}
-        values = self._runner.fetch(self._sessions[index], self._names[index], feeds)
+        feeds = {self._chain.segments[index].output.name: hidden, **state}
+        values = self._runner.fetch(self._heads[index].session, self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
+
+    def load_cascade(self) -> Cascade | None:
+        """Makes one graph of the stages and these heads; see gati.head."""
+        found = self._plan.split
+        if found is None or found.weights.bytes > LARGEST_CASCADE:
+            return None
+        try:
+            steps, weights = self._steps(found), found.weights.fork()
+            whole = assemble(steps, self._chain.inputs, self._chain.output)
+            weights.take(whole)
+            cascade = Cascade(weights.open(whole), steps)
+            self._hold_against_stages(cascade)
+        except Exception as error:  # ONNX Runtime's own, too; stage by stage, the answers are the same
+            self._say(f"single requests take longer than they need to: {first_line(error)}")
+            return None
+        return cascade
+
+    def _steps(self, found: Split) -> list[Step]:
+        *before, last = (stage.last for stage in self._plan.stages)
+        heads = [self._heads[index] for index in before]
+        pieces = zip(before, found.pieces, heads, strict=False)
+        return [
+            *(Step(index, piece, head.model, head.spec) for index, piece, head in pieces),
+            Step(last, found.pieces[-1]),
+        ]
+
+    def _hold_against_stages(self, cascade: Cascade) -> None:
+        """Tries a cascade out.
+
+        Raises:
+            UnjoinableError: If it does something else than the stages and heads apart.
+        """
+        tensors = self._chain.inputs
+        for row in ({t.name: probe(t) for t in tensors}, {t.name: t.zeros() for t in tensors}):
+            output, exit_ = self._walk(row)
+            found = cascade.run(row, {index: HeadState(head.spec.state) for index, head in self._heads.items()})
+            if found.exit != exit_ or not close(found.output, output):
+                raise UnjoinableError("in one graph, stages and heads do something else than apart")
+
+    def _walk(self, row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
+        """What stages and heads apart answer to a row, and where."""
+        values: dict[str, Hidden] = dict(row)
+        for stage in self._plan.stages:
+            name = self._chain.segments[stage.last].output.name
+            values[name] = stage.run({read: values[read] for read in stage.inputs})
+            if stage.last in self._heads:
+                state = HeadState(self._heads[stage.last].spec.state)
+                said = self.predict(stage.last, values[name], state.feeds())
+                if said.hit[0]:
+                    return said.answer, stage.last
+        return np.asarray(values[self._chain.output.name]), len(self._chain.segments) - 1
 
 
 def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], feeds: Mapping[str, np.ndarray]) -> Split:
@@ -189,7 +262,8 @@ def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], fe
     if sum(map(len, models)) > LARGEST:
         raise InseparableError("the network is too large to be optimised as a whole")
     cuts = [chain.segments[part[-1]].output for part in parts[:-1]]
-    reads = [{name for index in part for name in chain.segments[index].inputs} for part in parts]
+    outside = {tensor.name for tensor in (*chain.inputs, *cuts)}
+    reads = [{name for index in part for name in chain.segments[index].inputs} & outside for part in parts]
     return split(join(models), cuts, reads, feeds)
 
 

@@ -20,6 +20,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from gati.chain import Tensor
 from gati.session import open_session, run
+from gati.weights import Weights
 
 TO_PLANES = "ReorderOutput"
 """ONNX Runtime's operator from blocks to planes."""
@@ -39,11 +40,15 @@ class Split:
 
     Attributes:
         sessions: The pieces; each has run once.
+        pieces: Their graphs, whose large tensors are in `weights`.
+        weights: These.
         values: What they gave for the model's feeds, by name: blocks, where a tensor passes as such.
         blocked: Names of cut tensors that pass as blocks, under the same name.
     """
 
     sessions: tuple[ort.InferenceSession, ...]
+    pieces: tuple[ModelProto, ...]
+    weights: Weights
     values: dict[str, np.ndarray]
     blocked: frozenset[str]
 
@@ -76,17 +81,20 @@ def split(
     expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
     del session
     ends = [*([name] for name in names), outputs]
-    sessions = tuple(open_session(_piece(optimised, *between)) for between in zip(reads, ends, strict=True))
+    weights = Weights()
+    weights.take(optimised)
+    pieces = tuple(_piece(optimised, *between) for between in zip(reads, ends, strict=True))
     del optimised
+    sessions = tuple(weights.open(piece) for piece in pieces)
     values = _run_through(sessions, feeds)
     for name, value in expected.items():
-        if not _close(values[name], value):
+        if not close(values[name], value):
             raise InseparableError(f"its pieces give another {name!r} than the whole")
-    return Split(sessions, values, blocked)
+    return Split(sessions, pieces, weights, values, blocked)
 
 
-def open_on_blocks(head: bytes, cut: Tensor) -> ort.InferenceSession:
-    """Opens a head such that it reads its cut tensor, [batch, channels, ...], as blocks.
+def open_on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelProto]:
+    """Opens a head such that it reads its cut tensor, [batch, channels, ...], as blocks; gives its graph as well.
 
     It is optimised behind a convolution, since these give blocks, and cut off again.
 
@@ -106,7 +114,8 @@ def open_on_blocks(head: bytes, cut: Tensor) -> ort.InferenceSession:
     found = split(whole, [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds})
     if cut.name not in found.blocked:
         raise InseparableError("it can't read blocks")
-    return found.sessions[1]
+    found.weights.put_back(found.pieces[1])
+    return found.sessions[1], found.pieces[1]
 
 
 def probe(tensor: Tensor) -> np.ndarray:
@@ -138,7 +147,7 @@ def _name_blocks(graph: GraphProto, cuts: Sequence[str]) -> frozenset[str]:
     return frozenset(blocks.values())
 
 
-def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> bytes:
+def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> ModelProto:
     """The part of a model between some of its tensors and others, as a model of its own."""
     nodes = _needed(model.graph, given, wanted)
     read = {name for node in nodes for name in node.input}
@@ -154,7 +163,7 @@ def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> 
     piece.graph.initializer.extend(weights)
     piece.graph.input.extend(_shapeless(known[name]) for name in given if name in missing)
     piece.graph.output.extend(_shapeless(known[name]) for name in wanted)
-    return piece.SerializeToString()
+    return piece
 
 
 def _needed(graph: GraphProto, given: Collection[str], wanted: Iterable[str]) -> list[NodeProto]:
@@ -192,7 +201,8 @@ def _run_through(sessions: Iterable[ort.InferenceSession], feeds: Mapping[str, n
     return values
 
 
-def _close(found: np.ndarray, expected: np.ndarray) -> bool:
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether what a graph gives is what another gives, but for rounding; of integers, only shapes are compared."""
     if expected.dtype.kind != "f":
         return found.shape == expected.shape
     largest = float(np.abs(np.nan_to_num(expected)).max(initial=1.0))

@@ -12,6 +12,7 @@ import numpy as np
 
 from gati.agreement import parse_agreement
 from gati.breaker import Breaker
+from gati.cascade import Cascade
 from gati.chain import Chain
 from gati.device import Hidden
 from gati.engine import Stage
@@ -25,7 +26,8 @@ from gati.state import HeadState
 class LiveRelease:
     """A release as it serves: the chain's stages, its heads, their state, and its breaker.
 
-    Without any release, that is number 0: no heads, and the backbone in as few stages as can be.
+    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. The cascade does what
+    stages and heads do, for requests of one row, and comes a moment after them, if there is one.
     """
 
     number: int
@@ -33,6 +35,7 @@ class LiveRelease:
     heads: Heads | None
     state: dict[int, HeadState]
     breaker: Breaker
+    cascade: Cascade | None = None
 
     def whole_at(self, cut: int) -> bool:
         """Whether all rows of a batch come to a cut point: if a head before it may answer, the easy ones don't."""
@@ -59,6 +62,10 @@ EAGER = 25
 """How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
 found out, and else audits cost little. By default each second request is drawn: heads that differ on 4 % where 1 % is
 promised close after some 400 requests; of the first 20,000 to good ones, 3 % are drawn, as with a smaller number."""
+
+
+ROW = np.arange(1)
+"""The rows of a flight of one row."""
 
 
 class Observer(Protocol):
@@ -125,12 +132,13 @@ class Orchestrator:
         if self._cut is not None:
             flight.kept = None
         release = self._live()
-        heads = release.heads if release.breaker.open_exits and flight.cacheable.any() else None
+        heads = release.heads if release.breaker.open_exits and flight.answerable else None
         if heads is not None:
             self._draw(flight, release.breaker)
         audits: list[Audit] = []
         try:
-            self._walk(flight, release, heads, audits)
+            if heads is None or not self._falls(flight, release):
+                self._walk(flight, release, heads, audits)
         except GatiError as error:
             flight.fail(error)
         except Exception:
@@ -172,6 +180,28 @@ class Orchestrator:
         breaker.settle(drawn.number, int(others))
         for audit in audits:
             self._later(audit)
+
+    def _falls(self, flight: Flight, release: LiveRelease) -> bool:
+        """Runs a flight of one row through the cascade; False where it has to go stage by stage.
+
+        So does what was drawn, whose hidden state is needed to run it on to the end, and what a cascade can't run: that
+        the stages can't either, or a head fails, and stage by stage it is seen which.
+        """
+        cascade = release.cascade
+        if cascade is None or flight.rows > 1 or flight.drawn is not None or self._cut is not None:
+            return False
+        if len(release.breaker.open_exits) < len(release.state):
+            return False
+        started = time.perf_counter()
+        try:
+            output, exit_, keys = cascade.run(flight.values, release.state)
+        except Exception:
+            return False
+        ran = time.perf_counter() - started
+        flight.finish_one(output, exit_, BACKBONE if exit_ == self._last else release.number)
+        flight.ran.append(Ran(exit_, ran))
+        _learn(flight, release, [(release.state[index], ROW, key) for index, key in keys])
+        return True
 
     def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:
         """Runs a flight to its end; adds to `audits` the hits that were drawn."""

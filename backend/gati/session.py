@@ -22,6 +22,8 @@ from gati.errors import RepositoryError, UnavailableError
 DEVICE = "GATI_DEVICE"
 """Environment variable: where inline chains run, and what is measured at export; see `parse_device`."""
 CUDA = "CUDAExecutionProvider"
+LENT = "_gati_lent"
+"""Attribute of a session that keeps alive what it reads: ONNX Runtime itself does not."""
 
 THREADS = "GATI_THREADS"
 """Environment variable: threads that work on one graph at a time; by default, one a core."""
@@ -59,7 +61,10 @@ def parse_device(text: str) -> Device:
 
 
 def open_session(
-    model: str | Path | bytes, device: Device = CPU, optimised: Path | None = None
+    model: str | Path | bytes,
+    device: Device = CPU,
+    optimised: Path | None = None,
+    lent: Mapping[str, ort.OrtValue] | None = None,
 ) -> ort.InferenceSession:
     """Opens an ONNX model, given as a file or as its bytes; on a processor, on the process's shared thread pool.
 
@@ -67,6 +72,7 @@ def open_session(
         model: The model.
         device: Where to run it.
         optimised: Where to write the graph that is run in the end, which is for this machine alone.
+        lent: Tensors to read where they lie, instead of those of the same names in the model; see gati.weights.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -78,8 +84,12 @@ def open_session(
     options.log_severity_level = 4
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+    for name, tensor in (lent or {}).items():
+        options.add_initializer(name, tensor)
     source = model if isinstance(model, bytes) else str(model)
     session = ort.InferenceSession(source, options, providers=_providers(device))
+    if lent:
+        setattr(session, LENT, lent)
     if device != CPU and CUDA not in session.get_providers():  # it takes the processor then, and says so to nobody
         raise UnavailableError(
             f"ONNX Runtime can't use {device}: it lacks CUDA, cuDNN or a driver, or there is no GPU."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gati.breaker import Breaker
@@ -56,6 +57,7 @@ class ReleaseWatch:
         self._cuts = cuts
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
+        self._bare: LiveRelease | None = None  # the live one, while it may get a cascade
         self._lock = threading.Lock()
 
     @property
@@ -73,13 +75,26 @@ class ReleaseWatch:
             return self._live
 
     def look(self) -> None:
-        """Takes the highest release that can be taken, if it is higher than the live one."""
+        """Takes the highest release that can be taken, if it is higher than the live one.
+
+        A look at which there is none gives the live one its cascade: it serves before that, and sooner.
+        """
         for number in numbers_on_disk(self._repository, self._chain):
             if self._live is not None and number <= self._live.number:
                 break
             if self._try(number):
                 self._attempts.clear()
-                break
+                return
+        if self._bare is not None:
+            self._complete(self._bare)
+
+    def _complete(self, live: LiveRelease) -> None:
+        self._bare = None
+        cascade = live.heads and live.heads.load_cascade()
+        if cascade is not None:
+            with self._lock:
+                self._live = replace(live, cascade=cascade)
+            trim()
 
     def _try(self, number: int) -> bool:
         stamp = self._stamp(number)
@@ -97,7 +112,7 @@ class ReleaseWatch:
                 self._attempts[number] = _Attempt(stamp, first_line(reason), isinstance(error, ReleaseRefused))
             return False
         with self._lock:
-            self._live = live
+            self._live = self._bare = live
         trim()
         self._taken(number)
         return True

@@ -153,7 +153,8 @@ def measure_heads(
         cut = chain.segments[index].output
         for head, (at, model) in enumerate(heads):
             if at == index:
-                session = open_on_blocks(model, cut) if cut.name in parts.blocked else open_session(model, device)
+                blocked = cut.name in parts.blocked
+                session = open_on_blocks(model, cut)[0] if blocked else open_session(model, device)
                 state = {
                     node.name: np.zeros(node.shape, np.float32)
                     for node in session.get_inputs()

@@ -120,7 +120,7 @@ def test_a_head_reads_blocks_and_says_the_same(channels: int) -> None:
     whole.graph.output.append(value("first", "batch", channels, SIZE, SIZE))
     planes = run(open_session(whole.SerializeToString()), ["first"], feeds(3))[0]
     blocks = run(found.sessions[0], ["first"], image)[0]
-    session = open_on_blocks(head(channels), cut("first", channels))
+    session, _ = open_on_blocks(head(channels), cut("first", channels))
     expected = run(open_session(head(channels)), ["score", "output"], {"first": planes, "class_mix": mix})
     said = run(session, ["score", "output"], {"first": blocks, "class_mix": mix})
     for one, other in zip(said, expected, strict=True):

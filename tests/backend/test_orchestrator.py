@@ -11,6 +11,7 @@ import pytest
 from handmade import toy_chain
 
 from gati.breaker import YOUNG, Breaker
+from gati.cascade import Passage
 from gati.chain import Segment
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
@@ -76,6 +77,18 @@ class House:
             return None
         answers = np.eye(4, dtype=np.float32)[hidden[:, 2].astype(int)]
         return Prediction(answers, hidden[:, 0] == index, hidden[:, :2] if self.keys else None)
+
+    def run(self, inputs: dict[str, np.ndarray], state: dict[int, HeadState]) -> Passage:
+        """As a cascade: one run that says where a row leaves."""
+        self.events.append(("cascade", len(inputs["x"])))
+        if self.fails:
+            raise ValueError("a cascade does not say what failed in it")
+        row = inputs["x"]
+        exit_ = int(row[0, 0]) if row[0, 0] < LAST else LAST
+        answer = np.eye(4, dtype=np.float32)[row[:, 1 if exit_ == LAST else 2].astype(int)]
+        return Passage(
+            answer, exit_, [(index, row[:, :2]) for index in range(min(exit_ + 1, LAST))] if self.keys else []
+        )
 
     def timed(self, ran: Sequence[Ran]) -> None:
         self.ran += [segment for segment, seconds in ran if seconds >= 0]
@@ -364,3 +377,56 @@ def test_state_counts_all_answers_and_remembers_only_misses() -> None:
     assert (second[MEMORY_KEYS][1:] > 1e14).all()
     assert first[CLASS_MIX][2] > first[CLASS_MIX][1]  # the head's answer, as it was served
     np.testing.assert_allclose(first[CLASS_MIX].sum(), 1, rtol=1e-5)
+
+
+def cascading(**settings: Any) -> House:
+    house = House(**settings)
+    house.live = replace(house.live, cascade=house)  # type: ignore[arg-type]
+    return house
+
+
+def test_a_request_of_one_row_goes_through_the_cascade() -> None:
+    house = cascading()
+    for name, row in {"easy": [0, 1, 2, 0], "so so": [1, 1, 3, 0], "hard": [9, 1, 2, 0]}.items():
+        house.orchestrator.serve([house.request(name, row)])
+    assert [event for event in house.events if event[0] != "reply"] == [("cascade", 1)] * 3
+    assert [house.exits(name) for name in ("easy", "so so", "hard")] == [[0], [1], [LAST]]
+    assert [house.labels(name) for name in ("easy", "so so", "hard")] == [[2], [3], [1]]
+    releases = [answer.release.tolist() for answer in house.told.values() if isinstance(answer, Answer)]
+    assert releases == [[[1]], [[1]], [[BACKBONE]]]
+    assert [[ran.segment for ran in flight.ran] for flight in house.flights] == [[0], [1], [LAST]]
+
+
+@pytest.mark.parametrize("why", ["exact", "nan", "rows", "requests", "drawn", "closed", "features"])
+def test_what_else_there_is_goes_stage_by_stage(why: str) -> None:
+    house = cascading(audit=float(why == "drawn"), cut=0 if why == "features" else None)
+    if why == "closed":
+        house.live.breaker.open_exits = (0,)
+    row = [1, 1, 1, np.nan if why == "nan" else 0]
+    first = house.request("a", *[row] * (2 if why == "rows" else 1), exact=why == "exact")
+    house.orchestrator.serve([first, house.request("b", row)] if why == "requests" else [first])
+    assert ("segment", 0, 2 if why in ("rows", "requests") else 1) in house.events
+    assert not [event for event in house.events if event[0] == "cascade"]
+    assert house.exits("a")[0] == (LAST if why in ("exact", "nan", "closed") else 1)
+
+
+def test_what_a_cascade_can_not_run_goes_stage_by_stage_and_is_told_from_there() -> None:
+    house = cascading(fails={1: UnavailableError("segment 1 is away.")})
+    house.orchestrator.serve([house.request("hard", [9, 1, 2, 0])])
+    house.orchestrator.serve([house.request("easy", [0, 1, 2, 0])])
+    assert str(house.told["hard"]) == "segment 1 is away."
+    assert house.exits("easy") == [0]
+
+
+def test_state_learns_from_the_cascade() -> None:
+    shapes = {CLASS_MIX: (4,), MEMORY_KEYS: (3, 2), MEMORY_ANSWERS: (3, 4)}
+    houses = House(), cascading()
+    for house in houses:
+        house.keys = True
+        house.live = replace(house.live, state={i: HeadState(shapes) for i in (0, 1)})
+        for name, row in {"a": [0, 1, 2, 0], "b": [9, 3, 2, 0], "c": [1, 0, 0, 0]}.items():
+            house.orchestrator.serve([house.request(name, row)])
+    for index in (0, 1):
+        apart, together = (house.live.state[index].feeds() for house in houses)
+        assert all((together[name] == apart[name]).all() for name in shapes)
+        assert apart[MEMORY_KEYS][0].tolist() == [9, 3] and (apart[MEMORY_KEYS][1:] > 1e14).all()

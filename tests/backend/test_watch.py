@@ -53,6 +53,19 @@ def test_the_highest_release_is_taken_once(watched: Watched) -> None:
     assert watched.watch.live.number == 3
 
 
+def test_a_release_gets_its_cascade_at_the_next_look_and_the_next_one_has_its_own(watched: Watched) -> None:
+    seen = []
+    for _ in range(2):
+        for _ in range(3):
+            watched.watch.look()
+            seen.append(watched.watch.live)
+        watched.publish()
+    assert [live.cascade is not None for live in seen] == [False, True, True] * 2
+    assert [live.number for live in seen] == [1, 1, 1, 2, 2, 2]
+    assert seen[1].state is seen[0].state and seen[1].breaker is seen[0].breaker
+    assert seen[4].cascade is not seen[1].cascade
+
+
 def test_a_damaged_release_leaves_the_old_one_and_is_reported_once(watched: Watched) -> None:
     watched.watch.look()
     number = watched.publish()

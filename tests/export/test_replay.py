@@ -99,7 +99,9 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 class Client:
     """Sends one request after another, and keeps the answers; told of nothing else."""
 
-    def __init__(self, trial: Trial, places: Sequence[int], thresholds: Sequence[float]) -> None:
+    def __init__(
+        self, trial: Trial, places: Sequence[int], thresholds: Sequence[float], *, cascade: bool = False
+    ) -> None:
         shutil.rmtree(trial.repository / trial.chain.head_model(0), ignore_errors=True)
         shutil.rmtree(trial.repository / trial.chain.head_model(1), ignore_errors=True)
         files = {}
@@ -109,10 +111,13 @@ class Client:
             path.parent.mkdir(parents=True)
             path.write_bytes(fitted_to(trial.chain, with_threshold(head.model, threshold)))
             files[head.cut] = HeadFile(head.cut, sha256_of(path))
-        engine = InlineEngine(trial.repository, trial.chain)
+        engine = InlineEngine(trial.repository, trial.chain, say=pytest.fail)
         heads, specs = engine.load_heads(replace(toy_release(trial.chain), heads=tuple(files.values())))
         states = {index: HeadState(spec.state) for index, spec in specs.items()}
-        live = LiveRelease(1, engine.load_stages([*specs]), heads, states, Breaker(0.01, 0.05, [*specs]))
+        breaker = Breaker(0.01, 0.05, [*specs])
+        live = LiveRelease(1, engine.load_stages([*specs]), heads, states, breaker)
+        if cascade:
+            live = replace(live, stages=(), cascade=heads.load_cascade())
         self.orchestrator = Orchestrator(trial.chain, lambda: live, self, 0.0, lambda _: None)
         self.answers: list[Answer] = []
 
@@ -147,12 +152,15 @@ CHAINS = {
 
 @pytest.mark.parametrize("heads", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("quantile", [0.2, 0.6])
-def test_replay_is_what_the_orchestrator_serves(trial: Trial, heads: list[tuple[str, int]], quantile: float) -> None:
+@pytest.mark.parametrize("cascade", [False, True], ids=["stage by stage", "cascade"])
+def test_replay_is_what_the_orchestrator_serves(
+    trial: Trial, heads: list[tuple[str, int]], quantile: float, cascade: bool
+) -> None:
     places = [trial.place(*head) for head in heads]
     said = [trial.said[place] for place in places]
     thresholds = [float(np.quantile(one.scores, quantile)) for one in said]
     exits, served = replay(said, thresholds, trial.outputs)
-    client = Client(trial, places, thresholds)
+    client = Client(trial, places, thresholds, cascade=cascade)
     for row in trial.samples["x"]:
         client.send(row)
 
