@@ -73,7 +73,7 @@ class BlsHeads:
         self._calls = calls
         self._names = {index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, spec in specs.items()}
 
-    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; see gati.head."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         try:

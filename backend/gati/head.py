@@ -7,6 +7,7 @@ and `hit` BOOL [batch]. A head may ask for state by extra inputs (gati.state), a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -45,7 +46,7 @@ class Prediction(NamedTuple):
 class Heads(Protocol):
     """The heads of one release, loaded."""
 
-    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction | None:
+    def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
         """Looks a batch up; None where the head is not ready, which is a miss."""
         ...
 

@@ -189,7 +189,7 @@ class InlineHeads:
             index: [chain.output.name, HIT] + [KEY] * (KEY in head.spec.outputs) for index, head in heads.items()
         }
 
-    def predict(self, index: int, hidden: Hidden, state: dict[str, np.ndarray]) -> Prediction:
+    def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction:
         """Looks a batch up; see gati.head."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         values = self._runner.fetch(self._heads[index].session, self._names[index], feeds)

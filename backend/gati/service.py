@@ -34,6 +34,7 @@ AUDITS_WAITING = 16
 """Audits that may wait; while there are more, requests are served and none is drawn. Each holds its activations."""
 
 
+CLERK_PAUSE = 0.005
 FLIGHTS_WAITING = 32
 """Flights that may wait to be counted; while there are more, who serves counts. Each holds its inputs."""
 
@@ -77,7 +78,7 @@ class Service:
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(workers, self._failed)
         self._auditor = Workers(1, self._failed)
-        self._clerk = Workers(1, self._failed)
+        self._clerk = Workers(1, self._failed, CLERK_PAUSE)
         self._hand_over = self._workers.submit if workers else self._workers.run
         self._orchestrator = Orchestrator(
             self.chain,
@@ -99,6 +100,9 @@ class Service:
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes requests; each is replied to as soon as it is answered, before or after this returns."""
         self._can_look = True
+        if len(requests) == 1:
+            self._hand_over(partial(self._orchestrator.serve, requests))
+            return
         for _, group in groupby(sorted(requests, key=lambda r: repr(r.signature)), key=lambda r: r.signature):
             self._hand_over(partial(self._orchestrator.serve, list(group)))
 

@@ -7,6 +7,7 @@ the shapes that the head's own file gives, starts empty, is dropped with its rel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Lock
 
 import numpy as np
@@ -31,27 +32,25 @@ class HeadState:
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._values = {name: _empty(name, shape) for name, shape in shapes.items()}
+        self._values: dict[str, np.ndarray] = {name: _empty(name, shape) for name, shape in shapes.items()}
         self.counts = CLASS_MIX in self._values
         self._next = 0
         self._lock = Lock()
 
-    def feeds(self) -> dict[str, np.ndarray]:
-        """The inputs to pass, as they are now: copies, so that no request sees another's update half-made."""
-        if not self._values:
-            return {}
-        with self._lock:
-            return {name: value.copy() for name, value in self._values.items()}
+    def feeds(self) -> Mapping[str, np.ndarray]:
+        """The inputs to pass, as they are now. They do not change: an update makes new ones."""
+        return self._values
 
     def count(self, answers: np.ndarray) -> None:
         """Takes answers, [batch, classes], into the recent class mix."""
-        mix = self._values.get(CLASS_MIX)
-        if mix is None:
+        if not self.counts:
             return
         with self._lock:
+            mix = self._values[CLASS_MIX].copy()
             for label in answers.argmax(-1):
                 mix *= FORGET
                 mix[label] += 1 - FORGET
+            self._values = self._values | {CLASS_MIX: mix}
 
     def remember(self, keys: np.ndarray, answers: np.ndarray) -> None:
         """Stores what the backbone answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes.
@@ -60,15 +59,17 @@ class HeadState:
         """
         if MEMORY_KEYS not in self._values:
             return
-        ring, said = self._values[MEMORY_KEYS], self._values.get(MEMORY_ANSWERS)
+        sound = [place for place, key in enumerate(keys) if np.isfinite(key).all()]
+        if not sound:
+            return
         with self._lock:
-            for key, answer in zip(keys, answers, strict=True):
-                if not np.isfinite(key).all():
-                    continue
-                ring[self._next] = key
-                if said is not None:
-                    said[self._next] = answer
-                self._next = (self._next + 1) % len(ring)
+            new = {name: self._values[name].copy() for name in (MEMORY_KEYS, MEMORY_ANSWERS) if name in self._values}
+            for place in sound:
+                for name, values in ((MEMORY_KEYS, keys), (MEMORY_ANSWERS, answers)):
+                    if name in new:
+                        new[name][self._next] = values[place]
+                self._next = (self._next + 1) % len(new[MEMORY_KEYS])
+            self._values = self._values | new
 
 
 def _empty(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -107,7 +107,9 @@ def mode(parameters: str | None) -> str:
     Raises:
         RequestError: If it is none of its values.
     """
-    value = json.loads(parameters or "{}").get(MODE, CACHED)
+    if not parameters or parameters == "{}":
+        return CACHED
+    value = json.loads(parameters).get(MODE, CACHED)
     if value not in (CACHED, EXACT, PROBE):
         raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r}.")
     return value

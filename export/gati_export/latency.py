@@ -1,4 +1,8 @@
-"""Latency of segments, of the cuts between them, and of heads, on this machine, at batch 1."""
+"""Latency of segments, of the cuts between them, and of heads, on this machine, at batch 1.
+
+A request that comes alone goes through a cascade (gati.cascade), which calls no graph but itself: of what a cut and a
+lookup take by themselves, the call is left out.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto, helper
 
 from gati.chain import Chain
 from gati.device import usable
 from gati.fuse import fuse, stages
-from gati.inline import cut_as_run
+from gati.inline import LARGEST_CASCADE, cut_as_run
 from gati.layout import open_on_blocks
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
@@ -115,7 +120,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
         paths: Its segments' files.
         samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
     """
-    device, inputs = measured_on(chain), _one(chain, samples)
+    device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
         parts = _cut(chain, models, chain.heads, inputs)
@@ -125,10 +130,11 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     until, cuts = [0.0], []
     for index in chain.heads:
         parts = _cut(chain, models, [index], inputs)
-        taken = np.array(measure([whole, *parts.sessions], [_read(whole, inputs), *parts.feeds], budget=CUT_BUDGET))
-        one, before, after = taken / taken[0]  # of the same rounds: the machine may be slower by now
+        turns = [whole, *parts.sessions, *call], [_read(whole, inputs), *parts.feeds, *({} for _ in call)]
+        taken = np.array(measure(*turns, budget=CUT_BUDGET))
+        one, before, after, *spared = taken / taken[0]  # of the same rounds: the machine may be slower by now
         until.append(seconds * min(before, one))
-        cuts.append(seconds * max(0.0, before + after - one))
+        cuts.append(seconds * max(0.0, before + after - one - sum(spared)))
     return Times(np.diff(np.maximum.accumulate([*until, seconds])), np.array(cuts))
 
 
@@ -143,8 +149,7 @@ def measure_heads(
         heads: Cut points and files.
         samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
     """
-    device = measured_on(chain)
-    inputs = _one(chain, samples)
+    device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     parts = _cut(chain, [path.read_bytes() for path in paths], chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
     places: dict[int, int] = {}
@@ -162,8 +167,27 @@ def measure_heads(
                 }
                 places[head] = len(turns)
                 turns.append((session, {cut.name: parts.feeds[index + 1][cut.name], **state}))
+    for session in call:
+        turns += [(parts.sessions[0], parts.feeds[0]), (session, {})]
     seconds = measure([session for session, _ in turns], [row for _, row in turns])
-    return [seconds[places[head]] for head in range(len(heads))]
+    spared = seconds[-1] if call else 0.0
+    alone = [seconds[places[head]] for head in range(len(heads))]
+    return [max(one / 4, one - spared) for one in alone]  # a quarter at least: it is not for nothing
+
+
+def _call(chain: Chain, paths: Sequence[Path]) -> list[ort.InferenceSession]:
+    """A model that does nothing, to measure what a call takes, where a cascade spares it; else none."""
+    large = sum(path.stat().st_size for path in paths) > LARGEST_CASCADE
+    if chain.mode == "bls" or large or measured_on(chain) != CPU:
+        return []
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["nothing"], value_float=0.0)],
+        "nothing",
+        [],
+        [helper.make_tensor_value_info("nothing", TensorProto.FLOAT, [])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return [open_session(model.SerializeToString())]
 
 
 @dataclass(frozen=True, eq=False)
