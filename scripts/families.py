@@ -107,7 +107,8 @@ class Served:
     def __init__(self, repository: Path, chain: Chain) -> None:
         engine = InlineEngine(repository, chain)
         self._releases = ReleaseWatch(repository, chain, engine, lambda *_: None, lambda _: None)
-        self._releases.look()
+        for _ in range(2):  # the second completes what the first has found
+            self._releases.look()
         self._orchestrator = Orchestrator(chain, lambda: self._releases.live, cast(Observer, self), 0, lambda _: None)
 
     def answer(self, feeds: dict[str, np.ndarray]) -> Answer:

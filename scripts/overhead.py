@@ -1,12 +1,15 @@
 """What a chain costs when nothing hits: scripts/overhead.py [REPOSITORY], by default the demo's.
 
-Compares the plain backbone (NAME-plain) with the chain's segments and its orchestrator in one process, without heads
-and in the stages of the live release, and with the chain asked for exact answers over gRPC.
+Compares the plain backbone (NAME-plain) with the chain's segments and its orchestrator in one process: without heads,
+in the stages of the live release, and with all heads of that missing, stage by stage and as one graph. And with the
+chain asked for exact answers over gRPC.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +21,16 @@ import numpy as np
 from gati.chain import Chain, find_chains, read_chain
 from gati.flight import Request
 from gati.inline import InlineEngine
-from gati.orchestrator import Orchestrator
+from gati.orchestrator import LiveRelease, Orchestrator
+from gati.release import Certificate, Window, head_path
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run
 from gati.settings import NO_STORE, STORE
 from gati.watch import ReleaseWatch
 from gati_client import Client
 from gati_client.load import alternate, summary
+from gati_export.heads import CLOSED, with_threshold
+from gati_export.publish import Draft, publish
 
 ROUNDS, REQUESTS, BLOCK = 600, 3000, 300
 
@@ -42,23 +48,29 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
     plain = open_session(repository / f"{chain.model}-plain" / "1" / "model.onnx")
     silent: Any = Silent()
     apart = engine.load_stages(chain.heads)
-    bare, released = (ReleaseWatch(repository, chain, engine, silent.refused, silent.taken) for _ in range(2))
-    released.look()
+    bare, missing = (ReleaseWatch(repository, chain, engine, silent.refused, silent.taken) for _ in range(2))
+    missing.look()
+    staged = missing.live
+    missing.look()
+    whole = missing.live
+    assert staged.cascade is None and whole.cascade is not None
 
     def segments() -> None:
         values: dict[str, Any] = dict(feeds)
         for stage, segment in zip(apart, chain.segments, strict=True):
             values[segment.output.name] = stage.run({name: values[name] for name in stage.inputs})
 
-    def orchestrated(releases: ReleaseWatch) -> Callable[[], object]:
-        orchestrator = Orchestrator(chain, lambda: releases.live, silent, 0, silent.later)
-        return lambda: orchestrator.serve([Request(feeds, True, lambda *_: None)])
+    def orchestrated(live: LiveRelease, *, exact: bool) -> Callable[[], object]:
+        orchestrator = Orchestrator(chain, lambda: live, silent, 0, silent.later)
+        return lambda: orchestrator.serve([Request(feeds, exact, lambda *_: None)])
 
     ways: dict[str, Callable[[], object]] = {
         "backbone": lambda: run(plain, [chain.output.name], feeds),
         "all segments apart": segments,
-        "orchestrator, no release": orchestrated(bare),
-        f"release {released.live.number}, exact": orchestrated(released),
+        "orchestrator, no release": orchestrated(bare.live, exact=True),
+        "the live release, exact": orchestrated(staged, exact=True),
+        "its heads missing, by stages": orchestrated(staged, exact=False),
+        "its heads missing, one graph": orchestrated(whole, exact=False),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
@@ -68,7 +80,19 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
             seconds[name].append(time.perf_counter() - start)
     base = np.median(seconds["backbone"])
     for name, taken in seconds.items():
-        click.echo(f"in process  {name:<26} {np.median(taken) * 1e3:6.2f} ms  {np.median(taken) / base:.2f}")
+        click.echo(f"in process  {name:<28} {np.median(taken) * 1e3:6.2f} ms  {np.median(taken) / base:.2f}")
+
+
+def with_heads_that_miss(repository: Path, chain: Chain, to: Path) -> None:
+    """Copies a chain, with a release of the live heads that always miss."""
+    watch = ReleaseWatch(repository, chain, InlineEngine(repository, chain), lambda *_: None, lambda _: None)
+    watch.look()
+    heads = {index: head_path(repository, chain, index, watch.live.number).read_bytes() for index in watch.live.state}
+    for folder in repository.glob(f"{chain.model}*"):
+        shutil.copytree(folder, to / folder.name)
+    certificate = Certificate(0, 0, 0, 1.0, chain.epsilon, chain.delta, {}, 0.0, "none: made to be measured", "", "")
+    closed = {index: with_threshold(head, CLOSED) for index, head in heads.items()}
+    publish(to, chain, Draft(closed, certificate, Window("none", 0), "benchmark"))
 
 
 def served(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> None:
@@ -84,7 +108,7 @@ def served(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> None
         )
     for name, seen in (("plain model", plain), ("chain, exact", exact)):
         figures = ", ".join(f"{key[:-3]} {value:.2f} ms" for key, value in summary(seen.latency).items())
-        click.echo(f"over gRPC   {name:<26} {figures}")
+        click.echo(f"over gRPC   {name:<28} {figures}")
 
 
 def main() -> None:
@@ -93,7 +117,9 @@ def main() -> None:
     chain = read_chain(repository, find_chains(repository)[0])
     random = np.random.default_rng(0)
     feeds = {t.name: random.random(t.zeros().shape).astype(t.numpy) for t in chain.inputs}
-    in_process(repository, chain, feeds)
+    with tempfile.TemporaryDirectory() as work:
+        with_heads_that_miss(repository, chain, Path(work, "models"))
+        in_process(Path(work, "models"), chain, feeds)
     served(repository, chain, feeds)
 
 

@@ -30,6 +30,9 @@ THREADS = "GATI_THREADS"
 
 SPIN = "session.intra_op.allow_spinning"
 """ONNX Runtime's name for whether threads wait busily; also a parameter of the stand-in backend's models."""
+STOP_SPINNING = "session.force_spinning_stop"
+"""Its name for that they stop waiting busily when a run ends: then the server and its clients want the cores. On two
+cores, a request of a plain ResNet-18 took a sixth less with it, and one of its chain a quarter."""
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 
@@ -82,6 +85,7 @@ def open_session(
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 4
+    options.add_session_config_entry(STOP_SPINNING, "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     for name, tensor in (lent or {}).items():
@@ -124,6 +128,7 @@ def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceS
     options.intra_op_num_threads = intra_op_threads
     options.log_severity_level = 4
     options.add_session_config_entry(SPIN, str(int(spin)))
+    options.add_session_config_entry(STOP_SPINNING, "1")
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
