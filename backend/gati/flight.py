@@ -190,7 +190,10 @@ def _labels(exit_: int, release: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _strange(values: dict[str, np.ndarray]) -> bool:
-    """Whether one row holds NaN or Inf; a scalar product tells, at half of what a sum costs when caches are cold."""
+    """Whether one row holds NaN or Inf. A scalar product tells, at half of what a sum costs when caches are cold.
+
+    Numbers whose squares overflow, of 1e19 and more, make a miss of a legitimate row, no more.
+    """
     for value in values.values():
         if value.dtype.kind == "f":
             if value.dtype.itemsize < 4:

@@ -137,7 +137,7 @@ class Orchestrator:
             self._draw(flight, release.breaker)
         audits: list[Audit] = []
         try:
-            if heads is None or not self._falls(flight, release):
+            if heads is None or not self._run_cascade(flight, release):
                 self._walk(flight, release, heads, audits)
         except GatiError as error:
             flight.fail(error)
@@ -181,7 +181,7 @@ class Orchestrator:
         for audit in audits:
             self._later(audit)
 
-    def _falls(self, flight: Flight, release: LiveRelease) -> bool:
+    def _run_cascade(self, flight: Flight, release: LiveRelease) -> bool:
         """Runs a flight of one row through the cascade; False where it has to go stage by stage.
 
         So does what was drawn, whose hidden state is needed to run it on to the end, and what a cascade can't run: that

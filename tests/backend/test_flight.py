@@ -77,6 +77,19 @@ def test_rows_that_are_exact_or_not_finite_are_not_for_heads() -> None:
     assert flight.finite.tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64], ids=lambda d: d.__name__)
+def test_one_row_alone_is_judged_as_among_others(dtype: type) -> None:
+    values = [1, -2, 0] if dtype is np.int64 else [1, -60_000, 0, np.nan, np.inf, -np.inf]
+    for value in values:
+        x = np.array([[1, value, 2]], dtype)
+        alone = Flight([Client().request("a", x)], OUTPUT)
+        among = Flight([Client().request("a", x), Client().request("b", np.ones_like(x))], OUTPUT)
+        assert alone.finite.tolist() == alone.cacheable.tolist() == among.finite[:1].tolist()
+        assert alone.answerable == alone.finite[0] and among.answerable
+        exact = Flight([Client().request("a", x, exact=True)], OUTPUT)
+        assert not exact.answerable and exact.finite.tolist() == alone.finite.tolist()
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 def test_a_bad_number_anywhere_in_a_row_is_seen(dtype: type, bad: float) -> None:
