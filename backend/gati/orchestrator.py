@@ -17,7 +17,7 @@ from gati.chain import Chain
 from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import GatiError
-from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
+from gati.flight import BACKBONE, YES, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.state import HeadState
 
@@ -46,7 +46,8 @@ class LiveRelease:
 class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
-    `drawn` is what the release's breaker calls them, `kept` what is recorded of them.
+    `drawn` is what the release's breaker calls them, `kept` what is recorded of them, and `values` what goes on at the
+    cut point `at`: where they left, or −1 for the inputs of what a cascade answered.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Audit:
     served: np.ndarray
     kept: dict[str, np.ndarray] | None
     arrived: float
+    at: int
 
 
 EAGER = 25
@@ -137,7 +139,7 @@ class Orchestrator:
             self._draw(flight, release.breaker)
         audits: list[Audit] = []
         try:
-            if heads is None or not self._run_cascade(flight, release):
+            if heads is None or not self._run_cascade(flight, release, audits):
                 self._walk(flight, release, heads, audits)
         except GatiError as error:
             flight.fail(error)
@@ -154,7 +156,7 @@ class Orchestrator:
         """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
         values, ran = audit.values, list[Ran]()
         for stage in audit.release.stages:
-            if stage.last > audit.index:
+            if stage.last > audit.at:
                 values = self._advance(stage, values, ran)
         outputs = np.asarray(values[self._chain.output.name])
         agreed = self._agreement(audit.served, outputs)
@@ -181,14 +183,14 @@ class Orchestrator:
         for audit in audits:
             self._later(audit)
 
-    def _run_cascade(self, flight: Flight, release: LiveRelease) -> bool:
+    def _run_cascade(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
         """Runs a flight of one row through the cascade; False where it has to go stage by stage.
 
-        So does what was drawn, whose hidden state is needed to run it on to the end, and what a cascade can't run: that
-        the stages can't either, or a head fails, and stage by stage it is seen which.
+        So does what a cascade can't run: that the stages can't either, or a head fails, and stage by stage it is seen
+        which. A hit that was drawn is run on from its inputs, so that what is audited is what was served.
         """
         cascade = release.cascade
-        if cascade is None or flight.rows > 1 or flight.drawn is not None or self._cut is not None:
+        if cascade is None or flight.rows > 1 or self._cut is not None:
             return False
         if len(release.breaker.open_exits) < len(release.state):
             return False
@@ -200,6 +202,8 @@ class Orchestrator:
         ran = time.perf_counter() - started
         flight.finish_one(output, exit_, BACKBONE if exit_ == self._last else release.number)
         flight.ran.append(Ran(exit_, ran))
+        if flight.drawn is not None and exit_ != self._last:
+            audits += _audits(exit_, release, flight, ROW, YES, flight.values, -1)
         _learn(flight, release, [(release.state[index], ROW, key) for index, key in keys])
         return True
 
@@ -225,12 +229,12 @@ class Orchestrator:
             hits = np.count_nonzero(hit)
             if hits == len(rows):
                 flight.finish(rows, prediction.answer, index, release.number)
-                audits += _audits(index, release, flight, rows, hit, values)
+                audits += _audits(index, release, flight, rows, hit, values, index)
                 rows = rows[:0]
                 break
             if hits:
                 flight.finish(rows[hit], prediction.answer[hit], index, release.number)
-                audits += _audits(index, release, flight, rows, hit, values)
+                audits += _audits(index, release, flight, rows, hit, values, index)
                 rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
         if heads is not None:
             _learn(flight, release, keys)
@@ -257,7 +261,13 @@ class Orchestrator:
 
 
 def _audits(
-    index: int, release: LiveRelease, flight: Flight, rows: np.ndarray, hit: np.ndarray, values: Mapping[str, Hidden]
+    index: int,
+    release: LiveRelease,
+    flight: Flight,
+    rows: np.ndarray,
+    hit: np.ndarray,
+    values: Mapping[str, Hidden],
+    at: int,
 ) -> list[Audit]:
     """The hits that were drawn, if any, as one audit."""
     if flight.drawn is None:
@@ -268,7 +278,7 @@ def _audits(
     kept = flight.kept and {name: value[rows[chosen]] for name, value in flight.kept.items()}
     left = {name: value[chosen] for name, value in values.items()}
     served = flight.output[rows[chosen]]
-    return [Audit(index, release, flight.drawn.number, left, served, kept, flight.requests[0].arrived)]
+    return [Audit(index, release, flight.drawn.number, left, served, kept, flight.requests[0].arrived, at)]
 
 
 def _learn(flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]) -> None:

@@ -50,6 +50,7 @@ class Weights:
         """Puts them back."""
         for tensor in self._gone(model):
             tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
             tensor.raw_data = self._held[tensor.name].tobytes()
 
     def open(self, model: ModelProto) -> ort.InferenceSession:

@@ -397,9 +397,9 @@ def test_a_request_of_one_row_goes_through_the_cascade() -> None:
     assert [[ran.segment for ran in flight.ran] for flight in house.flights] == [[0], [1], [LAST]]
 
 
-@pytest.mark.parametrize("why", ["exact", "nan", "rows", "requests", "drawn", "closed", "features"])
+@pytest.mark.parametrize("why", ["exact", "nan", "rows", "requests", "closed", "features"])
 def test_what_else_there_is_goes_stage_by_stage(why: str) -> None:
-    house = cascading(audit=float(why == "drawn"), cut=0 if why == "features" else None)
+    house = cascading(cut=0 if why == "features" else None)
     if why == "closed":
         house.live.breaker.open_exits = (0,)
     row = [1, 1, 1, np.nan if why == "nan" else 0]
@@ -408,6 +408,19 @@ def test_what_else_there_is_goes_stage_by_stage(why: str) -> None:
     assert ("segment", 0, 2 if why in ("rows", "requests") else 1) in house.events
     assert not [event for event in house.events if event[0] == "cascade"]
     assert house.exits("a")[0] == (LAST if why in ("exact", "nan", "closed") else 1)
+
+
+def test_what_a_cascade_answered_is_what_is_audited() -> None:
+    house = cascading(audit=1)
+    for name, row in {"true": [1, 1, 1, 5], "lie": [0, 1, 2, 6], "miss": [9, 1, 2, 7]}.items():
+        house.orchestrator.serve([house.request(name, row)])
+    assert not [event for event in house.events if event[0] == "segment"]
+    assert [(audit.index, audit.served.argmax(1).tolist()) for audit in house.audits] == [(1, [1]), (0, [2])]
+    assert [audit.kept and audit.kept["x"][:, 3].tolist() for audit in house.audits] == [[5], [6]]
+    while house.audits:
+        house.orchestrator.audit(house.audits.pop(0))
+    assert house.agreed == [True, False] and house.ran == [0, 1, 2] * 2, "from the inputs to the end"
+    assert house.live.breaker.state()["blocks"] == [[0, 3, 2, 1, 0]]
 
 
 def test_what_a_cascade_can_not_run_goes_stage_by_stage_and_is_told_from_there() -> None:

@@ -44,7 +44,7 @@ def test_what_is_taken_can_be_put_back() -> None:
     weights.take(model)
     assert weights.bytes == LARGE.nbytes >= LEAST > SMALL.nbytes
     assert len(model.SerializeToString()) < len(before) - LARGE.nbytes + 100
-    weights.take(model)
+    weights.open(model)
     weights.put_back(model)
     assert model.SerializeToString(deterministic=True) == before
 
