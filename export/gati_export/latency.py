@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from gati.chain import Chain
 from gati.device import usable
@@ -24,6 +24,7 @@ from gati.inline import LARGEST_CASCADE, cut_as_run
 from gati.layout import open_on_blocks
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
+from gati_export.replay import state_of
 
 WARM_UP = 5
 ROUNDS = 100
@@ -160,11 +161,8 @@ def measure_heads(
             if at == index:
                 blocked = cut.name in parts.blocked
                 session = open_on_blocks(model, cut)[0] if blocked else open_session(model, device)
-                state = {
-                    node.name: np.zeros(node.shape, np.float32)
-                    for node in session.get_inputs()
-                    if node.name != cut.name
-                }
+                shapes = state_of(ModelProto.FromString(model))
+                state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
                 places[head] = len(turns)
                 turns.append((session, {cut.name: parts.feeds[index + 1][cut.name], **state}))
     for session in call:

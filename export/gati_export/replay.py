@@ -39,18 +39,23 @@ class Parts:
 
 def has_state(model: bytes) -> bool:
     """Whether a head's file asks for state."""
-    return any(value.name in STATE_INPUTS for value in onnx.ModelProto.FromString(model).graph.input)
+    return bool(state_of(onnx.ModelProto.FromString(model)))
+
+
+def state_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of the state that a head asks for, by input name."""
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in model.graph.input
+        if value.name in STATE_INPUTS
+    }
 
 
 def part(model: bytes, output: str) -> Parts:
     """Cuts a head's file where state comes in; `output` is the name of its answer."""
     proto = onnx.ModelProto.FromString(model)
     graph = proto.graph
-    state = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in graph.input
-        if value.name in STATE_INPUTS
-    }
+    state = state_of(proto)
     constant = {tensor.name for tensor in graph.initializer}
     dependent = set(state)
     boundary: dict[str, None] = {}

@@ -1,0 +1,48 @@
+"""What chains cost, as it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from handmade import mixing_head, remembering_head
+from networks import export_onnx
+from torch import nn
+
+from gati.chain import Chain
+from gati.inline import cut_as_run
+from gati_export.backbone import load_backbone
+from gati_export.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.latency import measure_heads
+from gati_export.segments import cut, write_segments
+
+CHANNELS = 32
+
+
+@pytest.fixture
+def convolutions(tmp_path: Path) -> tuple[Chain, list[Path], dict[str, np.ndarray]]:
+    """A chain cut where what passes is blocks of channels (gati.layout), its files, and samples."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, CHANNELS, 3), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 5)).eval()
+    samples = {"input": np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)}
+    backbone = load_backbone(str(export_onnx(network, samples, tmp_path / "network.onnx")), samples, tmp_path)
+    chain = Chain("conv", "inline", backbone.inputs, backbone.output, (), 0.01, 0.05, 8)
+    graphs = cut(backbone, choose_cutpoints(find_cutpoints(backbone), 1))
+    segments = write_segments(graphs, lambda index: chain.segment_path(tmp_path, index).parent)
+    chain = replace(chain, segments=segments)
+    return chain, [chain.segment_path(tmp_path, segment.index) for segment in segments], samples
+
+
+def test_heads_with_state_are_measured_on_blocks(
+    convolutions: tuple[Chain, list[Path], dict[str, np.ndarray]],
+) -> None:
+    chain, paths, samples = convolutions
+    one = {name: rows[:1] for name, rows in samples.items()}
+    blocked = cut_as_run(chain, [path.read_bytes() for path in paths], [range(1), range(1, 2)], one).blocked
+    assert blocked == {chain.segments[0].output.name}
+    heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
+    assert all(seconds > 0 for seconds in measure_heads(chain, paths, heads, samples))
