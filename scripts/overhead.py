@@ -53,7 +53,7 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
     staged = missing.live
     missing.look()
     whole = missing.live
-    assert staged.cascade is None and whole.cascade is not None
+    assert staged.joined is None and whole.joined is not None
 
     def segments() -> None:
         values: dict[str, Any] = dict(feeds)

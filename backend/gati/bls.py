@@ -82,7 +82,7 @@ class BlsHeads:
             return None
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
-    def load_cascade(self) -> None:
+    def load_joined(self) -> None:
         """Models apart are never one graph; see gati.head."""
 
 

@@ -10,59 +10,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper, numpy_helper
-from onnx.compose import add_prefix_graph
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from gati.chain import Tensor
-from gati.head import HIT, KEY, HeadSpec
+from gati.head import HIT, KEY
 from gati.session import run
 from gati.state import HeadState
+from gati.steps import Passage, Step, apart, common_versions, of_head
 
 ANSWER, EXIT = "answer", "exit"
 
 
-class UnjoinableError(Exception):
-    """Stages and heads that can't be one graph."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage as it is run, and the head behind it.
-
-    Attributes:
-        last: Index of the stage's last segment.
-        stage: The stage, which gives the cut tensor, or at the end the chain's output.
-        head: The head, which reads the cut tensor; None at the end.
-        spec: What the head takes and gives.
-    """
-
-    last: int
-    stage: ModelProto
-    head: ModelProto | None = None
-    spec: HeadSpec = field(default_factory=lambda: HeadSpec({}, ()))
-
-
-class Passage(NamedTuple):
-    """What became of one row.
-
-    Attributes:
-        output: What it is answered with, [1, classes].
-        exit: Index of the segment after which it was answered.
-        keys: Of heads that it came to, the cut point and what it is to be remembered by, FP32 [1, dim].
-    """
-
-    output: np.ndarray
-    exit: int
-    keys: Sequence[tuple[int, np.ndarray]]
-
-
 class Cascade:
-    """Runs one row through a chain.
+    """A chain and its heads as one graph; see `gati.steps.Joined`.
 
     Args:
         session: Of what `assemble` makes of the steps.
@@ -76,17 +40,9 @@ class Cascade:
         self._outputs = [node.name for node in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState]) -> Passage:
-        """Runs one row to its exit.
-
-        Args:
-            inputs: The model's inputs, [1, ...] each.
-            state: Of the release's heads, by cut point.
-
-        Raises:
-            Exception: ONNX Runtime's own, if the row can't be run.
-        """
+        """See `gati.steps.Joined`."""
         for index in self._state:
-            inputs = {**inputs, **{_head(index, name): value for name, value in state[index].feeds().items()}}
+            inputs = {**inputs, **{of_head(index, name): value for name, value in state[index].feeds().items()}}
         output, exit_, *keys = run(self._session, self._outputs, inputs)
         return Passage(output, exit_.item(), [pair for pair in zip(self._keyed, keys, strict=True) if len(pair[1])])
 
@@ -102,17 +58,17 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
     Raises:
         UnjoinableError: If they use operators of versions that do not go together.
     """
-    versions = _versions([model for step in steps for model in (step.stage, step.head) if model is not None])
+    versions = common_versions(steps)
     kept = Counter(weight.name for step in steps for weight in step.stage.graph.initializer)
     common = {weight.name: weight for step in steps for weight in step.stage.graph.initializer if kept[weight.name] > 1}
     level = _end(steps[-1], output)
     for step in reversed(steps[:-1]):
-        level = _before(level, step, _apart(step), output, common)
+        level = _before(level, step, apart(step), output, common)
     graph = level.graph("cascade", common)
     graph.initializer.extend(common.values())
     graph.input.extend(_value(tensor.name, _type(tensor)) for tensor in inputs)
     for step in steps:
-        graph.input.extend(_value(_head(step.last, name), TensorProto.FLOAT) for name in step.spec.state)
+        graph.input.extend(_value(of_head(step.last, name), TensorProto.FLOAT) for name in step.spec.state)
     opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=max(step.stage.ir_version for step in steps))
 
@@ -146,11 +102,11 @@ def _before(level: _Level, step: Step, head: GraphProto, output: Tensor, common:
     answer, exit_ = _here(index, ANSWER, _type(output)), _here(index, EXIT, TensorProto.INT64)
     later = {place: _here(index, f"{KEY}/{place}", TensorProto.FLOAT) for place in level.keys}
     gives = [value.name for value in (answer, exit_, *later.values())]
-    leave = helper.make_node("If", [_head(index, HIT)], gives)
+    leave = helper.make_node("If", [of_head(index, HIT)], gives)
     branches = {"then_branch": _hit(step, output, level.keys), "else_branch": level.graph(f"miss {index}", common)}
     leave.attribute.extend(helper.make_attribute(name, graph) for name, graph in branches.items())
     nodes = [*step.stage.graph.node, *head.node, leave]
-    own = {index: _value(_head(index, KEY), TensorProto.FLOAT)} if KEY in step.spec.outputs else {}
+    own = {index: _value(of_head(index, KEY), TensorProto.FLOAT)} if KEY in step.spec.outputs else {}
     return _Level(nodes, [*step.stage.graph.initializer, *head.initializer], answer, exit_, own | later)
 
 
@@ -160,62 +116,11 @@ def _hit(step: Step, output: Tensor, later: Iterable[int]) -> GraphProto:
     answer, exit_ = _here(index, f"{HIT}/{ANSWER}", _type(output)), _here(index, f"{HIT}/{EXIT}", TensorProto.INT64)
     keys = [_here(index, f"{HIT}/{KEY}/{place}", TensorProto.FLOAT) for place in later]
     nodes = [
-        helper.make_node("Identity", [_head(index, output.name)], [answer.name]),
+        helper.make_node("Identity", [of_head(index, output.name)], [answer.name]),
         _constant(exit_.name, np.array([index])),
         *(_constant(key.name, np.zeros((0, 0), np.float32)) for key in keys),
     ]
     return helper.make_graph(nodes, f"hit {index}", [], [answer, exit_, *keys])
-
-
-def _apart(step: Step) -> GraphProto:
-    """A step's head with names of its own, all but that of the cut tensor, which it reads."""
-    assert step.head is not None
-    head = add_prefix_graph(step.head.graph, _head(step.last, ""))
-    (cut,) = {value.name for value in step.head.graph.input} - {*step.spec.state}
-    for node in head.node:
-        node.input[:] = [cut if name == _head(step.last, cut) else name for name in node.input]
-    return head
-
-
-def _versions(models: Sequence[ModelProto]) -> dict[str, int]:
-    """Versions of operators, by domain, at which all models mean the same as at their own.
-
-    Raises:
-        UnjoinableError: If there are none.
-    """
-    versions: dict[str, int] = {}
-    for model in models:
-        for opset in model.opset_import:
-            versions[opset.domain] = max(versions.get(opset.domain, 0), opset.version)
-    for model in models:
-        own = {opset.domain: opset.version for opset in model.opset_import}
-        for node in model.graph.node:
-            if own[node.domain] != versions[node.domain] and not _as_before(node, own[node.domain], versions):
-                raise UnjoinableError(
-                    f"{node.op_type} of version {own[node.domain]} is another of version {versions[node.domain]}"
-                )
-    return versions
-
-
-def _as_before(node: NodeProto, version: int, versions: Mapping[str, int]) -> bool:
-    """Whether an operator has kept its inputs, attributes and their defaults from a version on."""
-    try:
-        old, new = (defs.get_schema(node.op_type, at, node.domain) for at in (version, versions[node.domain]))
-    except defs.SchemaError:  # one of ONNX Runtime's own
-        return False
-    kept = all(
-        name in new.attributes and new.attributes[name].default_value == attribute.default_value
-        for name, attribute in old.attributes.items()
-    )
-    asked = any(attribute.required for name, attribute in new.attributes.items() if name not in old.attributes)
-    return (
-        kept and not asked and [one.name for one in old.inputs] == [one.name for one in new.inputs][: len(old.inputs)]
-    )
-
-
-def _head(index: int, name: str) -> str:
-    """What a tensor of a head is called in a cascade."""
-    return f"cascade/head {index}/{name}"
 
 
 def _here(index: int, name: str, kind: int) -> ValueInfoProto:

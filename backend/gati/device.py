@@ -7,7 +7,9 @@ out there too. To the host come the chain's last answer and what heads say: who 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
@@ -59,17 +61,40 @@ class DeviceRunner(Runner):
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self._turn = threading.Condition()
+        self._running = 0
         _gather(TensorProto.FLOAT, device)  # fails now rather than on a request
 
     def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
         """See Runner; what stays are `DeviceArray`s."""
-        return [DeviceArray(value, session, self) for value in _run(session, outputs, feeds, self.device)]
+        with self.beside_others():
+            return [DeviceArray(value, session, self) for value in _run(session, outputs, feeds, self.device)]
 
     def fetch(
         self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]
     ) -> list[np.ndarray]:
         """See Runner."""
-        return [value.numpy() for value in _run(session, outputs, feeds, CPU)]
+        with self.beside_others():
+            return [value.numpy() for value in _run(session, outputs, feeds, CPU)]
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """While the device is used, perhaps by several threads; waits for one that wants it alone."""
+        with self._turn:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other thread uses the device: CUDA breaks off a capture when another one takes memory, say."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._running)
+            yield
 
 
 def runner_on(device: Device) -> Runner:
@@ -111,7 +136,8 @@ class DeviceArray:
         return self._runner.keep(session, [TAKEN], {VALUES: self, ROWS: indices})[0]
 
     def __array__(self) -> np.ndarray:
-        return self.value.numpy()
+        with self._runner.beside_others():
+            return self.value.numpy()
 
 
 def _run(

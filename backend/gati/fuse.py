@@ -20,13 +20,14 @@ def fuse(models: Sequence[bytes]) -> bytes:
     return models[0] if len(models) == 1 else join(models).SerializeToString()
 
 
-def join(models: Sequence[bytes]) -> ModelProto:
+def join(models: Sequence[bytes], prefix: str = "") -> ModelProto:
     """Joins ONNX models, each of which reads what the one before gives, and perhaps the inputs of the whole.
 
     Names inside a model are made its own; two may hold the same weights, or repeat light work on an input.
 
     Args:
         models: At least one, of the same operator sets, with different inner names for the tensors between them.
+        prefix: Of all names inside, beyond those that tell the models apart.
 
     Returns:
         A model with the inputs of all that no other one gives, and the outputs of the last.
@@ -34,7 +35,7 @@ def join(models: Sequence[bytes]) -> ModelProto:
     Raises:
         google.protobuf.message.DecodeError: If one is no ONNX model.
     """
-    if len(models) == 1:
+    if len(models) == 1 and not prefix:
         return onnx.load_model_from_string(models[0])
     parts = [onnx.load_model_from_string(model) for model in models]
     whole = ModelProto(ir_version=parts[0].ir_version)
@@ -44,7 +45,12 @@ def join(models: Sequence[bytes]) -> ModelProto:
     functions: set[tuple[str, str]] = set()
     for place, part in enumerate(parts):
         graph = add_prefix_graph(
-            part.graph, f"{place}/", rename_inputs=False, rename_outputs=False, rename_value_infos=False, inplace=True
+            part.graph,
+            f"{prefix}{place}/",
+            rename_inputs=False,
+            rename_outputs=False,
+            rename_value_infos=False,
+            inplace=True,
         )
         whole.graph.input.extend(value for value in graph.input if value.name not in given)
         given |= {value.name for value in (*graph.input, *graph.output)}

@@ -22,7 +22,7 @@ from gati.session import CPU, Device, open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 
 if TYPE_CHECKING:
-    from gati.cascade import Cascade
+    from gati.steps import Joined
 
 SCORE, HIT, KEY = "score", "hit", "key"
 SEGMENTS_KEY = "gati.segments"
@@ -50,7 +50,7 @@ class Heads(Protocol):
         """Looks a batch up; None where the head is not ready, which is a miss."""
         ...
 
-    def load_cascade(self) -> Cascade | None:
+    def load_joined(self) -> Joined | None:
         """Loads the chain and these heads as one graph, for a request of one row; None where that can't be."""
         ...
 

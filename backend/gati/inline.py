@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,21 @@ import onnxruntime as ort
 from onnx import ModelProto
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from gati.cascade import Cascade, Step, UnjoinableError, assemble
+from gati.cascade import Cascade, assemble
 from gati.chain import Chain
-from gati.device import Hidden, Runner
+from gati.device import DeviceRunner, Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
+from gati.ladder import Ladder
 from gati.layout import InseparableError, Split, close, open_on_blocks, probe, split
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
 from gati.state import HeadState
+from gati.steps import Joined, Step, UnjoinableError
 
-LARGEST_CASCADE = 256 << 20
+LARGEST_JOINED = 256 << 20
 """Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
 memory again, and saves it nothing that one would notice."""
 
@@ -39,10 +41,17 @@ class _Plan:
     Attributes:
         stages: The stages.
         split: What they are made of; None where they are segments as these lie on disk.
+        files: Those segments' files, by stage; none where there is a split.
     """
 
     stages: tuple[Stage, ...]
     split: Split | None = None
+    files: Sequence[Sequence[Path]] = field(default=())
+
+    @property
+    def bytes(self) -> int:
+        """How much the network takes."""
+        return self.split.weights.bytes if self.split else sum(f.stat().st_size for files in self.files for f in files)
 
     def blocks(self, name: str) -> np.ndarray | None:
         """One row of a cut tensor, if it passes as blocks; see gati.layout."""
@@ -112,7 +121,8 @@ class InlineEngine:
                 return self._cut_as_run(models, parts)
             except Exception as error:  # ONNX Runtime's own, too; what can't be cut as it runs is cut as it lies there
                 self._say(f"cut points cost more than they need to: {first_line(error)}")
-        return _Plan(tuple(self._stage(part, self._open(models, part)) for part in parts))
+        opened = tuple(self._stage(part, self._open(models, part)) for part in parts)
+        return _Plan(opened, files=[[self._path(index) for index in part] for part in parts])
 
     def _cut_as_run(self, models: Sequence[bytes], parts: Sequence[range]) -> _Plan:
         feeds = {tensor.name: probe(tensor) for tensor in self._chain.inputs}
@@ -195,33 +205,54 @@ class InlineHeads:
         values = self._runner.fetch(self._heads[index].session, self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
-    def load_cascade(self) -> Cascade | None:
-        """Makes one graph of the stages and these heads; see gati.head."""
-        found = self._plan.split
-        if found is None or found.weights.bytes > LARGEST_CASCADE:
-            return None
+    def load_joined(self) -> Joined | None:
+        """Joins the stages and these heads; see gati.head."""
         try:
-            steps, weights = self._steps(found), found.weights.fork()
-            whole = assemble(steps, self._chain.inputs, self._chain.output)
-            weights.take(whole)
-            cascade = Cascade(weights.open(whole), steps)
-            self._hold_against_stages(cascade)
+            if self._plan.bytes > LARGEST_JOINED:
+                return None
+            joined = self._join(self._plan.split) if self._plan.split else self._climb()
+            if joined is not None:
+                self._hold_against_stages(joined)
         except Exception as error:  # ONNX Runtime's own, too; stage by stage, the answers are the same
             self._say(f"single requests take longer than they need to: {first_line(error)}")
             return None
-        return cascade
+        return joined
 
-    def _steps(self, found: Split) -> list[Step]:
+    def _join(self, found: Split) -> Cascade:
+        """On a processor, of the stages as they are run, and with their weights."""
+        steps, weights = self._steps(found.pieces), found.weights.fork()
+        whole = assemble(steps, self._chain.inputs, self._chain.output)
+        weights.take(whole)
+        return Cascade(weights.open(whole), steps)
+
+    def _climb(self) -> Ladder | None:
+        """On a GPU, of the segments as they lie on disk; it takes their weights a second time."""
+        if not isinstance(self._runner, DeviceRunner):
+            return None
+        joined = (
+            join([file.read_bytes() for file in files], prefix=f"stage {place}/")
+            for place, files in enumerate(self._plan.files)
+        )
+        steps = self._steps([*joined])
+        try:
+            return Ladder(steps, self._chain, self._runner, captured=True)
+        except UnjoinableError:
+            raise
+        except Exception as error:  # a node that the GPU can't run, say
+            self._say(f"stages and heads can't be CUDA graphs, and start slower: {first_line(error)}")
+            return Ladder(steps, self._chain, self._runner, captured=False)
+
+    def _steps(self, stages: Sequence[ModelProto]) -> list[Step]:
         *before, last = (stage.last for stage in self._plan.stages)
         heads = [self._heads[index] for index in before]
-        pieces = zip(before, found.pieces, heads, strict=False)
+        pieces = zip(before, stages, heads, strict=False)
         return [
             *(Step(index, piece, head.model, head.spec) for index, piece, head in pieces),
-            Step(last, found.pieces[-1]),
+            Step(last, stages[-1]),
         ]
 
-    def _hold_against_stages(self, cascade: Cascade) -> None:
-        """Tries a cascade out.
+    def _hold_against_stages(self, joined: Joined) -> None:
+        """Tries out what was joined.
 
         Raises:
             UnjoinableError: If it does something else than the stages and heads apart.
@@ -229,9 +260,9 @@ class InlineHeads:
         tensors = self._chain.inputs
         for row in ({t.name: probe(t) for t in tensors}, {t.name: t.zeros() for t in tensors}):
             output, exit_ = self._walk(row)
-            found = cascade.run(row, {index: HeadState(head.spec.state) for index, head in self._heads.items()})
+            found = joined.run(row, {index: HeadState(head.spec.state) for index, head in self._heads.items()})
             if found.exit != exit_ or not close(found.output, output):
-                raise UnjoinableError("in one graph, stages and heads do something else than apart")
+                raise UnjoinableError("joined, stages and heads do something else than apart")
 
     def _walk(self, row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
         """What stages and heads apart answer to a row, and where."""

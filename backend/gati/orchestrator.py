@@ -12,7 +12,6 @@ import numpy as np
 
 from gati.agreement import parse_agreement
 from gati.breaker import Breaker
-from gati.cascade import Cascade
 from gati.chain import Chain
 from gati.device import Hidden
 from gati.engine import Stage
@@ -20,14 +19,15 @@ from gati.errors import GatiError
 from gati.flight import BACKBONE, YES, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.state import HeadState
+from gati.steps import Joined
 
 
 @dataclass(frozen=True)
 class LiveRelease:
     """A release as it serves: the chain's stages, its heads, their state, and its breaker.
 
-    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. The cascade does what
-    stages and heads do, for requests of one row, and comes a moment after them, if there is one.
+    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Joined,
+    they do the same for requests of one row, sooner; that comes a moment after them, if it can be had.
     """
 
     number: int
@@ -35,7 +35,7 @@ class LiveRelease:
     heads: Heads | None
     state: dict[int, HeadState]
     breaker: Breaker
-    cascade: Cascade | None = None
+    joined: Joined | None = None
 
     def whole_at(self, cut: int) -> bool:
         """Whether all rows of a batch come to a cut point: if a head before it may answer, the easy ones don't."""
@@ -47,7 +47,7 @@ class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
     `drawn` is what the release's breaker calls them, `kept` what is recorded of them, and `values` what goes on at the
-    cut point `at`: where they left, or −1 for the inputs of what a cascade answered.
+    cut point `at`: where they left, or −1 for the inputs of a row that they answered joined.
     """
 
     index: int
@@ -139,7 +139,7 @@ class Orchestrator:
             self._draw(flight, release.breaker)
         audits: list[Audit] = []
         try:
-            if heads is None or not self._run_cascade(flight, release, audits):
+            if heads is None or not self._run_joined(flight, release, audits):
                 self._walk(flight, release, heads, audits)
         except GatiError as error:
             flight.fail(error)
@@ -183,20 +183,20 @@ class Orchestrator:
         for audit in audits:
             self._later(audit)
 
-    def _run_cascade(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
-        """Runs a flight of one row through the cascade; False where it has to go stage by stage.
+    def _run_joined(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
+        """Runs a flight of one row through stages and heads joined; False where it has to go stage by stage.
 
-        So does what a cascade can't run: that the stages can't either, or a head fails, and stage by stage it is seen
+        So does what they can't run: that the stages can't either, or a head fails, and stage by stage it is seen
         which. A hit that was drawn is run on from its inputs, so that what is audited is what was served.
         """
-        cascade = release.cascade
-        if cascade is None or flight.rows > 1 or self._cut is not None:
+        joined = release.joined
+        if joined is None or flight.rows > 1 or self._cut is not None:
             return False
         if len(release.breaker.open_exits) < len(release.state):
             return False
         started = time.perf_counter()
         try:
-            output, exit_, keys = cascade.run(flight.values, release.state)
+            output, exit_, keys = joined.run(flight.values, release.state)
         except Exception:
             return False
         ran = time.perf_counter() - started

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,6 +70,7 @@ def open_session(
     device: Device = CPU,
     optimised: Path | None = None,
     lent: Mapping[str, ort.OrtValue] | None = None,
+    captured: bool = False,
 ) -> ort.InferenceSession:
     """Opens an ONNX model, given as a file or as its bytes; on a processor, on the process's shared thread pool.
 
@@ -76,6 +79,7 @@ def open_session(
         device: Where to run it.
         optimised: Where to write the graph that is run in the end, which is for this machine alone.
         lent: Tensors to read where they lie, instead of those of the same names in the model; see gati.weights.
+        captured: Whether a GPU is to run it as one CUDA graph; see gati.ladder.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -91,7 +95,7 @@ def open_session(
     for name, tensor in (lent or {}).items():
         options.add_initializer(name, tensor)
     source = model if isinstance(model, bytes) else str(model)
-    session = ort.InferenceSession(source, options, providers=_providers(device))
+    session = ort.InferenceSession(source, options, providers=_providers(device, captured))
     if lent:
         setattr(session, LENT, lent)
     if device != CPU and CUDA not in session.get_providers():  # it takes the processor then, and says so to nobody
@@ -101,7 +105,7 @@ def open_session(
     return session
 
 
-def _providers(device: Device) -> list[Any]:
+def _providers(device: Device, captured: bool) -> list[Any]:
     """Providers of a session, as ONNX Runtime wants them. Nodes that none of them can run go to the processor."""
     if device == CPU:
         return ["CPUExecutionProvider"]
@@ -109,8 +113,11 @@ def _providers(device: Device) -> list[Any]:
         raise UnavailableError(
             f"ONNX Runtime {ort.__version__} can't use {device} as it is: install onnxruntime-gpu in its place."
         )
-    # Not TensorFloat-32, with its 10 bits: heads were learned, and are certified, on float32.
-    return [(CUDA, {"device_id": str(device.index), "use_tf32": "0"})]
+    _load_cuda()
+    # Its exhaustive search for kernels, the default, takes 0.3 s on the first request of each batch size, and finds no
+    # faster ones. TensorFloat-32 stays on, as wherever ONNX Runtime serves the backbone: NVIDIA_TF32_OVERRIDE=0.
+    options = {"cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": str(int(captured))}
+    return [(CUDA, {"device_id": str(device.index), **options})]
 
 
 def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceSession:
@@ -135,6 +142,14 @@ def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceS
 def run(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Runs a session whose outputs are all dense tensors."""
     return cast(list[np.ndarray], session.run(outputs, feeds))
+
+
+@cache
+def _load_cuda() -> None:
+    """Finds CUDA and cuDNN where pip puts them (onnxruntime-gpu[cuda,cudnn]): the loader does not look there."""
+    ort.set_default_logger_severity(3)  # it warns, at each session, of a registry that nobody asked for
+    with redirect_stdout(sys.stderr):
+        ort.preload_dlls(msvc=False)
 
 
 @cache

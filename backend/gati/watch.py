@@ -57,7 +57,7 @@ class ReleaseWatch:
         self._cuts = cuts
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
-        self._bare: LiveRelease | None = None  # the live one, while it may get a cascade
+        self._bare: LiveRelease | None = None  # the live one, while it may be joined
         self._lock = threading.Lock()
 
     @property
@@ -77,7 +77,7 @@ class ReleaseWatch:
     def look(self) -> None:
         """Takes the highest release that can be taken, if it is higher than the live one.
 
-        A look at which there is none gives the live one its cascade: it serves before that, and sooner.
+        A look at which there is none joins the stages and heads of the live one: it serves before that, and sooner.
         """
         for number in numbers_on_disk(self._repository, self._chain):
             if self._live is not None and number <= self._live.number:
@@ -90,10 +90,10 @@ class ReleaseWatch:
 
     def _complete(self, live: LiveRelease) -> None:
         self._bare = None
-        cascade = live.heads and live.heads.load_cascade()
-        if cascade is not None:
+        joined = live.heads and live.heads.load_joined()
+        if joined is not None:
             with self._lock:
-                self._live = replace(live, cascade=cascade)
+                self._live = replace(live, joined=joined)
             trim()
 
     def _try(self, number: int) -> bool:

@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper
 from gati.chain import Chain
 from gati.device import usable
 from gati.fuse import fuse, stages
-from gati.inline import LARGEST_CASCADE, cut_as_run
+from gati.inline import LARGEST_JOINED, cut_as_run
 from gati.layout import open_on_blocks
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
@@ -175,7 +175,7 @@ def measure_heads(
 
 def _call(chain: Chain, paths: Sequence[Path]) -> list[ort.InferenceSession]:
     """A model that does nothing, to measure what a call takes, where a cascade spares it; else none."""
-    large = sum(path.stat().st_size for path in paths) > LARGEST_CASCADE
+    large = sum(path.stat().st_size for path in paths) > LARGEST_JOINED
     if chain.mode == "bls" or large or measured_on(chain) != CPU:
         return []
     graph = helper.make_graph(

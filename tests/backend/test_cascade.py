@@ -13,13 +13,14 @@ from handmade import draft, mixing_head, remembering_head, sure_head
 from onnx import TensorProto, helper, numpy_helper
 
 from gati import inline
-from gati.cascade import Cascade, Step, UnjoinableError, assemble
+from gati.cascade import Cascade, assemble
 from gati.chain import Tensor
 from gati.flight import Answer, Request
 from gati.head import HeadSpec
 from gati.inline import InlineEngine
 from gati.orchestrator import LiveRelease, Orchestrator
 from gati.session import open_session
+from gati.steps import Step, UnjoinableError
 from gati.watch import ReleaseWatch
 from gati_export.heads import with_threshold
 from gati_export.publish import publish
@@ -60,7 +61,7 @@ class Asked:
 
 def test_a_release_has_a_cascade_a_moment_after_it_went_live(exported: Exported) -> None:
     asked = Asked(exported.repository, exported)
-    assert asked.live[False].cascade is None and asked.live[True].cascade is not None
+    assert asked.live[False].joined is None and asked.live[True].joined is not None
     assert not asked.said
 
 
@@ -110,9 +111,9 @@ def test_a_cascade_leaves_at_the_first_hit(exported: Exported, tmp_path: Path, h
 
 
 def test_what_is_larger_than_a_cascade_may_be_has_none(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inline, "LARGEST_CASCADE", 0)
+    monkeypatch.setattr(inline, "LARGEST_JOINED", 0)
     asked = Asked(exported.repository, exported)
-    assert asked.live[True].cascade is None
+    assert asked.live[True].joined is None
     assert not asked.said
 
 
@@ -125,9 +126,9 @@ def test_a_cascade_that_does_something_else_is_not_used(exported: Exported, monk
 
     monkeypatch.setattr(Cascade, "run", lies)
     asked = Asked(exported.repository, exported)
-    assert asked.live[True].cascade is None
+    assert asked.live[True].joined is None
     (said,) = asked.said
-    assert said.endswith("in one graph, stages and heads do something else than apart")
+    assert said.endswith("joined, stages and heads do something else than apart")
     assert asked.answers(exported.images[:1], cascade=True)
 
 

@@ -1,8 +1,12 @@
-"""Hidden state kept on a device. The device is the processor here, by the same bindings; no GPU has run this."""
+"""Hidden state kept on a device: the processor, by the same bindings as a GPU; and a GPU, where there is one."""
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +21,45 @@ from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
 from gati.errors import RepositoryError, RequestError, UnavailableError
 from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
+from gati.ladder import Ladder
+from gati.layout import close
 from gati.orchestrator import Audit, Orchestrator
 from gati.server import Ports, Server
 from gati.session import CPU, Device, open_session, parse_device
+from gati.steps import UnjoinableError
 from gati.watch import ReleaseWatch
 from gati_export.publish import publish
 
-BOUND = DeviceRunner(CPU)
+GPU = Device("cuda")
+
+
+@pytest.fixture(params=[CPU, GPU], ids=str)
+def bound(request: pytest.FixtureRequest) -> DeviceRunner:
+    """Keeps hidden state on a device."""
+    if not usable(request.param):
+        pytest.skip("there is no GPU that ONNX Runtime can use")
+    return DeviceRunner(request.param)
 
 
 class Walked:
-    """What becomes of images: their answers, and what audits find, in NumPy."""
+    """What becomes of images: their answers, and what audits find, in NumPy.
 
-    def __init__(self, repository: Path, chain: Chain, runner: Runner) -> None:
+    All hits are audited; by a ladder alone, none is, and nothing goes stage by stage.
+    """
+
+    def __init__(self, repository: Path, chain: Chain, runner: Runner, *, climbs: bool = False) -> None:
         self.audits: list[Audit] = []
         self.found: list[np.ndarray] = []
-        watch = ReleaseWatch(repository, chain, InlineEngine(repository, chain, runner), self._refused, lambda _: None)
+        engine = InlineEngine(repository, chain, runner, planes=True)  # or the processor's would have other cuts
+        watch = ReleaseWatch(repository, chain, engine, self._refused, lambda _: None)
         watch.look()
-        self._orchestrator = Orchestrator(chain, lambda: watch.live, self, 1.0, self.audits.append)
+        live = watch.live
+        if climbs:
+            watch.look()
+            live = replace(watch.live, stages=())
+            assert isinstance(live.joined, Ladder)
+        self.live = live
+        self._orchestrator = Orchestrator(chain, lambda: live, self, 0.0 if climbs else 1.0, self.audits.append)
 
     def ask(self, images: np.ndarray) -> Answer:
         told: list = []
@@ -59,38 +84,114 @@ class Walked:
 
 
 def same(one: Answer, other: Answer) -> bool:
-    pairs = [(one.output, other.output), (one.exit, other.exit), (one.release, other.release)]
-    return all(np.array_equal(a, b) for a, b in pairs)
+    left = [(one.exit, other.exit), (one.release, other.release)]
+    return close(one.output, other.output) and all(np.array_equal(a, b) for a, b in left)
 
 
-def test_answers_and_audits_are_the_same_bit_for_bit(exported: Exported, tmp_path: Path) -> None:
+def test_answers_and_audits_are_the_same(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
     repository, images = exported.copy(tmp_path), exported.images[:24]
     publish(
         repository,
         exported.chain,
         marked_draft(exported.chain, 7, spread_thresholds(repository, exported.chain, images)),
     )
-    host, bound = (Walked(repository, exported.chain, runner) for runner in (Runner(), BOUND))
+    host, there = (Walked(repository, exported.chain, runner) for runner in (Runner(), bound))
     for rows in (images, images[:1]):
         answer = host.ask(rows)
-        assert same(bound.ask(rows), answer)
+        assert same(there.ask(rows), answer)
         assert len(rows) == 1 or len(set(answer.exit.ravel())) == 3  # rows left at both heads, and some at the end
-    assert [audit.index for audit in bound.audits] == [audit.index for audit in host.audits] != []
-    assert all(isinstance(value, DeviceArray) for audit in bound.audits for value in audit.values.values())
-    assert all(map(np.array_equal, bound.found, host.found))
+    assert [audit.index for audit in there.audits] == [audit.index for audit in host.audits] != []
+    assert all(isinstance(value, DeviceArray) for audit in there.audits for value in audit.values.values())
+    assert all(map(close, there.found, host.found))
 
 
-def test_a_head_with_state_is_fed_beside_what_stays(exported: Exported, tmp_path: Path) -> None:
+def test_a_ladder_does_what_stages_do(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
+    repository, images = exported.copy(tmp_path), exported.images[:24]
+    thresholds = spread_thresholds(repository, exported.chain, images)
+    publish(repository, exported.chain, marked_draft(exported.chain, 7, thresholds))
+    apart, ladder = (Walked(repository, exported.chain, bound, climbs=climbs) for climbs in (False, True))
+    expected = apart.ask(images)
+    for row, exit_ in enumerate(expected.exit):
+        answer = ladder.ask(images[row : row + 1])
+        assert close(answer.output, expected.output[row : row + 1])
+        assert answer.exit == exit_
+    assert len(set(expected.exit.ravel())) == 3
+
+
+def test_a_ladder_is_fed_the_state_of_its_heads(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
+    repository = exported.copy(tmp_path)
+    publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
+    ladder = Walked(repository, exported.chain, bound, climbs=True)
+    assert [int(ladder.ask(exported.images[:1]).exit[0, 0]) for _ in range(2)] == [
+        3,
+        0,
+    ]  # the second time, it remembers
+
+
+def test_a_ladder_takes_no_other_shape(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
+    repository = exported.copy(tmp_path)
+    publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
+    ladder = Walked(repository, exported.chain, bound, climbs=True).live.joined
+    assert ladder is not None
+    with pytest.raises(ValueError, match="another shape"):
+        ladder.run({"image": np.moveaxis(exported.images[:1], 1, -1)}, {})
+
+
+def threads_of_ladders(expected: int) -> int:
+    """How many there are, once there are as many as expected; or after some seconds."""
+    deadline = time.monotonic() + 5
+    while True:
+        gc.collect()
+        count = sum(thread.name.startswith("gati-ladder") for thread in threading.enumerate())
+        if count == expected or time.monotonic() > deadline:
+            return count
+        time.sleep(0.01)
+
+
+def test_a_ladder_leaves_no_thread_behind(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
+    repository = exported.copy(tmp_path)
+    publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
+    assert threads_of_ladders(0) == 0
+    ladder = Walked(repository, exported.chain, bound, climbs=True)
+    assert threads_of_ladders(1) == 1
+    del ladder
+    assert threads_of_ladders(0) == 0
+
+
+def test_what_varies_in_size_has_no_ladder(exported: Exported) -> None:
+    varies = replace(exported.chain, inputs=(replace(exported.chain.inputs[0], shape=(1, -1, 16)),))
+    with pytest.raises(UnjoinableError, match="no fixed size"):
+        Ladder([], varies, DeviceRunner(CPU), captured=False)
+
+
+def test_one_that_wants_a_device_alone_waits_for_the_others() -> None:
+    runner, order = DeviceRunner(CPU), list[str]()
+
+    def alone() -> None:
+        with runner.alone():
+            order.append("alone")
+
+    thread = threading.Thread(target=alone)
+    with runner.beside_others():
+        thread.start()
+        with runner.beside_others():
+            time.sleep(0.05)
+        order.append("beside")
+    thread.join()
+    assert order == ["beside", "alone"]
+
+
+def test_a_head_with_state_is_fed_beside_what_stays(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
     repository, images = exported.copy(tmp_path), exported.images[:4]
     publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
-    host, bound = (Walked(repository, exported.chain, runner) for runner in (Runner(), BOUND))
+    host, there = (Walked(repository, exported.chain, runner) for runner in (Runner(), bound))
     for _ in range(2):
-        assert same(bound.ask(images), answer := host.ask(images))
+        assert same(there.ask(images), answer := host.ask(images))
     assert (answer.exit == 0).all()  # the second time, it remembers
 
 
-def test_what_a_stage_gives_stays_and_the_chains_answer_does_not(exported: Exported) -> None:
-    first, *_, last = InlineEngine(exported.repository, exported.chain, BOUND).load_stages(exported.chain.heads)
+def test_what_a_stage_gives_stays_and_the_chains_answer_does_not(exported: Exported, bound: DeviceRunner) -> None:
+    first, *_, last = InlineEngine(exported.repository, exported.chain, bound).load_stages(exported.chain.heads)
     hidden = first.run({"image": exported.images[:3]})
     assert isinstance(hidden, DeviceArray)
     assert np.asarray(hidden).shape == (3, *exported.chain.segments[0].output.shape)
@@ -99,7 +200,7 @@ def test_what_a_stage_gives_stays_and_the_chains_answer_does_not(exported: Expor
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64, np.int64, np.uint8, np.bool_])
-def test_rows_are_gathered_where_they_lie(kind: type) -> None:
+def test_rows_are_gathered_where_they_lie(kind: type, bound: DeviceRunner) -> None:
     element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -109,7 +210,7 @@ def test_rows_are_gathered_where_they_lie(kind: type) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     values = np.arange(24).reshape(4, 2, 3).astype(kind)
-    kept = BOUND.keep(open_session(model.SerializeToString()), ["y"], {"x": values})[0]
+    kept = bound.keep(open_session(model.SerializeToString(), bound.device), ["y"], {"x": values})[0]
     for rows in (np.array([True, False, False, True]), np.array([2]), np.array([3, 0]), np.zeros(4, np.bool_)):
         some = kept[rows]
         assert isinstance(some, DeviceArray)
@@ -117,8 +218,8 @@ def test_rows_are_gathered_where_they_lie(kind: type) -> None:
         assert np.asarray(some).dtype == kind
 
 
-def test_inputs_that_do_not_fit_are_the_clients(exported: Exported) -> None:
-    stage = InlineEngine(exported.repository, exported.chain, BOUND).load_stages(())[0]
+def test_inputs_that_do_not_fit_are_the_clients(exported: Exported, bound: DeviceRunner) -> None:
+    stage = InlineEngine(exported.repository, exported.chain, bound).load_stages(())[0]
     with pytest.raises(RequestError, match="can't take these inputs"):
         stage.run({"image": np.zeros((1, 2, 16, 16), np.float32)})
 
@@ -138,7 +239,7 @@ def test_what_is_no_device_is_said(text: str) -> None:
         parse_device(text)
 
 
-without_cuda = pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
+without_cuda = pytest.mark.skipif(usable(GPU), reason="there is a GPU here")
 
 
 @without_cuda

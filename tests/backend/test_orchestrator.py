@@ -11,7 +11,6 @@ import pytest
 from handmade import toy_chain
 
 from gati.breaker import YOUNG, Breaker
-from gati.cascade import Passage
 from gati.chain import Segment
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
@@ -19,6 +18,7 @@ from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
 from gati.orchestrator import EAGER, Audit, LiveRelease, Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
+from gati.steps import Passage
 
 CHAIN = toy_chain()
 LAST = len(CHAIN.segments) - 1
@@ -381,7 +381,7 @@ def test_state_counts_all_answers_and_remembers_only_misses() -> None:
 
 def cascading(**settings: Any) -> House:
     house = House(**settings)
-    house.live = replace(house.live, cascade=house)  # type: ignore[arg-type]
+    house.live = replace(house.live, joined=house)  # type: ignore[arg-type]
     return house
 
 

@@ -60,10 +60,10 @@ def test_a_release_gets_its_cascade_at_the_next_look_and_the_next_one_has_its_ow
             watched.watch.look()
             seen.append(watched.watch.live)
         watched.publish()
-    assert [live.cascade is not None for live in seen] == [False, True, True] * 2
+    assert [live.joined is not None for live in seen] == [False, True, True] * 2
     assert [live.number for live in seen] == [1, 1, 1, 2, 2, 2]
     assert seen[1].state is seen[0].state and seen[1].breaker is seen[0].breaker
-    assert seen[4].cascade is not seen[1].cascade
+    assert seen[4].joined is not seen[1].joined
 
 
 def test_a_damaged_release_leaves_the_old_one_and_is_reported_once(watched: Watched) -> None:
