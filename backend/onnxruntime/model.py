@@ -1,7 +1,8 @@
 """Stand-in for Triton's C++ ONNX Runtime backend, where Triton came from pip alone and has none.
 
-Serves `<model>/<version>/model.onnx` of repositories that say `backend: "onnxruntime"`, one batch at a time, on ONNX
-Runtime's CPU provider. It exists so that the same repository runs on both; it is no faster than Python.
+Serves `<model>/<version>/model.onnx` of repositories that say `backend: "onnxruntime"`, one batch at a time, on a
+processor, or on the GPU of an instance that has one. It exists so that the same repository runs on both; it is no
+faster than Python.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from gati.parent import when_orphaned
 from gati.pulse import beat
-from gati.session import INTRA_OP, SPIN, open_alone, run, threads
+from gati.session import INTRA_OP, SPIN, Device, open_alone, open_session, run, threads
 
 
 class TritonPythonModel:
@@ -26,7 +28,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         try:
-            self._session = open_alone(path, *_threading(args["model_config"]))
+            self._session = _open(path, args)
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path.name} can't be opened: {_first_line(error)}") from None
         when_orphaned(lambda: os._exit(1))
@@ -71,6 +73,12 @@ class TritonPythonModel:
 
 def _response(names: list[str], values: list[np.ndarray]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(n, v) for n, v in zip(names, values, strict=True)])
+
+
+def _open(path: Path, args: dict[str, str]) -> ort.InferenceSession:
+    if args["model_instance_kind"] == "GPU":
+        return open_session(path, Device("cuda", int(args["model_instance_device_id"])))
+    return open_alone(path, *_threading(args["model_config"]))
 
 
 def _threading(config: str) -> tuple[int, bool]:

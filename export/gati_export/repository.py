@@ -153,6 +153,15 @@ def copy_config(source: Path, repository: Path, name: str) -> None:
     write_config(repository, config)
 
 
+def on_gpu(repository: Path, name: str, index: int) -> None:
+    """Moves an ONNX model that is configured for the processor to a GPU; one that has a GPU already stays."""
+    config = text_format.Parse((repository / name / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+    if config.instance_group[0].kind == ModelInstanceGroup.KIND_CPU:
+        config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
+        config.instance_group[0].gpus.append(index)
+        write_config(repository, config)
+
+
 def write_config(repository: Path, config: ModelConfig) -> None:
     """Writes a model's config.pbtxt, making its folder where needed."""
     folder = repository / config.name

@@ -15,11 +15,15 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from conftest import MODEL, PLAIN, Exported, Serve
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from gati.agreement import parse_agreement
 from gati.chain import Tensor
+from gati.device import usable
 from gati.errors import BenchError, SamplesError, UnavailableError
 from gati.server import startup_models
+from gati.session import Device
 from gati_export.bench import analyzer, contenders, peers, processes
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import set_up
@@ -194,6 +198,33 @@ def test_peers_need_samples(exported: Exported, tmp_path: Path) -> None:
     command = [MODEL, "--repository", str(exported.repository), "--data", str(tmp_path / "data.npz")]
     done = CliRunner().invoke(bench_command, [*command, "--against", "peers"])
     assert isinstance(done.exception, SamplesError) and "--samples" in str(done.exception)
+
+
+@pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said(exported: Exported, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", image=exported.images)
+    command = [MODEL, "--repository", str(exported.repository), "--data", str(tmp_path / "data.npz")]
+    done = CliRunner().invoke(bench_command, [*command, "--device", "cuda:1"])
+    assert isinstance(done.exception, UnavailableError) and "can't use cuda:1" in str(done.exception)
+
+
+def test_on_a_gpu_the_plain_model_is_there_too(exported: Exported, tmp_path: Path) -> None:
+    arena = set_up(
+        tmp_path / "models",
+        exported.repository,
+        exported.chain,
+        {"image": exported.images},
+        {},
+        (),
+        ("inline",),
+        lambda *_: None,
+        device=Device("cuda", 1),
+    )
+    config = text_format.Parse((arena.repository / "plain" / "config.pbtxt").read_text(), ModelConfig())
+    (group,) = config.instance_group
+    assert (group.kind, list(group.gpus)) == (ModelInstanceGroup.KIND_GPU, [1])
+    chain = text_format.Parse((arena.repository / "chain-inline" / "config.pbtxt").read_text(), ModelConfig())
+    assert chain.instance_group[0].kind == ModelInstanceGroup.KIND_CPU  # its process needs no GPU of Triton's
 
 
 def test_options_are_checked(exported: Exported, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gati.chain import Chain, Mode, Segment, sha256_of
 from gati.errors import BackboneError, BenchError
 from gati.fuse import fuse
 from gati.release import Certificate, Release, Window, head_path, valid_releases
-from gati.session import run
+from gati.session import CPU, Device, run
 from gati_export.activations import Progress, open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
@@ -25,7 +25,7 @@ from gati_export.candidates import Candidate, ask
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
-from gati_export.repository import copy_config, onnx_config, plain_name, write_config, write_repository
+from gati_export.repository import copy_config, on_gpu, onnx_config, plain_name, write_config, write_repository
 from gati_export.splitting import count
 
 AGAINST = ("plain", "int8", "cache", "peers")
@@ -67,6 +67,7 @@ class Arena:
         repository: Where it lies.
         source: The repository that the chain came from.
         chain: The chain.
+        device: Where inline chains run, and what they are compared with.
         release: Its live release; None if it has none.
         contenders: What there is to measure.
         notes: Why something is not among them, in sentences.
@@ -75,6 +76,7 @@ class Arena:
     repository: Path
     source: Path
     chain: Chain
+    device: Device = CPU
     release: Release | None = None
     contenders: list[Contender] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -104,6 +106,7 @@ def set_up(
     modes: Sequence[Mode],
     report: Progress,
     peers: Mapping[str, Mapping[int, bytes]] | None = None,
+    device: Device = CPU,
 ) -> Arena:
     """Writes the repository.
 
@@ -117,6 +120,7 @@ def set_up(
         modes: In which the chain is to run.
         report: Told how far it is.
         peers: Other heads for the same segments, by name and cut point.
+        device: Where inline chains run, and what they are compared with.
 
     Raises:
         RepositoryError: If the chain's files can't be read, or one of them is damaged.
@@ -124,7 +128,7 @@ def set_up(
     for segment in chain.segments:
         chain.check_segment(source, segment.index)
     release = next(valid_releases(source, chain), None)
-    arena = Arena(folder, source, chain, release)
+    arena = Arena(folder, source, chain, device, release)
     _add_plain(arena)
     _add_served(arena, modes)
     report("Set up", 0.3)
@@ -148,6 +152,8 @@ def _add_plain(arena: Arena) -> None:
     if there.exists():
         _write_model(arena, PLAIN, there)
         copy_config(there.parents[1], arena.repository, PLAIN)
+        if arena.device != CPU:
+            on_gpu(arena.repository, PLAIN, arena.device.index)
     else:
         _write_model(arena, PLAIN, _fused(arena, range(len(arena.chain.segments))))
         if arena.chain.engine == "tensorrt":
@@ -202,6 +208,8 @@ def _write_model(arena: Arena, name: str, model: Path | bytes, cached: bool = Fa
     config = onnx_config(name, arena.chain.inputs, arena.chain.output, arena.chain.max_batch)
     config.response_cache.enable = cached
     write_config(arena.repository, config)
+    if arena.device != CPU:
+        on_gpu(arena.repository, name, arena.device.index)
 
 
 def _link(source: Path, to: Path) -> None:

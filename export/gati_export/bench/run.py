@@ -19,7 +19,7 @@ from gati import __version__
 from gati.chain import Chain, Mode
 from gati.errors import SamplesError
 from gati.server import HOST, Ports, Server
-from gati.session import open_session, run, threads
+from gati.session import CPU, DEVICE, Device, open_session, run, threads
 from gati.settings import workspace
 from gati.triton import find_triton
 from gati_export.activations import Progress
@@ -59,6 +59,7 @@ class Plan:
         seed: Of the order of requests.
         learn_from: Samples that the peers' heads learn from, and int8 is calibrated on, inputs by name, [n, ...].
         extra: More samples for the peers to train on.
+        device: Where inline chains run, and the plain backbone beside them.
     """
 
     repository: Path
@@ -73,6 +74,7 @@ class Plan:
     seed: int
     learn_from: Feeds | None = None
     extra: Feeds | None = None
+    device: Device = CPU
 
 
 def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
@@ -94,14 +96,23 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
         peers, notes = _peers(plan, report)
         models, calibration = Path(work, "models"), plan.learn_from or samples
         arena = set_up(
-            models, plan.repository, plan.chain, samples, calibration, plan.against, plan.modes, report, peers
+            models,
+            plan.repository,
+            plan.chain,
+            samples,
+            calibration,
+            plan.against,
+            plan.modes,
+            report,
+            peers,
+            plan.device,
         )
         arena.notes += notes
         if "int8" in plan.against and plan.learn_from is None:
             arena.notes.append(
                 "int8 was calibrated on the requests' own samples, in its favour; --samples gives others."
             )
-        session = open_session(arena.backbone())
+        session = open_session(arena.backbone(), plan.device)
         classes = outputs_of(session, plan.chain, samples).argmax(1) if plan.workload == "hot" else None
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
         starts = {
@@ -109,7 +120,7 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
             for name in [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
         }
         options = _cache_options() if "cache" in plan.against else []
-        with Server(arena.repository, Ports(0, 0, 0), options=options) as server:
+        with Server(arena.repository, Ports(0, 0, 0), {DEVICE: str(plan.device)}, options=options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
         return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
 
@@ -148,6 +159,7 @@ def _conditions(plan: Plan, arena: Arena, traffic: Traffic, starts: Mapping[str,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "threads": threads(),
+        "device": str(plan.device),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": plan.chain.model,
         "release": arena.release.number if arena.release else None,

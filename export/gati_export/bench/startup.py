@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gati.server import HOST, Ports, Server
+from gati.session import DEVICE
 from gati_client import Client
 from gati_export.bench.contenders import Arena
 from gati_export.repository import models_of
@@ -27,6 +28,7 @@ def seconds_to_answer(arena: Arena, name: str, folder: Path, request: Mapping[st
     for model in models_of(arena.repository, name):
         (folder / model.name).symlink_to(model)
     begun = time.perf_counter()
-    with Server(folder, Ports(0, 0, 0)) as server, Client(f"{HOST}:{server.ports.grpc}", name) as client:
+    environment = {DEVICE: str(arena.device)}
+    with Server(folder, Ports(0, 0, 0), environment) as server, Client(f"{HOST}:{server.ports.grpc}", name) as client:
         client.infer(dict(request))
         return time.perf_counter() - begun

@@ -12,6 +12,7 @@ import click
 
 from gati.chain import Mode, find_chains, read_chain
 from gati.options import json_option, write_json
+from gati.session import CPU, DEVICE, parse_device
 from gati_export.bench.contenders import AGAINST
 from gati_export.bench.page import page, sentence
 from gati_export.bench.rows import Result, answers_table, kept_of_oracle, loads_table
@@ -122,6 +123,14 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
 @click.option("--requests", type=click.IntRange(20), default=300, show_default=True, help="Of each measurement.")
 @click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of requests.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    envvar=DEVICE,
+    default=str(CPU),
+    show_default=True,
+    help="Where the plain model and inline chains run: cpu, cuda or cuda:N.",
+)
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
 @json_option
 def bench_command(
@@ -139,6 +148,7 @@ def bench_command(
     requests: int,
     turns: int,
     seed: int,
+    device: str,
     html: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -157,7 +167,21 @@ def bench_command(
     chain = read_chain(repository, found_model(repository, find_chains(repository), model))
     load = partial(load_samples, inputs=chain.inputs, decode=parse_decode(image) if image else None)
     pool, learn_from, more = load(data), load(samples) if samples else None, load(extra) if extra else None
-    plan = Plan(repository, chain, workload, against, modes, concurrency, rate, requests, turns, seed, learn_from, more)
+    plan = Plan(
+        repository,
+        chain,
+        workload,
+        against,
+        modes,
+        concurrency,
+        rate,
+        requests,
+        turns,
+        seed,
+        learn_from,
+        more,
+        parse_device(device),
+    )
     with progress() as report:
         result = bench(plan, pool, report)
     _tell(result)
