@@ -81,6 +81,10 @@ class Observer(Protocol):
         """A head could not be run; its rows went on as misses."""
         ...
 
+    def joined_failed(self, error: Exception) -> None:
+        """Stages and heads could not be run joined; a row went stage by stage instead."""
+        ...
+
     def served(self, flight: Flight) -> None:
         """All of a flight's rows are answered."""
         ...
@@ -147,6 +151,8 @@ class Orchestrator:
             flight.fail(GatiError(f"{self._chain.model} failed on this request; the server's log says more."))
             raise
         else:
+            if flight.unjoined is not None:  # not the request's fault
+                self._observer.joined_failed(flight.unjoined)
             self._observer.served(flight)
         finally:
             if flight.drawn is not None:
@@ -197,7 +203,8 @@ class Orchestrator:
         started = time.perf_counter()
         try:
             output, exit_, keys = joined.run(flight.values, release.state)
-        except Exception:
+        except Exception as error:
+            flight.unjoined = error
             return False
         ran = time.perf_counter() - started
         flight.finish_one(output, exit_, BACKBONE if exit_ == self._last else release.number)

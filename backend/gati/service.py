@@ -58,7 +58,7 @@ class Service:
         settings = Settings.from_environment(os.environ, repository)
         inline = self.chain.mode == "inline"
         self._metrics = Metrics(pb_utils, model)
-        self._failing: set[int] = set()
+        self._failing: set[str] = set()
         self._samples = Samples(
             self.chain, settings, partial(self._metrics.add, "gati_samples_dropped_total"), self._warn
         )
@@ -136,9 +136,16 @@ class Service:
     def head_failed(self, index: int, error: Exception) -> None:
         """Counts a lookup that failed, and says why the first time; see Observer."""
         self._metrics.add("gati_head_failures_total", exit=index)
-        if index not in self._failing:
-            self._failing.add(index)
-            self._warn(f"head {index} fails, its requests go on as misses: {type(error).__name__}: {first_line(error)}")
+        self._warn_once(f"head {index} fails, its requests go on as misses", error)
+
+    def joined_failed(self, error: Exception) -> None:
+        """Says the first time that single requests go the long way; see Observer."""
+        self._warn_once("single requests take longer than they need to", error)
+
+    def _warn_once(self, what: str, error: Exception) -> None:
+        if what not in self._failing:
+            self._failing.add(what)
+            self._warn(f"{what}: {type(error).__name__}: {first_line(error)}")
 
     def served(self, flight: Flight) -> None:
         """Sees to it that what was answered is counted and recorded; see Observer.

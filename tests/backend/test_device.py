@@ -76,6 +76,9 @@ class Walked:
     def head_failed(self, index: int, error: Exception) -> None:
         raise error
 
+    def joined_failed(self, error: Exception) -> None:
+        raise error
+
     def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
         self.found.append(outputs)
 

@@ -43,6 +43,7 @@ class House:
         self.ran: list[int] = []
         self.fails = fails or {}
         self.failed_heads: list[int] = []
+        self.unjoined: list[Exception] = []
         self.broken: set[int] = set()
         self.ready = {0, 1}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -95,6 +96,9 @@ class House:
 
     def head_failed(self, index: int, error: Exception) -> None:
         self.failed_heads.append(index)
+
+    def joined_failed(self, error: Exception) -> None:
+        self.unjoined.append(error)
 
     def served(self, flight: Flight) -> None:
         self.flights.append(flight)
@@ -429,6 +433,8 @@ def test_what_a_cascade_can_not_run_goes_stage_by_stage_and_is_told_from_there()
     house.orchestrator.serve([house.request("easy", [0, 1, 2, 0])])
     assert str(house.told["hard"]) == "segment 1 is away."
     assert house.exits("easy") == [0]
+    (error,) = house.unjoined  # of the one that the stages could answer
+    assert str(error) == "a cascade does not say what failed in it"
 
 
 def test_state_learns_from_the_cascade() -> None:

@@ -126,6 +126,9 @@ class Client:
     def head_failed(self, index: int, error: Exception) -> None:
         raise error
 
+    def joined_failed(self, error: Exception) -> None:
+        raise error
+
     def served(self, flight: Flight) -> None: ...
 
     def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:

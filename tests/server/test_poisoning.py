@@ -93,7 +93,8 @@ def poisoned(exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPath
     closed = {*running.reading().closed}
     answers = _ask(running, MODEL, late)
     store = Path(default_store(running.repository)) / MODEL
-    assert eventually(lambda: sum(pq.read_metadata(s).num_rows for s in store.glob("[0-9]*")) == CLEAN + MADE)
+    kept = lambda: sum(pq.read_metadata(shard).num_rows for shard in store.glob("[0-9]*"))  # noqa: E731
+    assert eventually(lambda: kept() == CLEAN + MADE), f"{kept()} samples; {running.reading()}"
     return Poisoned(running, clean[:HELD_OUT], made[:HELD_OUT], late, closed, answers)
 
 
