@@ -146,7 +146,7 @@ def _gives(step: Step, chain: Chain) -> dict[str, np.ndarray]:
     if step.head is None:
         return {cut.name: cut.zeros(1)}
     says = {chain.output.name: chain.output.zeros(1), HIT: np.zeros(1, np.bool_)}
-    if KEY in step.spec.outputs:
+    if KEY in step.spec.outputs and MEMORY_KEYS in step.spec.state:
         says[KEY] = np.zeros((1, step.spec.state[MEMORY_KEYS][1]), np.float32)
     return {cut.name: cut.zeros(1)} | {of_head(step.last, name): zeros for name, zeros in says.items()}
 
