@@ -26,7 +26,7 @@ demo: $(INSTALLED)  ## Run the whole of it on handwritten digits; results in dem
 	$(BIN)/gati demo --output demo
 
 test: $(INSTALLED)  ## Run all tests, against a real Triton
-	$(BIN)/pytest -n 2 --dist loadfile  # the tests of a file share servers; most of them wait rather than work
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile  # the tests of a file share servers; each worker has a core
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))  # shared helpers: networks, graphs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait busily else, on the servers' cores
@@ -63,12 +64,18 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Trains a small network on digits, and exports it as a user would."""
+    """Trains a small network on digits, and exports it as a user would; once, and each worker has a copy."""
     from small import export_small
 
+    several, base = "PYTEST_XDIST_WORKER" in os.environ, tmp_path_factory.getbasetemp()
+    first = (base.parent if several else base) / "first-exported"
+    with FileLock(f"{first}.lock"):
+        if not (first / "images.npy").exists():
+            first.mkdir()
+            np.save(first / "images.npy", export_small(first, MODEL))
     folder = tmp_path_factory.mktemp("exported")
-    images = export_small(folder, MODEL)
-    return Exported(folder / "models", read_chain(folder / "models", MODEL), images)
+    shutil.copytree(first / "models", folder / "models")
+    return Exported(folder / "models", read_chain(folder / "models", MODEL), np.load(first / "images.npy"))
 
 
 @dataclass(frozen=True)

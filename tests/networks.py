@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from gati_export.exporter import exporting
 
 CLASSES = 5
 
@@ -28,8 +29,7 @@ def export_onnx(
     """Writes a module as ONNX; `dynamic` names the first dimensions that may vary, none for a batch fixed at 1."""
     tensors = {name: torch.from_numpy(rows[: 2 if dynamic else 1]) for name, rows in inputs.items()}
     shapes = {name: dict(enumerate(dynamic)) for name in tensors} if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with exporting():
         program = torch.onnx.export(
             module, (), kwargs=tensors, dynamic_shapes=shapes, output_names=["output"], dynamo=True, verbose=False
         )

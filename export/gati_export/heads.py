@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -23,6 +19,7 @@ from gati.errors import BackboneError
 from gati.head import HIT, KEY, SCORE
 from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
+from gati_export.exporter import exporting
 from gati_export.families.family import Lookup
 
 OPSET = 18
@@ -93,7 +90,7 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
     state = [torch.zeros(shape) for shape in head.lookup.state.values()]
     names = {0: "batch"} | {axis: f"d{axis}" for axis, size in enumerate(cut.shape, 1) if size < 0}
     free = {axis: torch.export.Dim(name) for axis, name in names.items()}
-    with _quiet():
+    with exporting():
         program = torch.onnx.export(
             head,
             (hidden, *state),
@@ -136,20 +133,6 @@ def _rename(model: ir.Model) -> None:
         value.name = f"{prefix}{value.name}"
     for value in (*ends, *inner, graph.initializers[THRESHOLD]):
         value.metadata_props.clear()  # the exporter's own
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress and warnings from the user, who can act on none of them."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def with_threshold(model: bytes, threshold: float) -> bytes:

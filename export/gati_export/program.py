@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import torch
 from torch import nn
 
 from gati.errors import BackboneError, SamplesError
+from gati_export.exporter import exporting
 from gati_export.imports import import_callable
 from gati_export.samples import pick
 
@@ -41,7 +38,7 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
     names = _argument_names(spec, module, samples)
     batches = {size: _tensors(module, samples, names, size) for size in (1, 2)}
     output = _output_name(spec, module, batches[1])
-    with _quiet():
+    with exporting():
         try:
             # a size of 1 would be taken for a constant, hence 2
             program = _to_onnx(module, batches[2], output, {name: {0: BATCH} for name in names})
@@ -63,7 +60,7 @@ def export_saved(source: Path, path: Path) -> None:
     """
     if not source.is_file():
         raise BackboneError(f"There is no file {source}; check the path.")
-    with _quiet():
+    with exporting():
         try:
             saved = torch.export.load(source)
         except Exception as error:  # an archive of any kind, or none
@@ -155,19 +152,6 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
     passes.ClearMetadataAndDocStringPass()(program.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(program.model, path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress, warnings and log from the user, who can act on none of them."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _first_line(error: Exception) -> str:

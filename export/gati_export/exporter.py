@@ -1,0 +1,38 @@
+"""PyTorch's exporter to ONNX, kept quiet, and quicker from the second time on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """While PyTorch exports: keeps its progress, warnings and log from the user, who can act on none of them."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            read_operators_once()
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@cache
+def read_operators_once() -> None:
+    """Has the exporter read the source of its 500 operators once a process, and not at each export.
+
+    That takes most of the time of a small network's. Where PyTorch keeps them elsewhere, all stays as it is.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter import _registration
+
+        registry: Any = _registration.ONNXRegistry
+        registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
