@@ -83,7 +83,7 @@ class BlsHeads:
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
     def load_joined(self) -> None:
-        """Models apart are never one graph; see gati.head."""
+        """Models apart are never joined; see gati.head."""
 
 
 class BlsCalls:

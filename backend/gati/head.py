@@ -51,7 +51,7 @@ class Heads(Protocol):
         ...
 
     def load_joined(self) -> Joined | None:
-        """Loads the chain and these heads as one graph, for a request of one row; None where that can't be."""
+        """Loads the chain and these heads joined, for a request of one row (gati.steps); None where that can't be."""
         ...
 
 

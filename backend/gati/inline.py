@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class _Plan:
 
     stages: tuple[Stage, ...]
     split: Split | None = None
-    files: Sequence[Sequence[Path]] = field(default=())
+    files: Sequence[Sequence[Path]] = ()
 
     @property
     def bytes(self) -> int:

@@ -26,8 +26,8 @@ from gati.steps import Joined
 class LiveRelease:
     """A release as it serves: the chain's stages, its heads, their state, and its breaker.
 
-    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Joined,
-    they do the same for requests of one row, sooner; that comes a moment after them, if it can be had.
+    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Joined, stages and
+    heads do the same for requests of one row, sooner; that comes a moment after them, where it can be had.
     """
 
     number: int
