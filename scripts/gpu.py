@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gati.chain import Chain
-from gati.device import DeviceRunner, Hidden, runner_on
+from gati.chain import Chain, read_chain
+from gati.device import DeviceRunner, Hidden, Runner, runner_on
 from gati.flight import Request
 from gati.head import Prediction
 from gati.inline import InlineEngine
@@ -43,11 +44,14 @@ from gati_export.bench.linear import linear_head
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.heads import with_threshold
 from gati_export.publish import Draft, publish
+from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
 
 LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 """Blocks of a ResNet's four groups, by its depth."""
 HEADS = 3
+PICTURES, TURNS = 400, 3
+"""Samples that an exported chain is asked, and how often."""
 Way = Callable[[], object]
 
 
@@ -110,6 +114,12 @@ def backbone_of(depth: int, folder: Path) -> Backbone:
     return load_backbone(str(folder / "backbone.onnx"), None, folder)
 
 
+def orchestrated(chain: Chain, live: LiveRelease, feeds: dict[str, np.ndarray], exact: bool = False) -> Way:
+    """A chain as it is served."""
+    orchestrator = Orchestrator(chain, lambda: live, cast(Observer, Silent()), 0, lambda _: None)
+    return lambda: orchestrator.serve([Request(feeds, exact, lambda *_: None)])
+
+
 class Silent:
     """Nobody is told anything."""
 
@@ -145,16 +155,7 @@ class Bed:
         none = Certificate(0, 0, 0, 1.0, CERTAIN, 0.5, {}, 0.0, "none: made to be measured", "", "")
         heads = {i: with_threshold(head, 0) if i == hits else head for i, head in self._heads.items()}
         publish(self._folder, self.chain, Draft(heads, none, Window("none", 0), "benchmark"))
-        silent = Silent()
-        watch = ReleaseWatch(self._folder, self.chain, self._engine, silent.refused, silent.taken)
-        for _ in range(2):  # the second completes what the first has found
-            watch.look()
-        return watch.live
-
-    def orchestrated(self, live: LiveRelease, feeds: dict[str, np.ndarray], exact: bool = False) -> Way:
-        """As it is served."""
-        orchestrator = Orchestrator(self.chain, lambda: live, cast(Observer, Silent()), 0, lambda _: None)
-        return lambda: orchestrator.serve([Request(feeds, exact, lambda *_: None)])
+        return live_of(self._folder, self.chain, self._engine)
 
     def beside(self, live: LiveRelease, feeds: dict[str, np.ndarray]) -> Way:
         """Each lookup in a thread, beside the next stage (GATI, section 4): rows leave one stage too late."""
@@ -182,13 +183,52 @@ def ways_of(bed: Bed, plain: Way, feeds: dict[str, np.ndarray], lives: Mapping[s
     single = len(next(iter(feeds.values()))) == 1
     if single and (captured := bed.captured) is not None:
         ways["plain, CUDA graph"] = lambda: captured.run(feeds, {})
-    ways["chain, no lookups"] = bed.orchestrated(lives["all miss"], feeds, exact=True)
+    ways["chain, no lookups"] = orchestrated(bed.chain, lives["all miss"], feeds, exact=True)
     for name, live in lives.items():
-        ways[f"{name}, sync"] = bed.orchestrated(replace(live, joined=None), feeds)
+        ways[f"{name}, sync"] = orchestrated(bed.chain, replace(live, joined=None), feeds)
         if single and live.joined is not None:
-            ways[f"{name}, joined"] = bed.orchestrated(live, feeds)
+            ways[f"{name}, joined"] = orchestrated(bed.chain, live, feeds)
         ways[f"{name}, async"] = bed.beside(live, feeds)
     return ways
+
+
+def exported(repository: Path, model: str, samples: Path, device: str) -> None:
+    """Measures an exported chain on real samples, one by one, and holds it against itself on the processor."""
+    chain, plain = read_chain(repository, model), repository / f"{model}-plain" / "1" / "model.onnx"
+    rows = check_samples(load_samples(samples), chain.inputs)
+    singles = [{name: values[i : i + 1] for name, values in rows.items()} for i in range(PICTURES)]
+    feeds: dict[str, np.ndarray] = {}
+    session, runner = open_session(plain, parse_device(device)), runner_on(parse_device(device))
+    engines = (InlineEngine(repository, chain, where, say=click.echo) for where in (runner, Runner()))
+    live, here = (live_of(repository, chain, engine) for engine in engines)
+    ways: dict[str, Way] = {"plain": lambda: run(session, [chain.output.name], feeds)}
+    if isinstance(runner, DeviceRunner):
+        captured = Ladder([Step(chain.segments[-1].index, onnx.load(plain))], chain, runner, captured=True)
+        ways["plain, CUDA graph"] = lambda: captured.run(feeds, {})
+    ways |= {"sync": orchestrated(chain, replace(live, joined=None), feeds), "joined": orchestrated(chain, live, feeds)}
+    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn, (name, way) in product(range(-1, TURNS), ways.items()):
+        for single in singles:
+            feeds.update(single)
+            start = time.perf_counter()
+            way()
+            if turn >= 0:
+                milliseconds[name].append((time.perf_counter() - start) * 1e3)
+    _show(_rows(model, 1, milliseconds))
+    assert live.joined is not None and here.joined is not None
+    pairs = [(live.joined.run(single, live.state), here.joined.run(single, here.state)) for single in singles]
+    exits = sum(one.exit != other.exit for one, other in pairs)
+    answers = sum(one.output.argmax() != other.output.argmax() for one, other in pairs)
+    click.echo(f"Of {PICTURES}, {exits} left elsewhere than on the processor, and {answers} were answered otherwise.")
+
+
+def live_of(repository: Path, chain: Chain, engine: InlineEngine) -> LiveRelease:
+    """The live release of a chain."""
+    silent = Silent()
+    watch = ReleaseWatch(repository, chain, engine, silent.refused, silent.taken)
+    for _ in range(2):  # the second completes what the first has found
+        watch.look()
+    return watch.live
 
 
 def measure(ways: Mapping[str, Way], seconds: float, rounds: int) -> dict[str, list[float]]:
@@ -216,11 +256,27 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> t
 @click.option("--batches", callback=_numbers, default="1,8", show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Of each measurement, at most.")
 @click.option("--rounds", default=300, show_default=True, help="Likewise.")
+@click.option(
+    "--exported",
+    "chain",
+    type=(click.Path(exists=True, path_type=Path), str, click.Path(exists=True, path_type=Path)),
+    metavar="REPOSITORY MODEL SAMPLES",
+    help="Measure an exported chain, with MODEL-plain beside it, on samples instead.",
+)
 @json_option
 def main(
-    device: str, networks: Sequence[int], batches: Sequence[int], seconds: float, rounds: int, json_path: Path | None
+    device: str,
+    networks: Sequence[int],
+    batches: Sequence[int],
+    seconds: float,
+    rounds: int,
+    chain: tuple[Path, str, Path] | None,
+    json_path: Path | None,
 ) -> None:
     """Measures chains of ResNets on a GPU."""
+    if chain is not None:
+        exported(*chain, device)
+        return
     rows: list[dict[str, Any]] = []
     for depth in networks:
         with tempfile.TemporaryDirectory() as work:
@@ -245,15 +301,27 @@ def _rows(network: str, batch: int, taken: Mapping[str, Sequence[float]]) -> lis
     for way, milliseconds in taken.items():
         middle, high = (float(q) for q in np.percentile(milliseconds, [50, 95]))
         found.append(
-            {"network": network, "batch": batch, "way": way, "p50_ms": middle, "p95_ms": high, "speedup": base / middle}
+            {
+                "network": network,
+                "batch": batch,
+                "way": way,
+                "mean_ms": float(np.mean(milliseconds)),
+                "p50_ms": middle,
+                "p95_ms": high,
+                "speedup": base / middle,
+            }
         )
     return found
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("way", "p50, ms", "p95, ms", "speed-up", title=f"{rows[0]['network']}, batch {rows[0]['batch']}")
+    table = Table(
+        "way", "mean, ms", "p50, ms", "p95, ms", "speed-up", title=f"{rows[0]['network']}, batch {rows[0]['batch']}"
+    )
     for row in rows:
-        table.add_row(row["way"], f"{row['p50_ms']:.3f}", f"{row['p95_ms']:.3f}", f"{row['speedup']:.2f}")
+        table.add_row(
+            row["way"], f"{row['mean_ms']:.3f}", f"{row['p50_ms']:.3f}", f"{row['p95_ms']:.3f}", f"{row['speedup']:.2f}"
+        )
     Console(width=100).print(table)
 
 

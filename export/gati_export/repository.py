@@ -16,7 +16,7 @@ from gati.chain import Chain, Segment, Tensor, chain_path
 from gati.errors import RepositoryError
 from gati.files import replace
 from gati.head import HIT, SCORE
-from gati.session import INTRA_OP, SPIN
+from gati.session import CPU, INTRA_OP, SPIN, Device
 from gati.wire import EXIT, RELEASE
 from gati_export.accelerator import Accelerator
 
@@ -153,12 +153,14 @@ def copy_config(source: Path, repository: Path, name: str) -> None:
     write_config(repository, config)
 
 
-def on_gpu(repository: Path, name: str, index: int) -> None:
-    """Moves an ONNX model that is configured for the processor to a GPU; one that has a GPU already stays."""
+def move(repository: Path, name: str, device: Device) -> None:
+    """Has an ONNX model that is configured for the processor run on a device; one with a GPU of its own stays there."""
+    if device == CPU:
+        return
     config = text_format.Parse((repository / name / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
     if config.instance_group[0].kind == ModelInstanceGroup.KIND_CPU:
         config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
-        config.instance_group[0].gpus.append(index)
+        config.instance_group[0].gpus.append(device.index)
         write_config(repository, config)
 
 

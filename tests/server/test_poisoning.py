@@ -93,7 +93,10 @@ def poisoned(exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPath
     closed = {*running.reading().closed}
     answers = _ask(running, MODEL, late)
     store = Path(default_store(running.repository)) / MODEL
-    kept = lambda: sum(pq.read_metadata(shard).num_rows for shard in store.glob("[0-9]*"))  # noqa: E731
+
+    def kept() -> int:
+        return sum(pq.read_metadata(shard).num_rows for shard in store.glob("[0-9]*"))
+
     assert eventually(lambda: kept() == CLEAN + MADE), f"{kept()} samples; {running.reading()}"
     return Poisoned(running, clean[:HELD_OUT], made[:HELD_OUT], late, closed, answers)
 

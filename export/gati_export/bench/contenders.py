@@ -25,7 +25,7 @@ from gati_export.candidates import Candidate, ask
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
-from gati_export.repository import copy_config, on_gpu, onnx_config, plain_name, write_config, write_repository
+from gati_export.repository import copy_config, move, onnx_config, plain_name, write_config, write_repository
 from gati_export.splitting import count
 
 AGAINST = ("plain", "int8", "cache", "peers")
@@ -152,8 +152,7 @@ def _add_plain(arena: Arena) -> None:
     if there.exists():
         _write_model(arena, PLAIN, there)
         copy_config(there.parents[1], arena.repository, PLAIN)
-        if arena.device != CPU:
-            on_gpu(arena.repository, PLAIN, arena.device.index)
+        move(arena.repository, PLAIN, arena.device)
     else:
         _write_model(arena, PLAIN, _fused(arena, range(len(arena.chain.segments))))
         if arena.chain.engine == "tensorrt":
@@ -208,8 +207,7 @@ def _write_model(arena: Arena, name: str, model: Path | bytes, cached: bool = Fa
     config = onnx_config(name, arena.chain.inputs, arena.chain.output, arena.chain.max_batch)
     config.response_cache.enable = cached
     write_config(arena.repository, config)
-    if arena.device != CPU:
-        on_gpu(arena.repository, name, arena.device.index)
+    move(arena.repository, name, arena.device)
 
 
 def _link(source: Path, to: Path) -> None:
