@@ -101,7 +101,7 @@ def test_heads_are_certified_and_keep_their_promise_on_new_samples(trial, traine
     chosen = [heads.candidates.heads[place] for place in heads.choice.composition.chosen]
     assert heads.families == {head.cut: head.name for head in chosen}
     assert sum(heads.exits) == pytest.approx(1) and sum(heads.exits[:-1]) == pytest.approx(certificate.hits)
-    assert [cut for cut in trial.chain.heads if heads.exits[cut]] == sorted(heads.heads)
+    assert {cut for cut in trial.chain.heads if heads.exits[cut]} <= set(heads.heads)  # one for few may meet none
     assert len(heads.calibration) == len(heads.candidates.heads) == len(heads.choice.reasons)
     assert all(len(agree) == certificate.n and agree.mean() > 0.8 for _, agree in heads.calibration)
     assert all("no image" in notes[0] for notes in heads.candidates.notes.values())  # the spatial family's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from conftest import MODEL, PLAIN, Exported, Serve
 from drafts import spread_thresholds
 from running import MODES, Running, started
 
+from gati.errors import UnavailableError
 from gati.session import open_session
 from gati_client import Answer, AsyncClient, Client
 from gati_export.publish import KEPT, earlier
@@ -26,6 +28,8 @@ CLIENTS = 4
 ROWS = 6
 """Of a request: enough for hits at both heads and misses in one batch."""
 
+PATIENCE = 60.0
+"""Seconds that a thousand requests may keep a small machine busy."""
 GROWTH = 24 << 20
 """Bytes that a server's memory may grow by in 20 releases; 1 MB was measured."""
 
@@ -65,16 +69,26 @@ def check(answer: Answer, expected: np.ndarray, releases: set[int], last: int) -
 
 
 def publish_marked(running: Running, thresholds: dict[int, float], done: threading.Event) -> list[int]:
-    """Publishes releases one after another, each marked with its number."""
+    """Publishes releases one after another, each marked with its number; returns the numbers."""
     try:
-        numbers = []
-        for _ in range(RELEASES):
-            number = running.next_number()
-            assert running.put(number, thresholds).number == number
-            numbers.append(number)
-        return numbers
+        return [put_when_heard(running, thresholds) for _ in range(RELEASES)]
     finally:
         done.set()
+
+
+def put_when_heard(running: Running, thresholds: dict[int, float]) -> int:
+    """Publishes a release once the server finds the time to say what it serves: a publisher waits for that for 5 s."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        number = running.next_number()
+        try:
+            assert running.put(number, thresholds).number == number
+        except UnavailableError:
+            assert running.next_number() == number, "it was published, and not taken"
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return number
 
 
 @contextmanager
