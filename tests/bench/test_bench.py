@@ -28,10 +28,11 @@ from gati_export.bench import analyzer, contenders, peers, processes
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import set_up
 from gati_export.bench.int8 import quantise
+from gati_export.bench.judge import exits_of, shares
 from gati_export.bench.limits import oracle_exits
 from gati_export.bench.page import page, sentence
 from gati_export.bench.peers import peer_heads
-from gati_export.bench.rows import ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept_of_oracle
+from gati_export.bench.rows import ALLOWED, ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
@@ -125,15 +126,21 @@ def result_of(*means: tuple[str, float]) -> Result:
 
 
 def test_page_says_what_came_out_and_escapes_it() -> None:
-    result = result_of(("plain", 4.0), ("chain-inline", 2.0), ("hit-0", 1.0), ("oracle", 1.0))
+    result = result_of(("plain", 4.0), ("chain-inline", 2.0), ("hit-0", 1.0), ("oracle", 1.0), ("allowed", 1.5))
     assert sentence(result) == (
         "chain-inline answers 2.00 times as fast as the plain model (mean 2.00 ms, not 4.00 ms, 1 in flight), and "
         "99.50% of the answers agree with its."
     )
-    assert kept_of_oracle(result) == pytest.approx(2 / 3)
+    assert (kept(result, ORACLE), kept(result, ALLOWED)) == pytest.approx((2 / 3, 0.8))
+    assert kept(result_of(("plain", 4.0), ("chain-inline", 2.0), ("allowed", 4.5)), ALLOWED) is None  # it saves nothing
     text = page(result)
     assert "&lt;b&gt;" in text and "<b></b>" not in text and "A note." in text and text.count("<svg") == 3
     assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_exits_are_as_many_as_their_shares_say() -> None:
+    exits = np.array([0, 2, 2, 5, 0, 0, 2])
+    np.testing.assert_array_equal(exits_of(shares(exits), len(exits)), np.sort(exits))
 
 
 def test_what_can_not_be_quantised_is_said(exported: Exported, tmp_path: Path) -> None:
@@ -278,6 +285,7 @@ def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve
         "int8",
         "chain-int8",
         ORACLE,
+        ALLOWED,
         ENGINE,
     }
     assert {name for name, concurrency in rows if concurrency == 1} == everyone | heads
@@ -285,6 +293,8 @@ def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve
         "plain", "chain-inline", "response-cache", "int8", "chain-int8"
     }  # fmt: skip
     assert rows["plain", 1].speedup == 1 and rows["plain", 1].agreement == 1
+    assert rows[ALLOWED, 1].exits == rows["chain-inline", 1].exits
+    assert rows[ORACLE, 1].mean_ms <= rows[ALLOWED, 1].mean_ms <= rows["plain", 1].mean_ms
     last = str(len(exported.chain.heads))
     assert rows["all-miss", 1].exits == rows["mechanism", 1].exits == {last: 1.0}
     assert rows["all-miss", 1].agreement == 1

@@ -53,3 +53,8 @@ def shares(exits: np.ndarray) -> dict[str, float]:
     """The share of requests that left at each exit, of the exits of all of them, [n]."""
     seen, counts = np.unique(exits, return_counts=True)
     return {str(exit_): float(count) / len(exits) for exit_, count in zip(seen, counts, strict=True)}
+
+
+def exits_of(found: Mapping[str, float], count: int) -> np.ndarray:
+    """The exits, in no order, of as many requests as these shares were taken of: int64 [count]."""
+    return np.repeat([int(exit_) for exit_ in found], np.rint(np.array([*found.values()]) * count).astype(int))

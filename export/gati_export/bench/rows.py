@@ -9,7 +9,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-PLAIN, ORACLE, ENGINE = "plain", "oracle", "engine"
+PLAIN, ORACLE, ALLOWED, ENGINE = "plain", "oracle", "allowed", "engine"
+SERVED = ("chain-inline", "chain-bls")
+"""The chain as it is, in either mode."""
 MOSTLY_HITS = "hits-80"
 MISSING = "—"
 
@@ -83,16 +85,16 @@ class Result:
 
 def serves(name: str) -> bool:
     """Whether a contender is a way to serve, and not a study of where time goes."""
-    return name not in (ORACLE, ENGINE, "mechanism", "all-miss", MOSTLY_HITS) and not name.startswith("hit-")
+    return name not in (ORACLE, ALLOWED, ENGINE, "mechanism", "all-miss", MOSTLY_HITS) and not name.startswith("hit-")
 
 
-def kept_of_oracle(result: Result) -> float | None:
-    """The share of the latency that an oracle would save which the fastest chain does save, at concurrency 1."""
-    plain, oracle = result.row(PLAIN), result.row(ORACLE)
-    chains = [row for row in result.rows if row.name.startswith("chain-") and row.concurrency == 1]
-    if plain is None or oracle is None or not chains or plain.mean_ms <= oracle.mean_ms:
+def kept(result: Result, limit: str) -> float | None:
+    """The share of the latency that a limit would save which the fastest chain does save, at concurrency 1."""
+    plain, least = result.row(PLAIN), result.row(limit)
+    chains = [row.mean_ms for row in map(result.row, SERVED) if row is not None]
+    if plain is None or least is None or not chains or plain.mean_ms <= least.mean_ms:
         return None
-    return (plain.mean_ms - min(row.mean_ms for row in chains)) / (plain.mean_ms - oracle.mean_ms)
+    return (plain.mean_ms - min(chains)) / (plain.mean_ms - least.mean_ms)
 
 
 def load_name(concurrency: int | None, rate: float | None) -> str:

@@ -25,11 +25,11 @@ from gati.triton import find_triton
 from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import Arena, Contender, set_up
-from gati_export.bench.judge import Verdict, judge, shares
+from gati_export.bench.judge import Verdict, exits_of, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.processes import cpu_seconds, peak_mib
-from gati_export.bench.rows import ENGINE, ORACLE, PLAIN, Result, Row, serves
+from gati_export.bench.rows import ALLOWED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Feeds, Traffic, write_inputs
@@ -260,7 +260,8 @@ class _Run:
                 tallies[contender.name].row(contender.name, self._plan.workload, load, plain, verdict, peak)
             )
         if engine.seen:
-            self._rows += self._limits(load, plain, engine)
+            chain = next(verdict for name, verdict in verdicts.items() if name in SERVED)
+            self._rows += self._limits(load, plain, engine, chain)
 
     def _ask(self, contender: Contender, load: Load) -> tuple[Latency, float]:
         """One measurement, and the time on cores that it took, in ms a request."""
@@ -268,16 +269,17 @@ class _Run:
         seen = measure(self._analyzer, self._address, contender.name, self._inputs, count, load)
         return seen, (cpu_seconds(self._server.process.pid) - used) * 1e3 / count
 
-    def _limits(self, load: Load, plain: Tally, engine: Tally) -> list[Row]:
-        """The engine alone; and the oracle, to whose time the server adds what it adds to the plain model's."""
-        exits = oracle_exits(self._arena, self._first)
+    def _limits(self, load: Load, plain: Tally, engine: Tally, chain: Verdict) -> list[Row]:
+        """The engine alone; and what an oracle, and the chain's own heads, would take if lookups cost nothing.
+
+        To the time of these the server adds what it adds to the plain model's.
+        """
+        workload, count = self._plan.workload, len(next(iter(self._first.values())))
+        rows = [engine.row(ENGINE, workload, load, plain, Verdict(None, {}), None)]
         until = seconds_until(self._arena, self._first)
-        oracle = Tally()
-        for served, alone in zip(plain.seen, engine.seen, strict=True):
-            taken = until[exits] / until[-1] * alone.mean_ms + served.mean_ms - alone.mean_ms
-            oracle.add(summed_up(taken), None)
-        workload = self._plan.workload
-        return [
-            engine.row(ENGINE, workload, load, plain, Verdict(None, {}), None),
-            oracle.row(ORACLE, workload, load, plain, Verdict(None, shares(exits)), None),
-        ]
+        for name, exits in ((ORACLE, shares(oracle_exits(self._arena, self._first))), (ALLOWED, chain.exits)):
+            tally, share = Tally(), until[exits_of(exits, count)] / until[-1]
+            for served, alone in zip(plain.seen, engine.seen, strict=True):
+                tally.add(summed_up(share * alone.mean_ms + served.mean_ms - alone.mean_ms), None)
+            rows.append(tally.row(name, workload, load, plain, Verdict(None, exits), None))
+        return rows
