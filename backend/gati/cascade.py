@@ -51,7 +51,8 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
     """Makes one graph of stages and heads, which gives an answer, an exit, and the heads' keys.
 
     Args:
-        steps: At least two. Their stages have no inner name in common but that of the same weights; heads may.
+        steps: At least two. What their stages call alike is the same, since they are pieces of one graph; heads may
+            use any names.
         inputs: The model's inputs.
         output: The chain's output.
 
@@ -61,9 +62,10 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
     versions = common_versions(steps)
     kept = Counter(weight.name for step in steps for weight in step.stage.graph.initializer)
     common = {weight.name: weight for step in steps for weight in step.stage.graph.initializer if kept[weight.name] > 1}
-    level = _end(steps[-1], output)
-    for step in reversed(steps[:-1]):
-        level = _before(level, step, apart(step), output, common)
+    *before, last = zip(steps, _run_once(steps), strict=True)
+    level = _end(*last, output)
+    for step, nodes in reversed(before):
+        level = _before(level, step, nodes, apart(step), output, common)
     graph = level.graph("cascade", common)
     graph.initializer.extend(common.values())
     graph.input.extend(_value(tensor.name, _type(tensor)) for tensor in inputs)
@@ -89,14 +91,33 @@ class _Level:
         return helper.make_graph(self.nodes, name, [], [self.answer, self.exit, *self.keys.values()], weights)
 
 
-def _end(step: Step, output: Tensor) -> _Level:
+def _run_once(steps: Sequence[Step]) -> list[list[NodeProto]]:
+    """The nodes of each stage without those of the stages before: what several read, a mask say, each makes for itself.
+
+    Inside an `If`, what is outside of it can be read.
+    """
+    found, made = list[list[NodeProto]](), set[str]()
+    for step in steps:
+        found.append([node for node in step.stage.graph.node if made.isdisjoint(node.output)])
+        made.update(name for node in found[-1] for name in node.output if name)
+    return found
+
+
+def _end(step: Step, nodes: Sequence[NodeProto], output: Tensor) -> _Level:
     """The last stage, which answers whatever comes to it."""
     exit_ = _here(step.last, EXIT, TensorProto.INT64)
-    nodes = [*step.stage.graph.node, _constant(exit_.name, np.array([step.last]))]
+    nodes = [*nodes, _constant(exit_.name, np.array([step.last]))]
     return _Level(nodes, step.stage.graph.initializer, _value(output.name, _type(output)), exit_, {})
 
 
-def _before(level: _Level, step: Step, head: GraphProto, output: Tensor, common: Mapping[str, TensorProto]) -> _Level:
+def _before(
+    level: _Level,
+    step: Step,
+    nodes: Sequence[NodeProto],
+    head: GraphProto,
+    output: Tensor,
+    common: Mapping[str, TensorProto],
+) -> _Level:
     """A stage and its head, and what is run where that misses."""
     index = step.last
     answer, exit_ = _here(index, ANSWER, _type(output)), _here(index, EXIT, TensorProto.INT64)
@@ -105,7 +126,7 @@ def _before(level: _Level, step: Step, head: GraphProto, output: Tensor, common:
     leave = helper.make_node("If", [of_head(index, HIT)], gives)
     branches = {"then_branch": _hit(step, output, level.keys), "else_branch": level.graph(f"miss {index}", common)}
     leave.attribute.extend(helper.make_attribute(name, graph) for name, graph in branches.items())
-    nodes = [*step.stage.graph.node, *head.node, leave]
+    nodes = [*nodes, *head.node, leave]
     own = {index: _value(of_head(index, KEY), TensorProto.FLOAT)} if KEY in step.spec.outputs else {}
     return _Level(nodes, [*step.stage.graph.initializer, *head.initializer], answer, exit_, own | later)
 

@@ -174,6 +174,19 @@ def test_versions_go_together_where_they_mean_the_same(version: int) -> None:
         assert (found.exit, found.output.tolist()) == (exit_, [[answer] * 2])
 
 
+def test_what_several_stages_make_for_themselves_is_made_once() -> None:
+    """As the mask of a text, which is computed of the inputs wherever it is read."""
+    mask = helper.make_node("Mul", ["x", "w"], ["mask"])
+    before, behind = stage("x", "h", 18, mask), stage("h", "y", 18, mask, helper.make_node("Add", ["h", "mask"], ["s"]))
+    behind.graph.input.extend(before.graph.input)
+    steps = [Step(0, before, head(18, 5), HeadSpec({}, ("y", "score", "hit"))), Step(1, behind)]
+    whole = assemble(steps, [Tensor("x", "FP32", (2,))], OUTPUT)
+    cascade = Cascade(open_session(whole.SerializeToString()), steps)
+    for value, exit_, answer in ((1.0, 1, 12.0), (3.0, 0, 12.0)):  # h is 4 x, and y is 2 (h + 2 x)
+        found = cascade.run({"x": np.full((1, 2), value, np.float32)}, {})
+        assert (found.exit, found.output.tolist()) == (exit_, [[answer] * 2])
+
+
 def test_versions_that_do_not_go_together_are_refused() -> None:
     mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=1)  # since version 18, axes are an input
     with pytest.raises(UnjoinableError, match="ReduceMean of version 13"):

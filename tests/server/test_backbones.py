@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx
 import pytest
 import torch
 import tritonclient.grpc as triton
+from conftest import Served
 from google.protobuf import text_format
 from networks import Network, decided, resembling
 from tritonclient.grpc import model_config_pb2
@@ -128,9 +130,15 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 
 @pytest.fixture(scope="module")
-def inline(serve, families) -> triton.InferenceServerClient:
+def served(serve, families) -> Served:
     """A server of all chains, inline."""
-    return triton.InferenceServerClient(serve(families["vit"].repository, GATI_STORE="none", GATI_AUDIT="0").grpc)
+    return serve(families["vit"].repository, GATI_STORE="none", GATI_AUDIT="0")
+
+
+@pytest.fixture(scope="module")
+def inline(served) -> triton.InferenceServerClient:
+    """Asks it."""
+    return triton.InferenceServerClient(served.grpc)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +205,13 @@ def test_cached_answers_are_the_heads_or_the_backbones(inline, families, name):
         assert exits.min() < len(family.chain.segments) - 1
 
 
+def test_none_of_them_goes_the_long_way(inline, served, families):
+    for name, family in families.items():
+        ask(inline, family, some(family.rows, slice(0, 1)), name)
+    time.sleep(1)  # a release is joined a moment after it went live
+    assert "than they need to" not in served.log()
+
+
 @pytest.mark.parametrize("length", [1, 6, 10, 17])
 def test_sequences_of_other_lengths(inline, families, length):
     family = families["text"]
@@ -223,8 +238,6 @@ def test_in_bls_mode_the_answers_are_the_same(bls, families):
 
 def wait_for_release(client: triton.InferenceServerClient, family: Family) -> None:
     """Heads of BLS mode are taken in after the server has started."""
-    import time
-
     for _ in range(200):
         if ask(client, family, some(family.rows, slice(0, 1)), gati_mode="probe").as_numpy("release").any():
             return
