@@ -21,6 +21,7 @@ from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
 from gati_export.latency import measured_on
 from gati_export.measure import faster_mode
+from gati_export.opset import up_to_date
 from gati_export.plans import compiled
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
@@ -181,7 +182,8 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
         return found
 
     backbone = load_backbone(plan.backbone, read, work)
-    return backbone, check_samples(found, backbone.inputs)
+    samples = check_samples(found, backbone.inputs)
+    return up_to_date(backbone, samples), samples
 
 
 def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:

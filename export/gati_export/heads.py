@@ -21,8 +21,8 @@ from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
 from gati_export.exporter import exporting
 from gati_export.families.family import Lookup
+from gati_export.opset import OPSET
 
-OPSET = 18
 THRESHOLD = "threshold"
 """Name of the initializer that holds a head's threshold: FP32, one number."""
 PREFIX = "head/"

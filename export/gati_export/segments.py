@@ -217,7 +217,7 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
             differs as much from itself, run twice, or much from itself in batches of other sizes.
     """
     sessions = [open_session(path) for path in paths]
-    tolerance = HALF_TOLERANCE if _is_half(backbone) else TOLERANCE
+    allowed = tolerance(backbone)
     count = len(samples[backbone.inputs[0].name])
     sizes = {1: count} if backbone.max_batch == 1 else {1: min(count, ALONE), BATCH: count}
     largest = 0.0
@@ -225,17 +225,17 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
         for start in range(0, rows, size):
             feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
             expected = backbone.run(feeds)
-            if start < ALONE and not _difference(backbone.run(feeds), expected) <= tolerance:
+            if start < ALONE and not difference(backbone.run(feeds), expected) <= allowed:
                 raise BackboneError(
                     "The backbone answers the same input differently from run to run; export it in eval mode, without "
                     "dropout or random numbers."
                 )
-            largest = max(largest, _difference(run_segments(sessions, feeds), expected))
+            largest = max(largest, difference(run_segments(sessions, feeds), expected))
     _check_batches(backbone, samples)
-    if largest > tolerance:
+    if largest > allowed:
         raise BackboneError(
             f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "
-            f"explains {tolerance:.0e}; cut at fewer places (--cut-points)."
+            f"explains {allowed:.0e}; cut at fewer places (--cut-points)."
         )
     return largest
 
@@ -247,7 +247,7 @@ def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> Non
     feeds = {tensor.name: samples[tensor.name][:BATCH] for tensor in backbone.inputs}
     together = backbone.run(feeds)
     alone = [backbone.run({name: rows[i : i + 1] for name, rows in feeds.items()}) for i in range(len(together))]
-    apart = _difference(np.concatenate(alone), together)
+    apart = difference(np.concatenate(alone), together)
     if not apart <= BATCH_TOLERANCE:
         raise BackboneError(
             f"The backbone answers the same input differently alone and in a batch (by {apart:.1e} of its largest "
@@ -255,12 +255,14 @@ def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> Non
         )
 
 
-def _is_half(backbone: Backbone) -> bool:
+def tolerance(backbone: Backbone) -> float:
+    """The largest `difference` from a backbone's answers that rounding explains."""
     weights = (value.dtype for value in backbone.model.graph.initializers.values())
-    return backbone.output.dtype == "FP16" or any(d in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for d in weights)
+    half = backbone.output.dtype == "FP16" or any(d in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for d in weights)
+    return HALF_TOLERANCE if half else TOLERANCE
 
 
-def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
+def difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference relative to the row's largest score or 1; infinite where one of them is not a number."""
     if actual.shape != expected.shape:
         return np.inf

@@ -1,0 +1,62 @@
+"""Operators: those of an older backbone are brought up to the version of heads', so that both can be one graph.
+
+Where versions differ in meaning, stages and heads can't be joined for single requests (gati.steps).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import version_converter
+
+from gati.session import open_session
+from gati_export.backbone import Backbone
+from gati_export.segments import BATCH, difference, tolerance
+
+OPSET = 18
+"""Version of ONNX's operators that heads are written in."""
+
+
+def up_to_date(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) -> Backbone:
+    """Gives a backbone to be cut whose operators are no older than those of heads.
+
+    Args:
+        backbone: As it was loaded.
+        samples: Rows to hold the new graph against the old one with.
+
+    Returns:
+        The backbone, with the same file; with the same graph as well, where that is recent enough, or nobody knows how
+        to convert it, or the new one answers otherwise.
+    """
+    if backbone.model.graph.opset_imports.get("", OPSET) >= OPSET:
+        return backbone
+    found = backbone.model.clone()
+    try:
+        _convert(found)
+        same = found.graph.opset_imports.get("") == OPSET and _answers_alike(backbone, found, samples)
+    except Exception:  # of several libraries
+        same = False
+    return replace(backbone, model=found) if same else backbone
+
+
+def _convert(model: ir.Model) -> None:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what can't be converted stays as it is, which is no news to the user
+    try:
+        version_converter.convert_version(model, OPSET, fallback=True)
+    finally:
+        logging.disable(disabled)
+
+
+def _answers_alike(backbone: Backbone, model: ir.Model, samples: Mapping[str, np.ndarray] | None) -> bool:
+    session = open_session(ir.to_proto(model).SerializeToString())
+    for size in (1,) if backbone.max_batch == 1 else (1, BATCH):
+        feeds = backbone.batch(samples, size)
+        answer = np.asarray(session.run([backbone.output.name], feeds)[0])
+        if not difference(answer, backbone.run(feeds)) <= tolerance(backbone):
+            return False
+    return True
