@@ -72,7 +72,9 @@ class Backbone:
         return _batch(self.inputs, samples, size)
 
 
-def load_backbone(source: str, samples: Mapping[str, np.ndarray] | ReadSamples | None, workdir: Path) -> Backbone:
+def load_backbone(
+    source: str, samples: Mapping[str, np.ndarray] | ReadSamples | None, workdir: Path, *, numbers: bool = False
+) -> Backbone:
     """Loads a network and checks that it can be cut and served.
 
     Args:
@@ -81,6 +83,7 @@ def load_backbone(source: str, samples: Mapping[str, np.ndarray] | ReadSamples |
         samples: Rows to try the network on, as `load_samples` gives them, or what reads them; modules can't be
             exported without.
         workdir: Folder for the ONNX file of a PyTorch network.
+        numbers: Whether its output is numbers, of which one will do, and not scores of classes.
 
     Raises:
         BackboneError: If the network can't be read, run, cut, or served.
@@ -98,10 +101,10 @@ def load_backbone(source: str, samples: Mapping[str, np.ndarray] | ReadSamples |
             program.export_module(source, samples, path)
     elif path.suffix != ".onnx":
         raise BackboneError(f"{source!r} is no backbone; give an .onnx file, a .pt2 file, or package.module:function.")
-    return _checked(path, samples)
+    return _checked(path, samples, numbers)
 
 
-def _checked(path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None) -> Backbone:
+def _checked(path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None, numbers: bool) -> Backbone:
     model = _read(path)
     session = _open(path)
     if len(session.get_outputs()) != 1:
@@ -116,10 +119,15 @@ def _checked(path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None)
     samples = None if samples is None else check_samples(samples, inputs)
     trial = Backbone(path, model, inputs, output, int(fixed))
     scores = _try(trial, samples, 1)
-    if scores.ndim != 2 or scores.shape[0] != 1 or scores.shape[1] < 2:
+    if scores.ndim == 2 and scores.shape == (1, 1) and not numbers:
         raise BackboneError(
-            f"Output {output.name!r} has shape {list(scores.shape)} for one row; gati serves classifiers, whose output "
-            "is [batch, classes] with at least two classes."
+            f"Output {output.name!r} is one number; gati serves scores of at least two classes (of a probability p, "
+            "export both 1 - p and p), and numbers where it is told what agreement means: --agreement 'within X'."
+        )
+    if scores.ndim != 2 or len(scores) != 1 or not scores.size:
+        raise BackboneError(
+            f"Output {output.name!r} has shape {list(scores.shape)} for one row; gati serves classifiers and "
+            "regressions, whose output is [batch, classes] or [batch, numbers]."
         )
     output = Tensor(output.name, output.dtype, (scores.shape[1],))
     _rename_reserved(model)

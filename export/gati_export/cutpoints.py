@@ -49,7 +49,7 @@ def find_cutpoints(backbone: Backbone, samples: Mapping[str, np.ndarray] | None 
         Cut points in the order of computation; none where every position is bridged by a skip connection.
 
     Raises:
-        BackboneError: If the backbone fails on the samples.
+        BackboneError: If the backbone fails on the samples, or could be cut early enough only where no head can read.
     """
     graph = backbone.model.graph
     shapes = _shapes(backbone, samples)
@@ -58,8 +58,12 @@ def find_cutpoints(backbone: Backbone, samples: Mapping[str, np.ndarray] | None 
     values = [separator.value for separator in found]
     seen = [_run(backbone, values, backbone.batch(samples, size)) for size in _batches(backbone)]
     varied = _run_resized(backbone, values, backbone.batch(samples, 1))
-    points = (_cutpoint(separator, seen, varied) for separator in found)
-    return [point for point in points if point is not None]
+    places = {separator: _cutpoint(separator, seen, varied) for separator in found}
+    early = [place for separator, place in places.items() if separator.done <= LATEST * separator.total]
+    reasons = [place for place in early if isinstance(place, str)]
+    if reasons and len(reasons) == len(early):
+        raise BackboneError(f"This network can't be cut: between its layers, {max(reasons, key=reasons.count)}.")
+    return [place for place in places.values() if isinstance(place, CutPoint)]
 
 
 def _batches(backbone: Backbone) -> tuple[int, ...]:
@@ -120,17 +124,19 @@ def _run_resized(
 
 def _cutpoint(
     separator: Separator, seen: Sequence[Mapping[ir.Value, np.ndarray]], varied: Mapping[ir.Value, np.ndarray] | None
-) -> CutPoint | None:
-    """The cut point of a separator, or None where a head could not read it."""
+) -> CutPoint | str:
+    """The cut point of a separator, or where a head could not read it, what is there instead."""
     value = separator.value
     arrays = [results[value] for results in seen if value in results]
     if len(arrays) < len(seen) or arrays[0].ndim < 2:
-        return None
+        return "there is no tensor with a row for each sample"
     if any(array.shape != (batch, *arrays[0].shape[1:]) for batch, array in enumerate(arrays, start=1)):
-        return None
+        if all(array.ndim > 2 and array.shape[1] == batch for batch, array in enumerate(arrays, start=1)):
+            return "the batch is the second dimension, as recurrent layers have it in ONNX, and heads need it first"
+        return "tensors have other shapes than a row for each sample"
     dtype = DTYPE_OF.get(ir.DataType.from_numpy(arrays[0].dtype))
     if dtype not in FLOATS or not arrays[0].size:
-        return None
+        return "there are no floating-point numbers, and heads need some; give the network before it was quantised"
     tensor = Tensor(value.name or "", dtype, _row_shape(value, arrays[0], varied))
     return CutPoint(tensor, separator.node, separator.done / separator.total, arrays[0].size)
 
@@ -163,7 +169,7 @@ def choose_cutpoints(cutpoints: Sequence[CutPoint], limit: int = 8) -> list[CutP
     if not kept:
         raise BackboneError(
             "This network has no tensor, batch first, that alone separates what comes before it from what comes after, "
-            "so it can't be cut; gati needs layers or blocks one after another."
+            "so it can't be cut; gati needs layers or blocks one after another, behind where all inputs have met."
         )
     while len(kept) > max(limit, 1):
         shares = [*(point.share for point in kept), 1.0]

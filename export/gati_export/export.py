@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gati.agreement import of_numbers
 from gati.chain import Chain, Engine, Mode
 from gati.release import Release, Window
 from gati.settings import workspace
@@ -181,7 +182,7 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
         found.update(load_samples(plan.samples, names=names, decode=plan.decode))
         return found
 
-    backbone = load_backbone(plan.backbone, read, work)
+    backbone = load_backbone(plan.backbone, read, work, numbers=of_numbers(plan.terms.agreement))
     samples = check_samples(found, backbone.inputs)
     return up_to_date(backbone, samples), samples
 

@@ -235,9 +235,18 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
     if largest > allowed:
         raise BackboneError(
             f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "
-            f"explains {allowed:.0e}; cut at fewer places (--cut-points)."
+            f"explains {allowed:.0e}; {_advice(backbone)}."
         )
     return largest
+
+
+def _advice(backbone: Backbone) -> str:
+    if any(node.op_type == "QuantizeLinear" for node in backbone.model.graph):
+        return (
+            "where 8-bit products overflow, ONNX Runtime's answers depend on what it fuses: quantise the network with "
+            "reduce_range, or give it as it was before"
+        )
+    return "cut at fewer places (--cut-points)"
 
 
 def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> None:
@@ -251,7 +260,8 @@ def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> Non
     if not apart <= BATCH_TOLERANCE:
         raise BackboneError(
             f"The backbone answers the same input differently alone and in a batch (by {apart:.1e} of its largest "
-            "score); leave out what mixes rows, such as normalisation in training mode, or export it with a batch of 1."
+            "score); leave out what mixes rows, such as normalisation in training mode or dynamic quantisation, or "
+            "export it with a batch of 1."
         )
 
 

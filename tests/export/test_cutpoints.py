@@ -167,6 +167,36 @@ def test_tensors_that_a_head_can_not_read_are_left_out(tmp_path):
     assert names(graph, "y", tmp_path) == ["a", "rows", "floats"]
 
 
+def recurrent() -> Graph:
+    """Layers that have the batch behind the time."""
+    graph = Graph()
+    h = graph.node("Transpose", graph.input("x", ["n", 3, 6]), perm=[1, 0, 2])
+    for _ in range(5):
+        h = graph.linear(h, 6, 6)
+    last = graph.node("Gather", h, graph.constant(2, np.int64), axis=0)
+    graph.linear(last, 6, 4, name="y")
+    return graph
+
+
+def quantised() -> Graph:
+    """Layers with whole numbers between them."""
+    graph = Graph()
+    h = graph.input("x", ["n", 6], np.int8)
+    for _ in range(3):
+        weight = graph.constant(graph.rng.integers(-3, 4, (6, 6)), np.int8)
+        h = graph.node("Cast", graph.node("MatMulInteger", h, weight), to=3)
+    graph.node("Cast", h, name="y", to=1)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("graph", "says"), [(recurrent(), "the batch is the second dimension"), (quantised(), "before it was quantised")]
+)
+def test_it_is_said_why_no_head_could_read(tmp_path, graph, says):
+    with pytest.raises(BackboneError, match=f"between its layers, .*{says}"):
+        find_cutpoints(load(graph, "y", tmp_path))
+
+
 def test_no_cut_before_heavy_work(tmp_path):
     graph = Graph()
     ids = graph.input("ids", ["n", 5], np.int64)

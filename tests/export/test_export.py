@@ -284,6 +284,18 @@ def read_terminal(descriptor: int) -> bytes:
         return b""
 
 
+def test_one_number_is_a_regression(gati, tmp_path):
+    graph = Graph()
+    h = graph.node("Flatten", graph.input("image", ["batch", *SHAPE]))
+    for inner in (60, 6):
+        h = graph.node("Relu", graph.linear(h, inner, 6))
+    graph.linear(h, 6, 1, name="price")
+    graph.save(tmp_path / "price.onnx", "price")
+    assert "'price' is one number" in one_error(gati("price.onnx"))
+    assert gati("price.onnx", agreement="within 0.1").code == 0
+    assert read_chain(tmp_path / "models", "price").output.shape == (1,)
+
+
 @pytest.mark.parametrize(
     ("backbone", "name"),
     [("net.onnx", "net"), ("./sub/my.net-2.onnx", "my.net-2"), ("own_pack.resnet18:build", "resnet18")],

@@ -389,12 +389,14 @@ def test_numbers_are_answered_by_other_families_than_classes() -> None:
         chosen_families("pooled,regression", runs=False)
 
 
-@pytest.mark.parametrize("cut", [CUTS["vector"], CUTS["image"]], ids=["vector", "image"])
-def test_regression_is_near_where_it_is_sure(cut: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cut", "scales"), [(CUTS["vector"], [1, 100, 1000]), (CUTS["image"], [100])], ids=["vector", "image"]
+)
+def test_regression_is_near_where_it_is_sure(cut: Tensor, scales: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     schedule(monkeypatch, {spatial.Tower: 150}, {spatial.Tower: 6e-3})
 
     def numbers(count: int, seed: int) -> Course:
-        """Three numbers that the activations tell, two of them large, and worse where the fourth value is high."""
+        """Numbers that the activations tell, some of them large, and worse where the fourth value is high."""
         random = np.random.default_rng(seed)
         told = random.normal(size=(count, 3)).astype(np.float32)
         noisy = random.random(count) < 0.5
@@ -402,16 +404,17 @@ def test_regression_is_near_where_it_is_sure(cut: Tensor, monkeypatch: pytest.Mo
         shape = (4, *cut.shape[1:]) if len(cut.shape) > 1 else (4,)
         hidden = np.broadcast_to(flat.reshape(count, 4, *[1] * (len(shape) - 1)), (count, *shape))
         hidden = np.concatenate([hidden] * (cut.shape[0] // 4), 1)
-        outputs = (told + np.where(noisy, 1.0, 0.01)[:, None] * random.normal(size=told.shape)) * [1, 100, 1000]
+        outputs = told + np.where(noisy, 1.0, 0.01)[:, None] * random.normal(size=told.shape)
+        outputs = outputs[:, : len(scales)] * scales
         return Course(hidden.astype(np.float32), torch.from_numpy(outputs.astype(np.float32)), np.arange(count))
 
     train, tune, fresh = numbers(1500, 0), numbers(200, 1), numbers(400, 2)
-    found, _ = lookups(["regression"], cut, 3)
+    found, _ = lookups(["regression"], cut, len(scales))
     assert [lookup.name for lookup in found] == ["regression-pooled", "regression-spatial"][: len(cut.shape)]
     for lookup in found:
         lookup.learn(train.lesson(lookup), tune.lesson(lookup), 0, None)
         said = look(lookup.eval(), fresh.hidden, {})
-        near = ((said.logits - fresh.logits).abs() < torch.tensor([0.5, 50, 500])).all(1).numpy()
+        near = ((said.logits - fresh.logits).abs() < 0.3 * torch.tensor(scales)).all(1).numpy()
         score = said.score.numpy()
         assert ((score > 0) & (score <= 1)).all()
         assert auc(score, near) > 0.8
