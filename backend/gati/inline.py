@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from gati.cascade import Cascade, assemble
@@ -23,7 +23,7 @@ from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.ladder import Ladder
-from gati.layout import InseparableError, Split, close, open_on_blocks, probe, split
+from gati.layout import InseparableError, Split, close, open_on_passed, probe, split
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
 from gati.state import HeadState
@@ -53,9 +53,9 @@ class _Plan:
         """How much the network takes."""
         return self.split.weights.bytes if self.split else sum(f.stat().st_size for files in self.files for f in files)
 
-    def blocks(self, name: str) -> np.ndarray | None:
-        """One row of a cut tensor, if it passes as blocks; see gati.layout."""
-        return self.split.values[name] if self.split and name in self.split.blocked else None
+    def passed(self, name: str) -> NodeProto | None:
+        """What makes a cut tensor of what passes in its place; None where it passes itself. See gati.layout."""
+        return self.split.passed.get(name) if self.split else None
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,11 @@ class InlineEngine:
         file = head_path(self._repository, self._chain, index, number).read_bytes()
         session, spec = open_head(file, self._chain, index, self._runner.device)
         cut = self._chain.segments[index].output
-        row = plan.blocks(cut.name)
-        if row is None:
+        passed = plan.passed(cut.name)
+        if plan.split is None or passed is None:
             return _Head(session, spec, ModelProto.FromString(file))
-        session, model = open_on_blocks(file, cut)
-        rows = np.repeat(row, max(1, self._chain.max_batch), axis=0)
+        session, model = open_on_passed(file, cut, passed)
+        rows = np.repeat(plan.split.values[cut.name], max(1, self._chain.max_batch), axis=0)
         session.run(None, {cut.name: rows, **HeadState(spec.state).feeds()})
         return _Head(session, spec, model)
 

@@ -4,11 +4,15 @@ On a CPU, ONNX Runtime keeps the planes of convolutions in blocks of channels (N
 optimised has to turn its tensor into planes at its end, and the next piece back into blocks: 1 to 3 % of a network a
 cut. So the whole is optimised first, as it would be without cuts, and then cut where its tensors are blocks. Heads
 are made to read blocks as well, which saves their convolutions the same.
+
+It also moves transpositions, so that what goes on from a cut may be the tensor before it was transposed. Then that is
+what passes, and heads begin with the transposition.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +26,10 @@ from gati.chain import Tensor
 from gati.session import open_session, run
 from gati.weights import Weights
 
-TO_PLANES = "ReorderOutput"
-"""ONNX Runtime's operator from blocks to planes."""
-PLANES = "/planes"
-"""What a tensor's planes are called where its blocks have taken its name."""
+TO_PLANES, TRANSPOSE = "ReorderOutput", "Transpose"
+"""ONNX Runtime's operator from blocks to planes, and ONNX's."""
+AS_IT_WAS = "/as it was"
+"""What a cut tensor is called where it passes as something else under its name."""
 TOLERANCE = 1e-3
 """Largest difference of a cut graph from the whole, relative to its largest number: kernels may differ, not results."""
 
@@ -43,14 +47,14 @@ class Split:
         pieces: Their graphs, whose large tensors are in `weights`.
         weights: These.
         values: What they gave for the model's feeds, by name: blocks, where a tensor passes as such.
-        blocked: Names of cut tensors that pass as blocks, under the same name.
+        passed: Of cut tensors that pass as something else under their names, what makes them of that.
     """
 
     sessions: tuple[ort.InferenceSession, ...]
     pieces: tuple[ModelProto, ...]
     weights: Weights
     values: dict[str, np.ndarray]
-    blocked: frozenset[str]
+    passed: Mapping[str, NodeProto]
 
 
 def split(
@@ -77,7 +81,7 @@ def split(
     ):
         raise InseparableError("it holds branches or loops")
     names = [cut.name for cut in cuts]
-    blocked = _name_blocks(optimised.graph, names)
+    passed = _name_passed(optimised.graph, names)
     expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
     del session
     ends = [*([name] for name in names), outputs]
@@ -90,16 +94,38 @@ def split(
     for name, value in expected.items():
         if not close(values[name], value):
             raise InseparableError(f"its pieces give another {name!r} than the whole")
-    return Split(sessions, pieces, weights, values, blocked)
+    return Split(sessions, pieces, weights, values, passed)
 
 
-def open_on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelProto]:
-    """Opens a head such that it reads its cut tensor, [batch, channels, ...], as blocks; gives its graph as well.
+def open_on_passed(head: bytes, cut: Tensor, passed: NodeProto) -> tuple[ort.InferenceSession, ModelProto]:
+    """Opens a head such that it reads what passes under its cut tensor's name; gives its graph as well.
 
-    It is optimised behind a convolution, since these give blocks, and cut off again.
+    Args:
+        head: The head.
+        cut: Its cut tensor.
+        passed: What makes that of what passes; see `Split`.
 
     Raises:
         InseparableError: If that can't be done.
+    """
+    return _on_blocks(head, cut) if passed.op_type == TO_PLANES else _on_transposed(head, cut, passed)
+
+
+def _on_transposed(head: bytes, cut: Tensor, passed: NodeProto) -> tuple[ort.InferenceSession, ModelProto]:
+    """It begins with the transposition."""
+    model = onnx.load_model_from_string(head)
+    for node in model.graph.node:
+        node.input[:] = [cut.name + AS_IT_WAS if name == cut.name else name for name in node.input]
+    model.graph.node.insert(0, passed)
+    given = next(value for value in model.graph.input if value.name == cut.name)
+    given.CopyFrom(_shapeless(given))
+    return open_session(model.SerializeToString()), model
+
+
+def _on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelProto]:
+    """Its cut tensor is [batch, channels, ...].
+
+    It is optimised behind a convolution, since these give blocks, and cut off again.
     """
     whole = onnx.load_model_from_string(head)
     given = {value.name: value for value in whole.graph.input}
@@ -112,7 +138,7 @@ def open_on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, Mode
     whole.graph.input.append(_value(plane.name, helper.np_dtype_to_tensor_dtype(cut.numpy), ("batch", *plane.shape)))
     feeds = {name: np.zeros([size.dim_value for size in shape], np.float32) for name, shape in state.items()}
     found = split(whole, [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds})
-    if cut.name not in found.blocked:
+    if cut.name not in found.passed:
         raise InseparableError("it can't read blocks")
     found.weights.put_back(found.pieces[1])
     return found.sessions[1], found.pieces[1]
@@ -136,15 +162,27 @@ def _optimise(model: ModelProto) -> tuple[ort.InferenceSession, ModelProto]:
         return session, onnx.load(path)
 
 
-def _name_blocks(graph: GraphProto, cuts: Sequence[str]) -> frozenset[str]:
-    """Gives the blocks of cut tensors their names, and planes made of them another."""
-    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == TO_PLANES}
-    blocks = {turned[cut]: cut for cut in cuts if cut in turned}
-    renamed = blocks | {cut: cut + PLANES for cut in blocks.values()}
+def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, NodeProto]:
+    """Gives what goes on from cut tensors their names, and these another; returns what makes these of it."""
+    makers = {node.output[0]: node for node in graph.node if node.output[0] in cuts}
+    readers = Counter(name for node in graph.node for name in {*node.input})
+    passed = {cut: node for cut, node in makers.items() if _is_passed(node, readers)}
+    renamed = {node.input[0]: cut for cut, node in passed.items()} | {cut: cut + AS_IT_WAS for cut in passed}
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
-    return frozenset(blocks.values())
+    return passed
+
+
+def _is_passed(maker: NodeProto, readers: Mapping[str, int]) -> bool:
+    """Whether what goes on from a cut tensor is what this one makes it of: blocks; or others read that as well.
+
+    The batch has to stay where it is.
+    """
+    if maker.op_type == TO_PLANES:
+        return True
+    order = [list(attribute.ints) for attribute in maker.attribute if attribute.name == "perm"]
+    return maker.op_type == TRANSPOSE and readers[maker.input[0]] > 1 and bool(order) and order[0][0] == 0
 
 
 def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> ModelProto:

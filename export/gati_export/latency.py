@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from gati.chain import Chain
 from gati.device import usable
 from gati.fuse import fuse, stages
 from gati.inline import LARGEST_JOINED, cut_as_run
-from gati.layout import open_on_blocks
+from gati.layout import open_on_passed
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
 from gati_export.replay import state_of
@@ -159,8 +159,8 @@ def measure_heads(
         cut = chain.segments[index].output
         for head, (at, model) in enumerate(heads):
             if at == index:
-                blocked = cut.name in parts.blocked
-                session = open_on_blocks(model, cut)[0] if blocked else open_session(model, device)
+                passed = parts.passed.get(cut.name)
+                session = open_on_passed(model, cut, passed)[0] if passed else open_session(model, device)
                 shapes = state_of(ModelProto.FromString(model))
                 state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
                 places[head] = len(turns)
@@ -190,11 +190,11 @@ def _call(chain: Chain, paths: Sequence[Path]) -> list[ort.InferenceSession]:
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """A chain cut at some of its cut points: sessions, what each reads for one sample, and what passes as blocks."""
+    """A chain cut at some of its cut points: sessions, what each reads for one sample, and see `gati.layout.Split`."""
 
     sessions: Sequence[ort.InferenceSession]
     feeds: Sequence[Feeds]
-    blocked: frozenset[str]
+    passed: Mapping[str, NodeProto]
 
 
 def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Feeds) -> _Parts:
@@ -204,13 +204,13 @@ def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Fee
     if chain.mode == "inline" and device == CPU:
         with suppress(Exception):  # as gati.inline does
             found = cut_as_run(chain, models, ranges, inputs)
-            return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.blocked)
+            return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.passed)
     sessions = [open_session(fuse([models[index] for index in part]), device) for part in ranges]
     values = dict(inputs)
     for part, session in zip(ranges, sessions, strict=True):
         output = chain.segments[part[-1]].output.name
         values[output] = np.asarray(session.run([output], _read(session, values))[0])
-    return _Parts(sessions, [_read(session, values) for session in sessions], frozenset())
+    return _Parts(sessions, [_read(session, values) for session in sessions], {})
 
 
 def _one(chain: Chain, samples: Feeds) -> dict[str, np.ndarray]:

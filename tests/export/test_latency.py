@@ -14,6 +14,7 @@ from torch import nn
 
 from gati.chain import Chain
 from gati.inline import cut_as_run
+from gati.layout import TO_PLANES
 from gati_export.backbone import load_backbone
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.latency import measure_heads
@@ -42,7 +43,7 @@ def test_heads_with_state_are_measured_on_blocks(
 ) -> None:
     chain, paths, samples = convolutions
     one = {name: rows[:1] for name, rows in samples.items()}
-    blocked = cut_as_run(chain, [path.read_bytes() for path in paths], [range(1), range(1, 2)], one).blocked
-    assert blocked == {chain.segments[0].output.name}
+    passed = cut_as_run(chain, [path.read_bytes() for path in paths], [range(1), range(1, 2)], one).passed
+    assert passed[chain.segments[0].output.name].op_type == TO_PLANES
     heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
     assert all(seconds > 0 for seconds in measure_heads(chain, paths, heads, samples))

@@ -249,7 +249,7 @@ def test_other_segments_are_noticed(families, tmp_path):
     weights = onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1.5)
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, model.graph.initializer[0].name))
     onnx.save(model, paths[-1])
-    with pytest.raises(BackboneError, match="differ from the backbone's by .*cut at fewer places"):
+    with pytest.raises(BackboneError, match=r"differ from the backbone's by .*cut at fewer places"):
         check_segments(backbone, paths, samples)
     quantised = backbone.model.clone()
     quantised.graph.append(ir.Node("", "QuantizeLinear", []))
