@@ -211,7 +211,7 @@ class Orchestrator:
         flight.ran.append(Ran(exit_, ran))
         if flight.drawn is not None and exit_ != self._last:
             audits += _audits(exit_, release, flight, ROW, YES, flight.values, -1)
-        _learn(flight, release, [(release.state[index], ROW, key) for index, key in keys])
+        _learn(flight, release, [(release.state[index], ROW, key) for index, key in keys if index < exit_])
         return True
 
     def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:
@@ -289,10 +289,10 @@ def _audits(
 
 
 def _learn(flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]) -> None:
-    """Updates the heads' state."""
+    """Updates the heads' state: memories take in what was answered to the rows that they missed, by whomever."""
     for state in release.state.values():
         if state.counts:
             state.count(flight.output[flight.cacheable])
     for state, rows, row_keys in keys:
-        known = (flight.release[rows] == BACKBONE) & flight.finite[rows]
+        known = flight.finite[rows]
         state.remember(row_keys[known], flight.output[rows[known]])

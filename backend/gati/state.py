@@ -1,7 +1,8 @@
 """State that heads may ask for, kept by the orchestrator between requests.
 
 `class_mix` FP32 [classes] is the recent mix of answers, exponentially forgotten. `memory_keys` FP32 [entries, dim]
-with `memory_answers` FP32 [entries, classes] is a ring of recent keys and what the backbone said. State is bounded by
+with `memory_answers` FP32 [entries, classes] is a ring of recent keys and what was answered behind the head, by the
+backbone or a later head. State is bounded by
 the shapes that the head's own file gives, starts empty, is dropped with its release and never shared between models.
 """
 
@@ -53,7 +54,7 @@ class HeadState:
             self._values = self._values | {CLASS_MIX: mix}
 
     def remember(self, keys: np.ndarray, answers: np.ndarray) -> None:
-        """Stores what the backbone answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes.
+        """Stores what was answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes.
 
         A key that is not finite is passed over: in the ring, it would make a miss of everything.
         """

@@ -45,9 +45,9 @@ def choose(
 ) -> Choice:
     """Chooses heads.
 
-    Heads are composed as if what one says did not depend on the others. A memory's does: it takes in what the backbone
-    answers, and starves where other heads answer instead. So memories are also composed alone, and other heads without
-    them, and the fastest in a replay is taken.
+    Heads are composed as if what one says did not depend on the others. A memory's does: it takes in what is answered
+    behind it, starves where heads before it answer, and believes those after it. So memories are also composed alone,
+    and other heads without them, and the fastest in a replay is taken.
 
     Args:
         candidates: What there is.

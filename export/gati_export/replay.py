@@ -115,7 +115,7 @@ class Rows:
 
     @property
     def remembers(self) -> bool:
-        """Whether it learns from what the backbone answers, and so from nothing that another head answers."""
+        """Whether it learns from what is answered behind it, and so from nothing that a head before it answers."""
         return self._keys is not None
 
     def key(self, row: int) -> np.ndarray | None:
@@ -177,14 +177,14 @@ def replay(said: Sequence[Said], thresholds: Sequence[float], outputs: np.ndarra
     """
     exits = np.full(len(outputs), len(said))
     served = outputs.copy()
-    live = [head.rows for head in said if head.rows is not None]
+    live = [(place, head.rows) for place, head in enumerate(said) if head.rows is not None]
     if not live:
         for place in reversed(range(len(said))):
             hit = said[place].scores >= np.float32(thresholds[place])
             exits[hit] = place
             served[hit] = said[place].answers[hit]
         return exits, served
-    for rows in live:
+    for _, rows in live:
         rows.restart()
     limits = [np.float32(threshold) for threshold in thresholds]
     for row in range(len(outputs)):
@@ -193,8 +193,8 @@ def replay(said: Sequence[Said], thresholds: Sequence[float], outputs: np.ndarra
             if score >= limits[place]:
                 exits[row], served[row] = place, answer
                 break
-        for rows in live:
-            _learn(rows, row, served[row], exits[row] == len(said))
+        for place, rows in live:
+            _learn(rows, row, served[row], exits[row] > place)
     return exits, served
 
 

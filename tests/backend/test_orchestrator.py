@@ -366,7 +366,7 @@ def test_heads_that_lie_are_closed_by_their_audits_and_a_new_release_opens_again
     assert house.exits("again") == [0]
 
 
-def test_state_counts_all_answers_and_remembers_only_misses() -> None:
+def test_state_counts_all_answers_and_remembers_what_was_answered_behind() -> None:
     house = House()
     house.shapes = {CLASS_MIX: (4,), MEMORY_KEYS: (3, 2), MEMORY_ANSWERS: (3, 4)}
     house.keys = True
@@ -375,9 +375,11 @@ def test_state_counts_all_answers_and_remembers_only_misses() -> None:
     house.orchestrator.serve([house.request("a", *rows)])
     house.orchestrator.serve([house.request("b", [9, 2, 2, 0], exact=True)])
     first, second = (house.live.state[index].feeds() for index in (0, 1))
-    assert first[MEMORY_KEYS][0].tolist() == [9, 3]
+    assert first[MEMORY_KEYS][:2].tolist() == [[9, 3], [1, 0]]  # what the backbone answered, and the second head
     assert first[MEMORY_ANSWERS].argmax(1).tolist() == [3, 0, 0]
-    assert (first[MEMORY_KEYS][1:] > 1e14).all()
+    assert first[MEMORY_ANSWERS].any(1).tolist() == [True, True, False]
+    assert (first[MEMORY_KEYS][2:] > 1e14).all()
+    assert second[MEMORY_KEYS][0].tolist() == [9, 3]
     assert (second[MEMORY_KEYS][1:] > 1e14).all()
     assert first[CLASS_MIX][2] > first[CLASS_MIX][1]  # the head's answer, as it was served
     np.testing.assert_allclose(first[CLASS_MIX].sum(), 1, rtol=1e-5)
@@ -445,7 +447,7 @@ def test_state_learns_from_the_cascade() -> None:
         house.live = replace(house.live, state={i: HeadState(shapes) for i in (0, 1)})
         for name, row in {"a": [0, 1, 2, 0], "b": [9, 3, 2, 0], "c": [1, 0, 0, 0]}.items():
             house.orchestrator.serve([house.request(name, row)])
-    for index in (0, 1):
+    for index, keys in ((0, [[9, 3], [1, 0]]), (1, [[9, 3]])):  # the second head's answer to c is news to the first
         apart, together = (house.live.state[index].feeds() for house in houses)
         assert all((together[name] == apart[name]).all() for name in shapes)
-        assert apart[MEMORY_KEYS][0].tolist() == [9, 3] and (apart[MEMORY_KEYS][1:] > 1e14).all()
+        assert apart[MEMORY_KEYS][: len(keys)].tolist() == keys and (apart[MEMORY_KEYS][len(keys) :] > 1e14).all()

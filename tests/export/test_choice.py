@@ -1,4 +1,4 @@
-"""The choice of heads where one head's answers depend on what others leave to the backbone."""
+"""The choice of heads where one head's answers depend on what others leave to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANSWERS = np.eye(CLASSES, dtype=np.float32)[np.arange(SCENES).repeat(RUN) % CLAS
 
 
 class Memory:
-    """Knows a scene once the backbone has answered one of its frames; stands for `Rows` and their state in one."""
+    """Knows a scene once one of its frames was answered behind it; stands for `Rows` and their state in one."""
 
     remembers = True
 
@@ -47,13 +47,20 @@ class Memory:
         self.known.add(int(keys[0, 0]) // RUN)
 
 
-@pytest.mark.parametrize(("late", "expected"), [(0.5, ("memory",)), (0.001, ("late",))])
-def test_a_memory_is_not_starved_by_a_head_that_answers_in_its_place(late: float, expected: tuple[str, ...]) -> None:
-    alone = np.where(np.arange(len(ANSWERS)) % RUN > 0, 0.9, -1.0).astype(np.float32)
-    sure = np.full(len(ANSWERS), 0.9, np.float32)
-    said = [Said(alone, ANSWERS, cast(Rows, Memory())), Said(sure, ANSWERS)]
+FIRST = np.arange(len(ANSWERS)) % RUN == 0
+"""Frames that begin a run."""
+AGREEMENT: Any = parse_agreement("top-1")
+
+
+def sure(where: np.ndarray) -> np.ndarray:
+    """Scores of a head that is sure there alone."""
+    return np.where(where, 0.9, -1.0).astype(np.float32)
+
+
+@pytest.mark.parametrize(("late", "expected"), [(0.5, ("memory", "late")), (0.001, ("late",))])
+def test_a_memory_learns_from_a_head_behind_it_if_that_does_not_do_alone(late: float, expected: tuple[str]) -> None:
+    said = [Said(sure(~FIRST), ANSWERS, cast(Rows, Memory())), Said(sure(np.ones_like(FIRST)), ANSWERS)]
     heads = [Candidate(0, "memory", b"", 0.005), Candidate(1, "late", b"", 0.0)]
     times = Times(np.array([0.01, late, 0.99 - late]), np.zeros(2))
-    agreement: Any = parse_agreement("top-1")
-    choice = choose(Candidates(heads, {}, times), said, ANSWERS, agreement, Limits(0.0))
+    choice = choose(Candidates(heads, {}, times), said, ANSWERS, AGREEMENT, Limits(0.0))
     assert tuple(heads[place].name for place in choice.composition.chosen) == expected

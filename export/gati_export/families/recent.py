@@ -1,10 +1,11 @@
-"""Ours, for near-duplicates: a memory of recent activations and what the backbone said to them; nothing to refresh.
+"""Ours, for near-duplicates: a memory of recent activations and what was answered to them; nothing to refresh.
 
-A camera's frames resemble the one before. Each request that reaches the backbone leaves its key, a projection of an
-early activation, and the backbone's output in a ring of the orchestrator's (`gati.state`); one whose key is near
-enough to a remembered one is answered alike. The projection is learned from the runs of near-duplicates among the
-samples: it keeps what tells scenes apart, and little of what varies within one (Fisher's discriminant). The selector
-judges by the distance, by the distance of the nearest entry with another answer, and by how sure the backbone was.
+A camera's frames resemble the one before. Each request that it misses leaves its key, a projection of an early
+activation, and the output of the backbone, or of the later head that answered, in a ring of the orchestrator's
+(`gati.state`); one whose key is near enough to a remembered one is answered alike. The projection is learned from the
+runs of near-duplicates among the samples: it keeps what tells scenes apart, and little of what varies within one
+(Fisher's discriminant). The selector judges by the distance, by the distance of the nearest entry with another answer,
+and by how sure that answer was.
 """
 
 from __future__ import annotations
