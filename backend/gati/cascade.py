@@ -92,7 +92,7 @@ class _Level:
 
 
 def _run_once(steps: Sequence[Step]) -> list[list[NodeProto]]:
-    """The nodes of each stage without those of the stages before: what several read, a mask say, each makes for itself.
+    """The nodes of each stage but those that a stage before has too: each brings along what it reads, such as a mask.
 
     Inside an `If`, what is outside of it can be read.
     """
