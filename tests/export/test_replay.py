@@ -155,7 +155,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("heads", CHAINS.values(), ids=CHAINS)
-@pytest.mark.parametrize("quantile", [0.2, 0.6])
+@pytest.mark.parametrize("quantile", [0.2, 0.7])
 @pytest.mark.parametrize("cascade", [False, True], ids=["stage by stage", "cascade"])
 def test_replay_is_what_the_orchestrator_serves(
     trial: Trial, heads: list[tuple[str, int]], quantile: float, cascade: bool
@@ -173,7 +173,7 @@ def test_replay_is_what_the_orchestrator_serves(
     answered = np.concatenate([answer.output for answer in client.answers])
     np.testing.assert_allclose(answered, served, rtol=1e-4, atol=1e-5)
     counts = np.bincount(exits, minlength=len(cuts))
-    assert (counts > 3).all(), f"a trivial replay proves nothing: {counts}"
+    assert (counts > 5).all(), f"a trivial replay proves nothing: {counts}"
     again, _ = replay(said, thresholds, trial.outputs)
     np.testing.assert_array_equal(again, exits)  # nothing is left of the replay before
 
