@@ -3,7 +3,7 @@
 Chains of four segments with a pooled linear head each (the mechanism of `gati bench`), on ResNets for 224 x 224
 pictures with untrained weights: time does not depend on these. In one process, without a server; inputs come from the
 host, and answers go there. All ways are run in turns: the plain backbone; the same as a CUDA graph; the chain without
-heads; with heads that all miss, or hit at an exit, by stages (`sync`), joined (`joined`, for one row: gati.ladder), and
+heads; with heads that all miss, or hit at an exit, by stages (`sync`), joined (`joined`: gati.ladder), and
 with lookups in a thread of their own, beside the next stage (`async`).
 """
 
@@ -28,10 +28,10 @@ from torch import nn
 
 from gati.chain import Chain, read_chain
 from gati.device import DeviceRunner, Hidden, Runner, runner_on
-from gati.flight import Request
+from gati.flight import Answer, Request
 from gati.head import Prediction
 from gati.inline import InlineEngine
-from gati.ladder import Ladder
+from gati.ladder import Ladder, sizes_up_to
 from gati.options import json_option, write_json
 from gati.orchestrator import LiveRelease, Observer, Orchestrator
 from gati.release import Certificate, Window
@@ -120,6 +120,10 @@ def orchestrated(chain: Chain, live: LiveRelease, feeds: dict[str, np.ndarray], 
     return lambda: orchestrator.serve([Request(feeds, exact, lambda *_: None)])
 
 
+def unheard(*_: object) -> None:
+    """Nobody is told who leaves."""
+
+
 class Silent:
     """Nobody is told anything."""
 
@@ -147,7 +151,8 @@ class Bed:
         self._engine = InlineEngine(folder, self.chain, runner, say=click.echo)
         whole = Step(self.chain.segments[-1].index, onnx.load(backbone.path))
         on_gpu = isinstance(runner, DeviceRunner)
-        self.captured = Ladder([whole], self.chain, runner, captured=True) if on_gpu else None
+        sizes = sizes_up_to(self.chain.max_batch)
+        self.captured = Ladder([whole], self.chain, runner, captured=True, sizes=sizes) if on_gpu else None
         self._pool = ThreadPoolExecutor(1)
 
     def release(self, hits: int | None) -> LiveRelease:
@@ -180,46 +185,57 @@ class Bed:
 def ways_of(bed: Bed, plain: Way, feeds: dict[str, np.ndarray], lives: Mapping[str, LiveRelease]) -> dict[str, Way]:
     """What is compared, by name."""
     ways = {"plain": plain}
-    single = len(next(iter(feeds.values()))) == 1
-    if single and (captured := bed.captured) is not None:
-        ways["plain, CUDA graph"] = lambda: captured.run(feeds, {})
+    if (captured := bed.captured) is not None:
+        ways["plain, CUDA graph"] = lambda: captured.run(feeds, {}, unheard)
     ways["chain, no lookups"] = orchestrated(bed.chain, lives["all miss"], feeds, exact=True)
     for name, live in lives.items():
         ways[f"{name}, sync"] = orchestrated(bed.chain, replace(live, joined=None), feeds)
-        if single and live.joined is not None:
+        if live.joined is not None and len(next(iter(feeds.values()))) <= live.joined.rows:
             ways[f"{name}, joined"] = orchestrated(bed.chain, live, feeds)
         ways[f"{name}, async"] = bed.beside(live, feeds)
     return ways
 
 
-def exported(repository: Path, model: str, samples: Path, device: str) -> None:
-    """Measures an exported chain on real samples, one by one, and holds it against itself on the processor."""
+def exported(repository: Path, model: str, samples: Path, device: str, batches: Sequence[int]) -> None:
+    """Measures an exported chain on real samples, and holds it against itself on the processor."""
     chain, plain = read_chain(repository, model), repository / f"{model}-plain" / "1" / "model.onnx"
-    rows = check_samples(load_samples(samples), chain.inputs)
-    singles = [{name: values[i : i + 1] for name, values in rows.items()} for i in range(PICTURES)]
-    feeds: dict[str, np.ndarray] = {}
+    rows = {name: values[:PICTURES] for name, values in check_samples(load_samples(samples), chain.inputs).items()}
     session, runner = open_session(plain, parse_device(device)), runner_on(parse_device(device))
     engines = (InlineEngine(repository, chain, where, say=click.echo) for where in (runner, Runner()))
     live, here = (live_of(repository, chain, engine) for engine in engines)
+    feeds: dict[str, np.ndarray] = {}
     ways: dict[str, Way] = {"plain": lambda: run(session, [chain.output.name], feeds)}
     if isinstance(runner, DeviceRunner):
-        captured = Ladder([Step(chain.segments[-1].index, onnx.load(plain))], chain, runner, captured=True)
-        ways["plain, CUDA graph"] = lambda: captured.run(feeds, {})
+        whole, sizes = Step(chain.segments[-1].index, onnx.load(plain)), sizes_up_to(chain.max_batch)
+        captured = Ladder([whole], chain, runner, captured=True, sizes=sizes)
+        ways["plain, CUDA graph"] = lambda: captured.run(feeds, {}, unheard)
     ways |= {"sync": orchestrated(chain, replace(live, joined=None), feeds), "joined": orchestrated(chain, live, feeds)}
-    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn, (name, way) in product(range(-1, TURNS), ways.items()):
-        for single in singles:
-            feeds.update(single)
-            start = time.perf_counter()
-            way()
-            if turn >= 0:
-                milliseconds[name].append((time.perf_counter() - start) * 1e3)
-    _show(_rows(model, 1, milliseconds))
-    assert live.joined is not None and here.joined is not None
-    pairs = [(live.joined.run(single, live.state), here.joined.run(single, here.state)) for single in singles]
-    exits = sum(one.exit != other.exit for one, other in pairs)
-    answers = sum(one.output.argmax() != other.output.argmax() for one, other in pairs)
-    click.echo(f"Of {PICTURES}, {exits} left elsewhere than on the processor, and {answers} were answered otherwise.")
+    for batch in batches:
+        milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+        for turn, (name, way) in product(range(-1, TURNS), ways.items()):
+            for start in range(0, PICTURES, batch):
+                feeds.update({name: values[start : start + batch] for name, values in rows.items()})
+                started = time.perf_counter()
+                way()
+                if turn >= 0:
+                    milliseconds[name].append((time.perf_counter() - started) * 1e3)
+        _show(_rows(model, batch, milliseconds))
+        one, other = (_answers(chain, where, rows, batch) for where in (live, replace(here, joined=None)))
+        elsewhere, otherwise = (np.count_nonzero(a != b) for a, b in zip(one, other, strict=True))
+        click.echo(f"Of {PICTURES}, {elsewhere} left elsewhere than on the processor, {otherwise} got another answer.")
+
+
+def _answers(
+    chain: Chain, live: LiveRelease, rows: Mapping[str, np.ndarray], batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where samples leave, and what they are answered, [n] each."""
+    told: list[Answer] = []
+    orchestrator = Orchestrator(chain, lambda: live, cast(Observer, Silent()), 0, lambda _: None)
+    for start in range(0, PICTURES, batch):
+        feeds = {name: values[start : start + batch] for name, values in rows.items()}
+        orchestrator.serve([Request(feeds, False, lambda answer, _: told.append(cast(Answer, answer)))])
+    exits, outputs = (np.concatenate([getattr(answer, of) for answer in told]) for of in ("exit", "output"))
+    return exits.ravel(), outputs.argmax(axis=1)
 
 
 def live_of(repository: Path, chain: Chain, engine: InlineEngine) -> LiveRelease:
@@ -275,7 +291,7 @@ def main(
 ) -> None:
     """Measures chains of ResNets on a GPU."""
     if chain is not None:
-        exported(*chain, device)
+        exported(*chain, device, batches)
         return
     rows: list[dict[str, Any]] = []
     for depth in networks:

@@ -20,9 +20,10 @@ from gati.chain import Tensor
 from gati.head import HIT, KEY
 from gati.session import run
 from gati.state import HeadState
-from gati.steps import Passage, Step, apart, common_versions, of_head
+from gati.steps import Leave, Missed, Step, apart, common_versions, of_head
 
 ANSWER, EXIT = "answer", "exit"
+ROW = np.arange(1)
 
 
 class Cascade:
@@ -33,18 +34,22 @@ class Cascade:
         steps: The steps.
     """
 
+    rows = 1
+
     def __init__(self, session: ort.InferenceSession, steps: Sequence[Step]) -> None:
         self._session = session
         self._state = [step.last for step in steps if step.spec.state]
         self._keyed = [step.last for step in steps if KEY in step.spec.outputs]
         self._outputs = [node.name for node in session.get_outputs()]
 
-    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState]) -> Passage:
+    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
         """See `gati.steps.Joined`."""
         for index in self._state:
             inputs = {**inputs, **{of_head(index, name): value for name, value in state[index].feeds().items()}}
-        output, exit_, *keys = run(self._session, self._outputs, inputs)
-        return Passage(output, exit_.item(), [pair for pair in zip(self._keyed, keys, strict=True) if len(pair[1])])
+        output, where, *keys = run(self._session, self._outputs, inputs)
+        exit_ = where.item()
+        leave(ROW, output, exit_)
+        return [Missed(i, ROW, key) for i, key in zip(self._keyed, keys, strict=True) if i < exit_ and len(key)]
 
 
 def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) -> ModelProto:

@@ -159,6 +159,16 @@ def _run(
     return binding.get_outputs()
 
 
+def gather(value: ort.OrtValue, rows: np.ndarray, into: ort.OrtValue, device: Device) -> None:
+    """Copies rows (indices) of a tensor on a device into another one there."""
+    session = _gather(value.element_type(), device)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(VALUES, value)
+    binding.bind_cpu_input(ROWS, rows)
+    binding.bind_ortvalue_output(TAKEN, into)
+    session.run_with_iobinding(binding)
+
+
 @cache
 def _gather(element: int, device: Device) -> ort.InferenceSession:
     """A session that picks rows of tensors of a type, which is one of `onnx.TensorProto.DataType`."""

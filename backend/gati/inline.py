@@ -22,7 +22,7 @@ from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
-from gati.ladder import Ladder
+from gati.ladder import Ladder, sizes_up_to
 from gati.layout import InseparableError, Split, close, open_on_passed, probe, split
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
@@ -235,7 +235,7 @@ class InlineHeads:
         )
         steps = self._steps([*joined])
         try:
-            return Ladder(steps, self._chain, self._runner, captured=True)
+            return Ladder(steps, self._chain, self._runner, captured=True, sizes=sizes_up_to(self._chain.max_batch))
         except UnjoinableError:
             raise
         except Exception as error:  # a node that the GPU can't run, say
@@ -252,7 +252,7 @@ class InlineHeads:
         ]
 
     def _hold_against_stages(self, joined: Joined) -> None:
-        """Tries out what was joined.
+        """Tries out what was joined, alone and with as many rows as it takes.
 
         Raises:
             UnjoinableError: If it does something else than the stages and heads apart.
@@ -260,9 +260,13 @@ class InlineHeads:
         tensors = self._chain.inputs
         for row in ({t.name: probe(t) for t in tensors}, {t.name: t.zeros() for t in tensors}):
             output, exit_ = self._walk(row)
-            found = joined.run(row, {index: HeadState(head.spec.state) for index, head in self._heads.items()})
-            if found.exit != exit_ or not close(found.output, output):
-                raise UnjoinableError("joined, stages and heads do something else than apart")
+            for size in sorted({1, joined.rows}):
+                left: list[tuple[np.ndarray, int]] = []
+                state = {index: HeadState(head.spec.state) for index, head in self._heads.items()}
+                rows = {name: np.repeat(values, size, 0) for name, values in row.items()}
+                joined.run(rows, state, lambda _, *what, told=left: told.append(what))
+                if any(where != exit_ or not close(said, np.repeat(output, len(said), 0)) for said, where in left):
+                    raise UnjoinableError("joined, stages and heads do something else than apart")
 
     def _walk(self, row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
         """What stages and heads apart answer to a row, and where."""

@@ -1,61 +1,39 @@
-"""Ladder: a chain and the heads of a release on a GPU, for a request of one row, which climbs until a head hits.
+"""Ladder: a chain and the heads of a release on a GPU, which rows climb until a head hits.
 
-A network of one row keeps a GPU busy with starting kernels rather than running them, and a head is dozens of the
+A network of a few rows keeps a GPU busy with starting kernels rather than running them, and a head is dozens of the
 smallest. So a rung of the ladder, which is a stage and the head behind it, is captured as a CUDA graph, and started as
-one. What goes from rung to rung lies where both expect it; to the host comes whether a rung hits, and an answer.
+one. Such a graph is for batches of one size: there is one for each of some sizes, smaller batches fill up the next
+larger one, and what is left of a batch goes on in a smaller one as soon as it fits. What goes from rung to rung lies
+where both expect it; to the host comes which rows hit, and their answers.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from gati.chain import Chain
-from gati.device import DeviceRunner
+from gati.device import DeviceRunner, gather
 from gati.head import HIT, KEY
 from gati.session import Device, open_session
 from gati.state import MEMORY_KEYS, HeadState
-from gati.steps import Passage, Step, UnjoinableError, apart, common_versions, of_head
+from gati.steps import Leave, Missed, Step, UnjoinableError, apart, common_versions, of_head
 
 CAPTURED = 3
 """Runs after which ONNX Runtime has captured a graph: it lets one or two pass, in which memory is taken."""
+GRAPH = "gpu_graph_id"
+"""ONNX Runtime's name for which of a session's graphs a run captures, or starts again."""
 
 
-@dataclass(frozen=True)
-class Rung:
-    """A stage and its head, bound to where they read and write.
-
-    Attributes:
-        last: Index of the stage's last segment.
-        session: What runs them.
-        binding: Of the session.
-        answer: The head's, or at the end the backbone's, [1, classes].
-        hit: Whether the head hits, [1]; None at the end.
-        key: What the head would remember the row by, [1, dim]; None where it remembers nothing.
-        state: What the head reads besides, by name.
-        fed: What that was made to be last.
-    """
-
-    last: int
-    session: ort.InferenceSession
-    binding: ort.IOBinding
-    answer: ort.OrtValue
-    hit: ort.OrtValue | None
-    key: ort.OrtValue | None
-    state: Mapping[str, ort.OrtValue]
-    fed: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def feed(self, state: HeadState) -> None:
-        """Brings state to where it is read, if it is another than the last time."""
-        for name, values in state.feeds().items():
-            if self.fed.get(name) is not values:  # an update makes new ones
-                self.state[name].update_inplace(values)
-                self.fed[name] = values
+def sizes_up_to(rows: int) -> tuple[int, ...]:
+    """Sizes of batches that a ladder is captured for: powers of two, and the largest."""
+    return (*(1 << power for power in range(rows.bit_length()) if 1 << power < rows), rows)
 
 
 class Ladder:
@@ -68,80 +46,201 @@ class Ladder:
         chain: The chain.
         runner: Of the device.
         captured: Whether rungs are to be CUDA graphs; nothing but kernels can be in these.
+        sizes: Of batches that there are rungs for, ascending.
 
     Raises:
         UnjoinableError: If what passes between steps has no fixed size, or they can't be joined.
         Exception: ONNX Runtime's own, if they can't be run.
     """
 
-    def __init__(self, steps: Sequence[Step], chain: Chain, runner: DeviceRunner, *, captured: bool) -> None:
+    def __init__(
+        self, steps: Sequence[Step], chain: Chain, runner: DeviceRunner, *, captured: bool, sizes: Sequence[int] = (1,)
+    ) -> None:
         between = [*chain.inputs, *(chain.segments[step.last].output for step in steps)]
         if any(size < 0 for tensor in between for size in tensor.shape):
             raise UnjoinableError("what passes through it has no fixed size")
-        self._runner, self._captured = runner, captured
-        self._inputs = {tensor.name: _room(tensor.zeros(1), runner.device) for tensor in chain.inputs}
-        self._shapes = {tensor.name: tensor.zeros(1).shape for tensor in chain.inputs}
+        self.rows = sizes[-1]
+        self._runner = runner
+        self._shapes = {tensor.name: tensor.zeros(1).shape[1:] for tensor in chain.inputs}
         self._thread = ThreadPoolExecutor(1, "gati-ladder")
-        lies = dict(self._inputs)
-        self._rungs = [self._open(step, chain, lies) for step in steps]
+        rungs = [_Rung(step, chain, runner.device, captured) for step in steps]
+        self._sides = [_Side(size, rungs, chain, runner.device, captured) for size in sizes]
+        self._rungs = rungs
         self._thread.submit(self._capture).result()
 
-    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState]) -> Passage:
+    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
         """See `gati.steps.Joined`."""
-        return self._thread.submit(self._climb, inputs, state).result()
+        return self._thread.submit(self._climb, inputs, state, leave).result()
 
-    def _climb(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState]) -> Passage:
+    def pace(self, inputs: Mapping[str, np.ndarray]) -> list[float]:
+        """Seconds of each rung for such inputs, in turn and whoever hits, until that is known."""
+        return self._thread.submit(self._time, inputs).result()
+
+    def _time(self, inputs: Mapping[str, np.ndarray]) -> list[float]:
+        side, seconds = self._side(len(next(iter(inputs.values())))), list[float]()
         with self._runner.beside_others():
-            for name, room in self._inputs.items():
-                if inputs[name].shape != self._shapes[name]:
-                    raise ValueError(f"{name!r} has another shape than this graph's")
-                room.update_inplace(np.ascontiguousarray(inputs[name]))
-            keys: list[tuple[int, np.ndarray]] = []
-            rung = self._rise(state, keys)
-            return Passage(rung.answer.numpy(), rung.last, keys)
+            side.take(inputs)
+            for place in range(len(self._rungs)):
+                started = time.perf_counter()
+                hit = side.run(place).hit
+                if hit is not None:
+                    hit.numpy()
+                seconds.append(time.perf_counter() - started)
+        return seconds
 
-    def _rise(self, state: Mapping[int, HeadState], keys: list[tuple[int, np.ndarray]]) -> Rung:
-        """Runs rungs up to the first that answers; adds to `keys` what those before it would remember."""
-        for rung in self._rungs[:-1]:
-            if rung.state:
-                rung.feed(state[rung.last])
-            rung.session.run_with_iobinding(rung.binding)
-            if rung.hit is not None and rung.hit.numpy()[0]:
-                return rung
-            if rung.key is not None:
-                keys.append((rung.last, rung.key.numpy()))
-        self._rungs[-1].session.run_with_iobinding(self._rungs[-1].binding)
-        return self._rungs[-1]
+    def _climb(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
+        for name, shape in self._shapes.items():
+            if inputs[name].shape[1:] != shape:
+                raise ValueError(f"{name!r} has another shape than this graph's")
+        rows = at = np.arange(len(next(iter(inputs.values()))))  # of the batch, and where they are now
+        side, missed = self._side(len(rows)), list[Missed]()
+        *before, last = enumerate(self._rungs)
+        with self._runner.beside_others():
+            side.take(inputs)
+            for place, rung in before:
+                rung.feed(state)
+                said = side.run(place)
+                if said.hit is None:
+                    continue
+                hit = said.hit.numpy()[at]
+                if hit.any():
+                    leave(rows[hit], said.answer.numpy()[at[hit]], rung.last)
+                rows, at = rows[~hit], at[~hit]
+                if not len(rows):
+                    return missed
+                if said.key is not None:
+                    missed.append(Missed(rung.last, rows, said.key.numpy()[at]))
+                narrow = self._side(len(rows))
+                if narrow is not side:
+                    self._pass_on(place, side, at, narrow)
+                    side, at = narrow, np.arange(len(rows))
+            place, rung = last
+            leave(rows, side.run(place).answer.numpy()[at], rung.last)
+            return missed
+
+    def _side(self, rows: int) -> _Side:
+        for side in self._sides:
+            if side.size >= rows:
+                return side
+        raise ValueError(f"{rows} rows are more than this graph takes")
+
+    def _pass_on(self, place: int, wide: _Side, at: np.ndarray, narrow: _Side) -> None:
+        """Brings the rows that are left to where rungs for fewer look for them."""
+        later = {name for rung in self._rungs[place + 1 :] for name in rung.reads}
+        filled = _filled(at, narrow.size)
+        for name in later & wide.lies.keys():
+            gather(wide.lies[name], filled, narrow.lies[name], self._runner.device)
 
     def _capture(self) -> None:
         """Runs every rung until it is captured: as others hold still, since what they do would break it off."""
-        for rung in self._rungs:
-            with self._runner.alone():
-                for _ in range(CAPTURED):
-                    rung.session.run_with_iobinding(rung.binding)
+        for side in self._sides:
+            for place in range(len(self._rungs)):
+                with self._runner.beside_others():
+                    side.run(place)  # the first time, in which convolutions are planned, takes longest
+                with self._runner.alone():
+                    for _ in range(CAPTURED - 1):
+                        side.run(place)
 
-    def _open(self, step: Step, chain: Chain, lies: dict[str, ort.OrtValue]) -> Rung:
-        """Opens a step where what it reads lies; adds where that lies what it gives."""
-        cut, gives = chain.segments[step.last].output, _gives(step, chain)
-        session = open_session(_join(step, gives).SerializeToString(), self._runner.device, captured=self._captured)
-        device = self._runner.device
-        rooms = {name: _room(zeros, device) for name, zeros in gives.items()}
-        state = {name: _room(np.zeros(shape, np.float32), device) for name, shape in step.spec.state.items()}
-        binding = session.io_binding()
-        reads = lies | {of_head(step.last, name): room for name, room in state.items()}
-        for node in session.get_inputs():
-            binding.bind_ortvalue_input(node.name, reads[node.name])
-        for name, room in rooms.items():
-            binding.bind_ortvalue_output(name, room)
-        lies[cut.name] = rooms[cut.name]
-        said = {name: rooms.get(of_head(step.last, name)) for name in (chain.output.name, HIT, KEY)}
-        return Rung(
-            step.last, session, binding, said[chain.output.name] or rooms[cut.name], said[HIT], said[KEY], state
-        )
+
+class _Rung:
+    """A stage and its head as one graph, and the head's state where it reads it.
+
+    Attributes:
+        last: Index of the stage's last segment.
+        session: What runs them.
+        reads: What the stage reads.
+        gives: Names and kinds of what they give: the cut tensor, and what the head says.
+        state: What the head reads besides, by name.
+    """
+
+    def __init__(self, step: Step, chain: Chain, device: Device, captured: bool) -> None:
+        self.last = step.last
+        self.gives = _gives(step, chain)
+        whole = _join(step, self.gives).SerializeToString()
+        self.session = open_session(whole, device, captured=captured)
+        self.state = {name: _room(np.zeros(shape, np.float32), device) for name, shape in step.spec.state.items()}
+        fed = {of_head(step.last, name) for name in self.state}
+        self.reads = [node.name for node in self.session.get_inputs() if node.name not in fed]
+        self._fed: dict[str, np.ndarray] = {}
+
+    def feed(self, state: Mapping[int, HeadState]) -> None:
+        """Brings state to where it is read, if it is another than the last time."""
+        if not self.state:
+            return
+        for name, values in state[self.last].feeds().items():
+            if self._fed.get(name) is not values:  # an update makes new ones
+                self.state[name].update_inplace(values)
+                self._fed[name] = values
+
+
+@dataclass(frozen=True)
+class _Said:
+    """Where what a rung says lies.
+
+    Attributes:
+        answer: The head's, or without one the stage's output, [size, classes].
+        hit: Whether the head hits, [size]; None without one.
+        key: What the head would remember rows by, [size, dim]; None where it remembers nothing.
+    """
+
+    answer: ort.OrtValue
+    hit: ort.OrtValue | None
+    key: ort.OrtValue | None
+
+
+class _Side:
+    """All rungs, for batches of one size.
+
+    Attributes:
+        size: That size.
+        lies: Where the model's inputs lie, and what stages give, [size, ...] each.
+    """
+
+    def __init__(self, size: int, rungs: Sequence[_Rung], chain: Chain, device: Device, captured: bool) -> None:
+        self.size, self._inputs = size, [tensor.name for tensor in chain.inputs]
+        self.lies = {tensor.name: _room(tensor.zeros(size), device) for tensor in chain.inputs}
+        self._said: list[_Said] = []
+        self._bindings: list[tuple[ort.InferenceSession, ort.IOBinding]] = []
+        self._options = ort.RunOptions()
+        if captured:
+            self._options.add_run_config_entry(GRAPH, str(size))
+        for rung in rungs:
+            cut = chain.segments[rung.last].output.name
+            rooms = {name: _room(np.repeat(zeros, size, 0), device) for name, zeros in rung.gives.items()}
+            binding = rung.session.io_binding()
+            for name in rung.reads:
+                binding.bind_ortvalue_input(name, self.lies[name])
+            for name, room in rung.state.items():
+                binding.bind_ortvalue_input(of_head(rung.last, name), room)
+            for name, room in rooms.items():
+                binding.bind_ortvalue_output(name, room)
+            self.lies[cut] = rooms[cut]
+            answer, hit, key = (rooms.get(of_head(rung.last, name)) for name in (chain.output.name, HIT, KEY))
+            self._said.append(_Said(answer or rooms[cut], hit, key))
+            self._bindings.append((rung.session, binding))
+
+    def take(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Brings inputs to where they are read; repeats the last row up to the size."""
+        for name in self._inputs:
+            rows = inputs[name]
+            if len(rows) < self.size:
+                rows = rows[_filled(np.arange(len(rows)), self.size)]
+            self.lies[name].update_inplace(np.ascontiguousarray(rows))
+
+    def run(self, place: int) -> _Said:
+        """Runs a rung; what it says lies there until it is run again."""
+        session, binding = self._bindings[place]
+        session.run_with_iobinding(binding, self._options)
+        return self._said[place]
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """So many indices of rows: the last one again and again where there are fewer."""
+    return np.pad(rows, (0, size - len(rows)), "edge")
 
 
 def _gives(step: Step, chain: Chain) -> dict[str, np.ndarray]:
-    """Zeros of what a step gives, by name: its stage's output, and what its head says."""
+    """Zeros of what a step gives for one row, by name: its stage's output, and what its head says."""
     cut = chain.segments[step.last].output
     if step.head is None:
         return {cut.name: cut.zeros(1)}

@@ -16,7 +16,7 @@ from gati.chain import Chain
 from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import GatiError
-from gati.flight import BACKBONE, YES, Drawn, Flight, Ran, Request
+from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.state import HeadState
 from gati.steps import Joined
@@ -27,7 +27,7 @@ class LiveRelease:
     """A release as it serves: the chain's stages, its heads, their state, and its breaker.
 
     Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Joined, stages and
-    heads do the same for requests of one row, sooner; that comes a moment after them, where it can be had.
+    heads do the same for as many rows as that takes, sooner; it comes a moment after them, where it can be had.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
     `drawn` is what the release's breaker calls them, `kept` what is recorded of them, and `values` what goes on at the
-    cut point `at`: where they left, or −1 for the inputs of a row that they answered joined.
+    cut point `at`: where they left, or −1 for the inputs of rows that they answered joined.
     """
 
     index: int
@@ -66,10 +66,6 @@ found out, and else audits cost little. By default each second request is drawn:
 promised close after some 400 requests; of the first 20,000 to good ones, 3 % are drawn, as with a smaller number."""
 
 
-ROW = np.arange(1)
-"""The rows of a flight of one row."""
-
-
 class Observer(Protocol):
     """Who is told what was served; called after the answers have left."""
 
@@ -82,7 +78,7 @@ class Observer(Protocol):
         ...
 
     def joined_failed(self, error: Exception) -> None:
-        """Stages and heads could not be run joined; a row went stage by stage instead."""
+        """Stages and heads could not be run joined; a flight went stage by stage instead."""
         ...
 
     def served(self, flight: Flight) -> None:
@@ -190,28 +186,39 @@ class Orchestrator:
             self._later(audit)
 
     def _run_joined(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
-        """Runs a flight of one row through stages and heads joined; False where it has to go stage by stage.
+        """Runs a flight through stages and heads joined; False where it has to go stage by stage.
 
         So does what they can't run: that the stages can't either, or a head fails, and stage by stage it is seen
-        which. A hit that was drawn is run on from its inputs, so that what is audited is what was served.
+        which. Hits that were drawn are run on from their inputs, so that what is audited is what was served.
         """
         joined = release.joined
-        if joined is None or flight.rows > 1 or self._cut is not None:
+        if joined is None or flight.rows > joined.rows or self._cut is not None:
             return False
         if len(release.breaker.open_exits) < len(release.state):
             return False
-        started = time.perf_counter()
+        if flight.rows > 1 and not flight.cacheable.all():
+            return False
+        left: list[tuple[np.ndarray, int]] = []
+        since = time.perf_counter()
+
+        def leave(rows: np.ndarray, output: np.ndarray, exit_: int) -> None:
+            nonlocal since
+            flight.ran.append(Ran(exit_, time.perf_counter() - since))
+            flight.finish(rows, output, exit_, BACKBONE if exit_ == self._last else release.number)
+            left.append((rows, exit_))
+            since = time.perf_counter()
+
         try:
-            output, exit_, keys = joined.run(flight.values, release.state)
+            missed = joined.run(flight.values, release.state, leave)
         except Exception as error:
             flight.unjoined = error
             return False
-        ran = time.perf_counter() - started
-        flight.finish_one(output, exit_, BACKBONE if exit_ == self._last else release.number)
-        flight.ran.append(Ran(exit_, ran))
-        if flight.drawn is not None and exit_ != self._last:
-            audits += _audits(exit_, release, flight, ROW, YES, flight.values, -1)
-        _learn(flight, release, [(release.state[index], ROW, key) for index, key in keys if index < exit_])
+        if flight.drawn is not None:
+            for rows, exit_ in left:
+                if exit_ != self._last:
+                    values = {name: value[rows] for name, value in flight.values.items()}
+                    audits += _audits(exit_, release, flight, rows, np.ones(len(rows), np.bool_), values, -1)
+        _learn(flight, release, [(release.state[index], rows, keys) for index, rows, keys in missed])
         return True
 
     def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:

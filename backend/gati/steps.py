@@ -1,12 +1,12 @@
-"""Steps: a stage and the head behind it, as graphs that can be joined for a request of one row.
+"""Steps: a stage and the head behind it, as graphs that can be joined.
 
-Such a request is not worth what calls from Python cost, nor a GPU's wait for each of its kernels. On a processor, all
-steps are joined (gati.cascade); on a GPU, each stage is with its head (gati.ladder).
+A request of one row is not worth what calls from Python cost: on a processor, all steps are joined for it
+(gati.cascade). On a GPU, each stage is joined with its head, for batches too (gati.ladder).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -39,32 +39,47 @@ class Step:
     spec: HeadSpec = field(default_factory=lambda: HeadSpec({}, ()))
 
 
-class Passage(NamedTuple):
-    """What became of one row.
+Leave = Callable[[np.ndarray, np.ndarray, int], None]
+"""Told of rows that are answered: which of the batch (indices), with what, [rows, classes], and the index of the
+segment after which they were. Called as soon as that is known, perhaps on another thread."""
+
+
+class Missed(NamedTuple):
+    """What a head that remembers would remember rows by that it missed.
 
     Attributes:
-        output: What it is answered with, [1, classes].
-        exit: Index of the segment after which it was answered.
-        keys: Of heads that it came to, the cut point and what it is to be remembered by, FP32 [1, dim].
+        cut: Its cut point.
+        rows: Which of the batch, indices.
+        keys: FP32 [rows, dim].
     """
 
-    output: np.ndarray
-    exit: int
-    keys: Sequence[tuple[int, np.ndarray]]
+    cut: int
+    rows: np.ndarray
+    keys: np.ndarray
 
 
 class Joined(Protocol):
-    """A chain and the heads of a release, joined."""
+    """A chain and the heads of a release, joined.
 
-    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState]) -> Passage:
-        """Runs one row to its exit.
+    Attributes:
+        rows: How many rows it takes at once.
+    """
+
+    rows: int
+
+    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> Sequence[Missed]:
+        """Runs rows to their exits.
 
         Args:
-            inputs: The model's inputs, [1, ...] each.
+            inputs: The model's inputs, [rows, ...] each.
             state: Of the release's heads, by cut point.
+            leave: Told of each row once.
+
+        Returns:
+            What heads would remember; perhaps of those behind a row's exit, too.
 
         Raises:
-            Exception: ONNX Runtime's own, if the row can't be run.
+            Exception: ONNX Runtime's own, if a row can't be run; some may have left.
         """
         ...
 

@@ -1,7 +1,8 @@
 """Latency of segments, of the cuts between them, and of heads, on this machine, at batch 1.
 
 A request that comes alone goes through a cascade (gati.cascade), which calls no graph but itself: of what a cut and a
-lookup take by themselves, the call is left out.
+lookup take by themselves, the call is left out. On a GPU it climbs a ladder, whose rungs are measured
+(gati_export.rungs).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from gati.chain import Chain
-from gati.device import usable
+from gati.device import DeviceRunner, usable
 from gati.fuse import fuse, stages
 from gati.inline import LARGEST_JOINED, cut_as_run
 from gati.layout import open_on_passed
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
 from gati_export.replay import state_of
+from gati_export.rungs import Rungs
 
 WARM_UP = 5
 ROUNDS = 100
@@ -114,8 +116,6 @@ def measured_on(chain: Chain) -> Device:
 def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Times:
     """Measures a chain's segments as they will be served: fused wherever there is no head between them.
 
-    On a GPU, each takes its input from the host and gives its output back, as in BLS mode; inline, that is too long.
-
     Args:
         chain: The chain.
         paths: Its segments' files.
@@ -123,6 +123,9 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     """
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
+    if (rungs := _rungs(chain, models, inputs)) is not None:
+        with suppress(Exception):  # ONNX Runtime's own: what can't be captured goes stage by stage
+            return Times(*rungs.segments())
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
         parts = _cut(chain, models, chain.heads, inputs)
         return Times(np.array(measure(parts.sessions, parts.feeds)), np.zeros(len(chain.heads)))
@@ -151,7 +154,11 @@ def measure_heads(
         samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
     """
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
-    parts = _cut(chain, [path.read_bytes() for path in paths], chain.heads, inputs)
+    models = [path.read_bytes() for path in paths]
+    if (rungs := _rungs(chain, models, inputs)) is not None:
+        with suppress(Exception):  # see measure_segments
+            return rungs.heads(heads)
+    parts = _cut(chain, models, chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
     places: dict[int, int] = {}
     for index in chain.heads:
@@ -171,6 +178,14 @@ def measure_heads(
     spared = seconds[-1] if call else 0.0
     alone = [seconds[places[head]] for head in range(len(heads))]
     return [max(one / 4, one - spared) for one in alone]  # a quarter at least: it is not for nothing
+
+
+def _rungs(chain: Chain, models: Sequence[bytes], inputs: Feeds) -> Rungs | None:
+    """What measures a chain that climbs a ladder on a GPU; None where it is served otherwise."""
+    device = measured_on(chain)
+    if chain.mode == "bls" or device == CPU or sum(map(len, models)) > LARGEST_JOINED:
+        return None
+    return Rungs(chain, models, inputs, DeviceRunner(device))
 
 
 def _call(chain: Chain, paths: Sequence[Path]) -> list[ort.InferenceSession]:

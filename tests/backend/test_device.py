@@ -21,7 +21,7 @@ from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
 from gati.errors import RepositoryError, RequestError, UnavailableError
 from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
-from gati.ladder import Ladder
+from gati.ladder import Ladder, _Side, sizes_up_to
 from gati.layout import close
 from gati.orchestrator import Audit, Orchestrator
 from gati.server import Ports, Server
@@ -121,6 +121,56 @@ def test_a_ladder_does_what_stages_do(exported: Exported, tmp_path: Path, bound:
     assert len(set(expected.exit.ravel())) == 3
 
 
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 24, 32])
+def test_a_ladder_does_with_batches_what_stages_do(
+    exported: Exported, tmp_path: Path, bound: DeviceRunner, size: int
+) -> None:
+    """Whatever fills them up, and however few are left of them at the second head."""
+    repository, images = exported.copy(tmp_path), exported.images[: 3 * size]
+    thresholds = spread_thresholds(repository, exported.chain, images)
+    publish(repository, exported.chain, marked_draft(exported.chain, 7, thresholds))
+    apart, ladder = (Walked(repository, exported.chain, bound, climbs=climbs) for climbs in (False, True))
+    expected = apart.ask(images)
+    for start in range(0, len(images), size):
+        batch = slice(start, start + size)
+        answer = ladder.ask(images[batch])
+        assert close(answer.output, expected.output[batch])
+        assert np.array_equal(answer.exit, expected.exit[batch])
+        assert np.array_equal(answer.release, expected.release[batch])
+    assert len(set(expected.exit.ravel())) == 3
+
+
+def test_what_is_left_of_a_batch_goes_on_among_fewer(
+    exported: Exported, tmp_path: Path, bound: DeviceRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, images = exported.copy(tmp_path), exported.images[:24]
+    thresholds = spread_thresholds(repository, exported.chain, images)
+    publish(repository, exported.chain, marked_draft(exported.chain, 7, thresholds))
+    walked = Walked(repository, exported.chain, bound, climbs=True)
+    ran, run = list[tuple[int, int]](), _Side.run
+    monkeypatch.setattr(_Side, "run", lambda side, place: (ran.append((side.size, place)), run(side, place))[1])
+    exits = walked.ask(images).exit.ravel()
+    left = [np.count_nonzero(exits > index) for index in exported.chain.heads]
+    assert left[0] == left[1] == 16 and left[2] == 8  # a third leaves at the first head, half of the rest at the last
+    assert ran == [(32, 0), (16, 1), (8, 2)]
+
+
+def test_a_ladder_takes_no_more_rows_than_it_has_room_for(
+    exported: Exported, tmp_path: Path, bound: DeviceRunner
+) -> None:
+    repository = exported.copy(tmp_path)
+    publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
+    ladder = Walked(repository, exported.chain, bound, climbs=True).live.joined
+    assert ladder is not None and ladder.rows == exported.chain.max_batch == 32
+    with pytest.raises(ValueError, match="33 rows are more"):
+        ladder.run({"image": np.repeat(exported.images[:1], 33, 0)}, {}, lambda *_: None)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
+def test_ladders_have_a_size_for_whatever_comes(rows: int, sizes: tuple[int, ...]) -> None:
+    assert sizes_up_to(rows) == sizes
+
+
 def test_a_ladder_is_fed_the_state_of_its_heads(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
     repository = exported.copy(tmp_path)
     publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
@@ -137,7 +187,7 @@ def test_a_ladder_takes_no_other_shape(exported: Exported, tmp_path: Path, bound
     ladder = Walked(repository, exported.chain, bound, climbs=True).live.joined
     assert ladder is not None
     with pytest.raises(ValueError, match="another shape"):
-        ladder.run({"image": np.moveaxis(exported.images[:1], 1, -1)}, {})
+        ladder.run({"image": np.moveaxis(exported.images[:1], 1, -1)}, {}, lambda *_: None)
 
 
 def threads_of_ladders(expected: int) -> int:

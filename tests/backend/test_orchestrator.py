@@ -18,7 +18,7 @@ from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
 from gati.orchestrator import EAGER, Audit, LiveRelease, Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
-from gati.steps import Passage
+from gati.steps import Leave, Missed
 
 CHAIN = toy_chain()
 LAST = len(CHAIN.segments) - 1
@@ -48,6 +48,7 @@ class House:
         self.ready = {0, 1}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys = False
+        self.rows = 1
         self.live = self.release(1)
         self.orchestrator = Orchestrator(
             chain, lambda: self.live, self, audit, self.audits.append, lambda: self.busy, cut
@@ -79,17 +80,18 @@ class House:
         answers = np.eye(4, dtype=np.float32)[hidden[:, 2].astype(int)]
         return Prediction(answers, hidden[:, 0] == index, hidden[:, :2] if self.keys else None)
 
-    def run(self, inputs: dict[str, np.ndarray], state: dict[int, HeadState]) -> Passage:
-        """As a cascade: one run that says where a row leaves."""
-        self.events.append(("cascade", len(inputs["x"])))
+    def run(self, inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[Missed]:
+        """Joined: rows leave where they say."""
+        x = inputs["x"]
+        self.events.append(("joined", len(x)))
         if self.fails:
-            raise ValueError("a cascade does not say what failed in it")
-        row = inputs["x"]
-        exit_ = int(row[0, 0]) if row[0, 0] < LAST else LAST
-        answer = np.eye(4, dtype=np.float32)[row[:, 1 if exit_ == LAST else 2].astype(int)]
-        return Passage(
-            answer, exit_, [(index, row[:, :2]) for index in range(min(exit_ + 1, LAST))] if self.keys else []
-        )
+            raise ValueError("what is joined does not say what failed in it")
+        exits = np.minimum(x[:, 0], LAST).astype(int)
+        answers = np.eye(4, dtype=np.float32)[np.where(exits == LAST, x[:, 1], x[:, 2]).astype(int)]
+        for exit_ in np.unique(exits):
+            leave(np.flatnonzero(exits == exit_), answers[exits == exit_], int(exit_))
+        missed = [np.flatnonzero(exits > index) for index in range(LAST)]
+        return [Missed(index, rows, x[rows, :2]) for index, rows in enumerate(missed) if len(rows) and self.keys]
 
     def timed(self, ran: Sequence[Ran]) -> None:
         self.ran += [segment for segment, seconds in ran if seconds >= 0]
@@ -385,8 +387,9 @@ def test_state_counts_all_answers_and_remembers_what_was_answered_behind() -> No
     np.testing.assert_allclose(first[CLASS_MIX].sum(), 1, rtol=1e-5)
 
 
-def cascading(**settings: Any) -> House:
+def cascading(rows: int = 1, **settings: Any) -> House:
     house = House(**settings)
+    house.rows = rows
     house.live = replace(house.live, joined=house)  # type: ignore[arg-type]
     return house
 
@@ -395,7 +398,7 @@ def test_a_request_of_one_row_goes_through_the_cascade() -> None:
     house = cascading()
     for name, row in {"easy": [0, 1, 2, 0], "so so": [1, 1, 3, 0], "hard": [9, 1, 2, 0]}.items():
         house.orchestrator.serve([house.request(name, row)])
-    assert [event for event in house.events if event[0] != "reply"] == [("cascade", 1)] * 3
+    assert [event for event in house.events if event[0] != "reply"] == [("joined", 1)] * 3
     assert [house.exits(name) for name in ("easy", "so so", "hard")] == [[0], [1], [LAST]]
     assert [house.labels(name) for name in ("easy", "so so", "hard")] == [[2], [3], [1]]
     releases = [answer.release.tolist() for answer in house.told.values() if isinstance(answer, Answer)]
@@ -412,8 +415,57 @@ def test_what_else_there_is_goes_stage_by_stage(why: str) -> None:
     first = house.request("a", *[row] * (2 if why == "rows" else 1), exact=why == "exact")
     house.orchestrator.serve([first, house.request("b", row)] if why == "requests" else [first])
     assert ("segment", 0, 2 if why in ("rows", "requests") else 1) in house.events
-    assert not [event for event in house.events if event[0] == "cascade"]
+    assert not [event for event in house.events if event[0] == "joined"]
     assert house.exits("a")[0] == (LAST if why in ("exact", "nan", "closed") else 1)
+
+
+def test_a_batch_goes_through_what_takes_as_many_rows() -> None:
+    house = cascading(rows=3)
+    hard, easy = house.request("hard", [9, 1, 2, 0], [1, 0, 3, 0]), house.request("easy", [0, 1, 2, 0])
+    house.orchestrator.serve([hard, easy])
+    assert house.events == [("joined", 3), ("reply", "easy"), ("reply", "hard")]
+    assert [house.exits(name) for name in ("easy", "hard")] == [[0], [LAST, 1]]
+    assert [house.labels(name) for name in ("easy", "hard")] == [[2], [1, 3]]
+    answer = house.told["hard"]
+    assert isinstance(answer, Answer) and answer.release[:, 0].tolist() == [BACKBONE, 1]
+    assert [[ran.segment for ran in flight.ran] for flight in house.flights] == [[0, 1, LAST]]
+
+
+@pytest.mark.parametrize("why", ["more", "exact", "nan"])
+def test_a_batch_that_is_not_wholly_for_heads_goes_stage_by_stage(why: str) -> None:
+    house = cascading(rows=2)
+    row = [0, 1, 2, 0]
+    other = house.request("b", [0, 1, 2, np.nan] if why == "nan" else row, exact=why == "exact")
+    house.orchestrator.serve([house.request("a", *[row] * (2 if why == "more" else 1)), other])
+    assert not [event for event in house.events if event[0] == "joined"]
+    assert [house.exits(name)[0] for name in ("a", "b")] == [0, 0 if why == "more" else LAST]
+
+
+def test_what_is_left_of_a_batch_that_fails_goes_stage_by_stage() -> None:
+    house = cascading(rows=2)
+    run = house.run
+
+    def half(inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[Missed]:
+        run(inputs, state, lambda rows, output, exit_: leave(rows, output, exit_) if exit_ == 0 else None)
+        raise ValueError("the second rung gives way")
+
+    house.run = half  # type: ignore[method-assign]
+    house.orchestrator.serve([house.request("hard", [9, 1, 2, 0]), house.request("easy", [0, 1, 2, 0])])
+    assert [event for event in house.events if event[0] == "reply"] == [("reply", "easy"), ("reply", "hard")]
+    assert [house.exits(name) for name in ("easy", "hard")] == [[0], [LAST]]
+    assert [str(error) for error in house.unjoined] == ["the second rung gives way"]
+
+
+def test_what_a_batch_was_answered_is_what_is_audited() -> None:
+    house = cascading(rows=4, audit=1)
+    rows = [1, 1, 1, 5], [0, 1, 2, 6], [9, 1, 2, 7], [1, 3, 2, 8]
+    house.orchestrator.serve([house.request("a", *rows)])
+    assert [(audit.index, audit.served.argmax(1).tolist()) for audit in house.audits] == [(0, [2]), (1, [1, 2])]
+    assert [audit.kept and audit.kept["x"][:, 3].tolist() for audit in house.audits] == [[6], [5, 8]]
+    while house.audits:
+        house.orchestrator.audit(house.audits.pop(0))
+    assert house.agreed == [False, True, False] and house.ran == [0, 1, 2] * 2, "from the inputs to the end"
+    assert [sum(block[place] for block in house.live.breaker.state()["blocks"]) for place in (1, 2)] == [4, 2]
 
 
 def test_what_a_cascade_answered_is_what_is_audited() -> None:
@@ -436,7 +488,7 @@ def test_what_a_cascade_can_not_run_goes_stage_by_stage_and_is_told_from_there()
     assert str(house.told["hard"]) == "segment 1 is away."
     assert house.exits("easy") == [0]
     (error,) = house.unjoined  # of the one that the stages could answer
-    assert str(error) == "a cascade does not say what failed in it"
+    assert str(error) == "what is joined does not say what failed in it"
 
 
 def test_state_learns_from_the_cascade() -> None:
@@ -451,3 +503,19 @@ def test_state_learns_from_the_cascade() -> None:
         apart, together = (house.live.state[index].feeds() for house in houses)
         assert all((together[name] == apart[name]).all() for name in shapes)
         assert apart[MEMORY_KEYS][: len(keys)].tolist() == keys and (apart[MEMORY_KEYS][len(keys) :] > 1e14).all()
+
+
+def test_state_learns_from_a_batch_as_from_stages() -> None:
+    shapes = {CLASS_MIX: (4,), MEMORY_KEYS: (5, 2), MEMORY_ANSWERS: (5, 4)}
+    houses = House(), cascading(rows=3)
+    for house in houses:
+        house.keys = True
+        house.live = replace(house.live, state={i: HeadState(shapes) for i in (0, 1)})
+        house.orchestrator.serve([house.request("a", [1, 0, 0, 0], [0, 1, 2, 0]), house.request("b", [9, 3, 2, 0])])
+    assert ("joined", 3) in houses[1].events
+    for index, keys in ((0, [[1, 0], [9, 3]]), (1, [[9, 3]])):
+        apart, together = (house.live.state[index].feeds() for house in houses)
+        assert all((together[name] == apart[name]).all() for name in shapes)
+        assert (
+            sorted(apart[MEMORY_KEYS][: len(keys)].tolist()) == keys and (apart[MEMORY_KEYS][len(keys) :] > 1e14).all()
+        )

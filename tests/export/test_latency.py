@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from networks import export_onnx
 from torch import nn
 
 from gati.chain import Chain
+from gati.device import DeviceRunner
 from gati.inline import cut_as_run
 from gati.layout import TO_PLANES
+from gati.session import CPU
+from gati_export import latency
 from gati_export.backbone import load_backbone
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.latency import measure_heads
+from gati_export.rungs import Rungs
 from gati_export.segments import cut, write_segments
 
 CHANNELS = 32
@@ -47,3 +52,36 @@ def test_heads_with_state_are_measured_on_blocks(
     assert passed[chain.segments[0].output.name].op_type == TO_PLANES
     heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
     assert all(seconds > 0 for seconds in measure_heads(chain, paths, heads, samples))
+
+
+def test_rungs_are_measured_on_a_device(
+    convolutions: tuple[Chain, list[Path], dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor's, by the same bindings as a GPU's."""
+    chain, paths, samples = convolutions
+    one = {name: rows[:1] for name, rows in samples.items()}
+    rungs = Rungs(chain, [path.read_bytes() for path in paths], one, DeviceRunner(CPU))
+    segments, cuts = rungs.segments()
+    assert len(segments) == 2 and segments.sum() > 0 and (segments >= 0).all()
+    assert len(cuts) == 1 and cuts[0] >= 0
+    paces = iter([[0.001, 0.002, 0.003, 0.002], [0.001, 0.002, 0.0015, 0.002]] * 3)
+    monkeypatch.setattr(Rungs, "_compare", lambda *_: next(paces))
+    heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
+    np.testing.assert_allclose(rungs.heads(heads), [0.002, 0.0005])
+
+
+def test_what_can_not_be_captured_is_measured_stage_by_stage(
+    convolutions: tuple[Chain, list[Path], dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Rungs):
+        def segments(self) -> tuple[np.ndarray, np.ndarray]:
+            raise RuntimeError("not a kernel")
+
+        def heads(self, heads: Sequence[tuple[int, bytes]]) -> list[float]:
+            raise RuntimeError("not a kernel")
+
+    chain, paths, samples = convolutions
+    monkeypatch.setattr(latency, "_rungs", lambda *_: Broken(chain, [], samples, DeviceRunner(CPU)))
+    assert latency.measure_segments(chain, paths, samples).segments.sum() > 0
+    (seconds,) = measure_heads(chain, paths, [(0, mixing_head(chain, 0))], samples)
+    assert seconds > 0

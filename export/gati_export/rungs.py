@@ -1,0 +1,92 @@
+"""Latency of a chain's parts on a GPU, for requests of one row: as rungs of a ladder (gati.ladder), each a CUDA graph.
+
+Called apart, a stage or a head takes a GPU several times as long as within such a graph; heads that were chosen by that
+would be too few.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import ModelProto
+
+from gati.chain import Chain
+from gati.device import DeviceRunner
+from gati.fuse import join, stages
+from gati.head import HeadSpec
+from gati.ladder import Ladder
+from gati.steps import Step
+from gati_export.replay import state_of
+
+ROUNDS = 200
+BUDGET = 2.0
+"""Seconds after which no further round of a comparison begins; three are always run."""
+
+
+class Rungs:
+    """Builds ladders of a chain's segments, and compares them.
+
+    Args:
+        chain: The chain.
+        models: Its segments.
+        inputs: The model's, [1, ...] each.
+        runner: Of the device.
+    """
+
+    def __init__(
+        self, chain: Chain, models: Sequence[bytes], inputs: Mapping[str, np.ndarray], runner: DeviceRunner
+    ) -> None:
+        self._chain, self._models, self._inputs, self._runner = chain, models, inputs, runner
+
+    def segments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of each segment as a part of the whole, [cut points + 1], and what a cut adds, [cut points].
+
+        Raises:
+            Exception: ONNX Runtime's own, if a ladder can't be had; see gati.ladder.
+        """
+        whole, until, cuts = self._ladder(()), [0.0], []
+        (seconds,) = self._compare([whole])
+        for index in self._chain.heads:
+            one, before, after = self._compare([whole, self._ladder([index])])
+            until.append(seconds * min(1, before / one))  # of the same rounds: the machine may be slower by now
+            cuts.append(seconds * max(0, (before + after) / one - 1))
+        return np.diff(np.maximum.accumulate([*until, seconds])), np.array(cuts)
+
+    def heads(self, heads: Sequence[tuple[int, bytes]]) -> list[float]:
+        """Seconds that each head, given by cut point and file, adds to its stage, until it is known whether it hits.
+
+        Raises:
+            Exception: See `segments`.
+        """
+        found = [0.0] * len(heads)
+        bare, left = self._ladder(self._chain.heads), dict(enumerate(heads))
+        while left:  # one head a cut point at a time
+            turn = {index: place for place, (index, _) in reversed(left.items())}
+            taken = self._compare([bare, self._ladder(self._chain.heads, {i: heads[p][1] for i, p in turn.items()})])
+            for without, lookup, index in zip(taken, taken[len(taken) // 2 :], self._chain.heads, strict=False):
+                if index in turn:
+                    found[turn[index]] = max(0.0, lookup - without)
+                    del left[turn[index]]
+        return found
+
+    def _ladder(self, cuts: Sequence[int], heads: Mapping[int, bytes] | None = None) -> Ladder:
+        parts = stages(len(self._models), cuts, [len(model) for model in self._models])
+        steps = []
+        for place, part in enumerate(parts):
+            stage = join([self._models[index] for index in part], prefix=f"stage {place}/")
+            head = ModelProto.FromString(heads[part[-1]]) if heads and part[-1] in heads else None
+            gives = tuple(value.name for value in head.graph.output) if head else ()
+            steps.append(Step(part[-1], stage, head, HeadSpec(state_of(head) if head else {}, gives)))
+        return Ladder(steps, self._chain, self._runner, captured=True)
+
+    def _compare(self, ladders: Sequence[Ladder]) -> list[float]:
+        """Median seconds of each rung of each; they take turns."""
+        taken: list[list[float]] = []
+        end = time.perf_counter() + BUDGET
+        for turn in range(ROUNDS):
+            taken.append([seconds for ladder in ladders for seconds in ladder.pace(self._inputs)])
+            if turn >= 2 and time.perf_counter() > end:
+                break
+        return np.median(taken, axis=0).tolist()
