@@ -22,7 +22,7 @@ from gati.engine import Stage
 from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
-from gati.ladder import Ladder, sizes_up_to
+from gati.ladder import Ladder, channels_last_pays, sizes_up_to
 from gati.layout import InseparableError, Split, close, open_on_passed, probe, split
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
@@ -235,7 +235,8 @@ class InlineHeads:
         )
         steps = self._steps([*joined])
         try:
-            return Ladder(steps, self._chain, self._runner, captured=True, sizes=sizes_up_to(self._chain.max_batch))
+            last, sizes = channels_last_pays(steps, self._chain, self._runner), sizes_up_to(self._chain.max_batch)
+            return Ladder(steps, self._chain, self._runner, captured=True, sizes=sizes, channels_last=last)
         except UnjoinableError:
             raise
         except Exception as error:  # a node that the GPU can't run, say

@@ -71,6 +71,7 @@ def open_session(
     optimised: Path | None = None,
     lent: Mapping[str, ort.OrtValue] | None = None,
     captured: bool = False,
+    channels_last: bool = False,
 ) -> ort.InferenceSession:
     """Opens an ONNX model, given as a file or as its bytes; on a processor, on the process's shared thread pool.
 
@@ -80,6 +81,7 @@ def open_session(
         optimised: Where to write the graph that is run in the end, which is for this machine alone.
         lent: Tensors to read where they lie, instead of those of the same names in the model; see gati.weights.
         captured: Whether a GPU is to run it as one CUDA graph; see gati.ladder.
+        channels_last: Whether a GPU is to keep the channels of images together inside, as its tensor cores want them.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -95,7 +97,7 @@ def open_session(
     for name, tensor in (lent or {}).items():
         options.add_initializer(name, tensor)
     source = model if isinstance(model, bytes) else str(model)
-    session = ort.InferenceSession(source, options, providers=_providers(device, captured))
+    session = ort.InferenceSession(source, options, providers=_providers(device, captured, channels_last))
     if lent:
         setattr(session, LENT, lent)
     if device != CPU and CUDA not in session.get_providers():  # it takes the processor then, and says so to nobody
@@ -105,7 +107,7 @@ def open_session(
     return session
 
 
-def _providers(device: Device, captured: bool) -> list[Any]:
+def _providers(device: Device, captured: bool, channels_last: bool) -> list[Any]:
     """Providers of a session, as ONNX Runtime wants them. Nodes that none of them can run go to the processor."""
     if device == CPU:
         return ["CPUExecutionProvider"]
@@ -117,7 +119,7 @@ def _providers(device: Device, captured: bool) -> list[Any]:
     # Its exhaustive search for kernels, the default, takes 0.3 s on the first request of each batch size, and finds no
     # faster ones. TensorFloat-32 stays on, as wherever ONNX Runtime serves the backbone: NVIDIA_TF32_OVERRIDE=0.
     options = {"cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": str(int(captured))}
-    return [(CUDA, {"device_id": str(device.index), **options})]
+    return [(CUDA, {"device_id": str(device.index), "prefer_nhwc": str(int(channels_last)), **options})]
 
 
 def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceSession:

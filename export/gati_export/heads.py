@@ -21,6 +21,7 @@ from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
 from gati_export.exporter import exporting
 from gati_export.families.family import Lookup
+from gati_export.maxima import pool_maxima
 from gati_export.opset import OPSET
 
 THRESHOLD = "threshold"
@@ -106,6 +107,7 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
         raise BackboneError(f"PyTorch could not write the head on {cut.name!r} as ONNX.")
     # else ONNX Runtime does not see that a convolution and its normalisation are one
     fold_constants(program.model, onnx_shape_inference=False, should_fold=_folded)
+    pool_maxima(program.model)
     passes.RemoveUnusedNodesPass()(program.model)
     _rename(program.model)
     passes.ClearMetadataAndDocStringPass()(program.model)  # they hold stack traces of the exporting machine

@@ -124,7 +124,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
     if (rungs := _rungs(chain, models, inputs)) is not None:
-        with suppress(Exception):  # ONNX Runtime's own: what can't be captured goes stage by stage
+        with suppress(Exception):  # likewise, as in `_rungs`
             return Times(*rungs.segments())
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
         parts = _cut(chain, models, chain.heads, inputs)
@@ -156,7 +156,7 @@ def measure_heads(
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
     if (rungs := _rungs(chain, models, inputs)) is not None:
-        with suppress(Exception):  # see measure_segments
+        with suppress(Exception):  # likewise, as in `_rungs`
             return rungs.heads(heads)
     parts = _cut(chain, models, chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
@@ -185,7 +185,10 @@ def _rungs(chain: Chain, models: Sequence[bytes], inputs: Feeds) -> Rungs | None
     device = measured_on(chain)
     if chain.mode == "bls" or device == CPU or sum(map(len, models)) > LARGEST_JOINED:
         return None
-    return Rungs(chain, models, inputs, DeviceRunner(device))
+    try:
+        return Rungs(chain, models, inputs, DeviceRunner(device))
+    except Exception:  # ONNX Runtime's own: what can't be captured goes stage by stage
+        return None
 
 
 def _call(chain: Chain, paths: Sequence[Path]) -> list[ort.InferenceSession]:

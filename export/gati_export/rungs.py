@@ -16,7 +16,7 @@ from gati.chain import Chain
 from gati.device import DeviceRunner
 from gati.fuse import join, stages
 from gati.head import HeadSpec
-from gati.ladder import Ladder
+from gati.ladder import Ladder, channels_last_pays
 from gati.steps import Step
 from gati_export.replay import state_of
 
@@ -39,6 +39,7 @@ class Rungs:
         self, chain: Chain, models: Sequence[bytes], inputs: Mapping[str, np.ndarray], runner: DeviceRunner
     ) -> None:
         self._chain, self._models, self._inputs, self._runner = chain, models, inputs, runner
+        self._channels_last = channels_last_pays(self._steps(()), chain, runner)
 
     def segments(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of each segment as a part of the whole, [cut points + 1], and what a cut adds, [cut points].
@@ -72,14 +73,17 @@ class Rungs:
         return found
 
     def _ladder(self, cuts: Sequence[int], heads: Mapping[int, bytes] | None = None) -> Ladder:
-        parts = stages(len(self._models), cuts, [len(model) for model in self._models])
+        steps = self._steps(cuts, heads)
+        return Ladder(steps, self._chain, self._runner, captured=True, channels_last=self._channels_last)
+
+    def _steps(self, cuts: Sequence[int], heads: Mapping[int, bytes] | None = None) -> list[Step]:
         steps = []
-        for place, part in enumerate(parts):
+        for place, part in enumerate(stages(len(self._models), cuts, [len(model) for model in self._models])):
             stage = join([self._models[index] for index in part], prefix=f"stage {place}/")
             head = ModelProto.FromString(heads[part[-1]]) if heads and part[-1] in heads else None
             gives = tuple(value.name for value in head.graph.output) if head else ()
             steps.append(Step(part[-1], stage, head, HeadSpec(state_of(head) if head else {}, gives)))
-        return Ladder(steps, self._chain, self._runner, captured=True)
+        return steps
 
     def _compare(self, ladders: Sequence[Ladder]) -> list[float]:
         """Median seconds of each rung of each; they take turns."""

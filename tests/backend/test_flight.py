@@ -102,6 +102,17 @@ def test_infinities_that_cancel_are_seen() -> None:
     assert finite_rows({"x": np.array([[np.inf, -np.inf], [1, 2]], np.float32)}).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("number", "finite"), [(1e20, True), (np.nan, False), (-np.inf, False), (1.0, True)])
+def test_a_flight_is_for_heads_where_it_is_finite(rows: int, number: float, finite: bool) -> None:
+    """Numbers whose squares overflow are finite, too."""
+    x = np.ones((rows, 4), np.float32)
+    x[-1, 2] = number
+    flight = Flight([Request({"x": x}, False, lambda *_: None)], OUTPUT)
+    assert flight.cacheable.tolist() == [True] * (rows - 1) + [finite]
+    assert flight.answerable == (finite or rows > 1)
+
+
 def test_half_precision_does_not_overflow() -> None:
     assert finite_rows({"x": np.full((1, 4), 6e4, np.float16)}).all()
 

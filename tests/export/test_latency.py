@@ -60,13 +60,15 @@ def test_rungs_are_measured_on_a_device(
     """The processor's, by the same bindings as a GPU's."""
     chain, paths, samples = convolutions
     one = {name: rows[:1] for name, rows in samples.items()}
+    monkeypatch.setattr("gati_export.rungs.ROUNDS", 3)
     rungs = Rungs(chain, [path.read_bytes() for path in paths], one, DeviceRunner(CPU))
     segments, cuts = rungs.segments()
     assert len(segments) == 2 and segments.sum() > 0 and (segments >= 0).all()
     assert len(cuts) == 1 and cuts[0] >= 0
+    heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
+    assert len(rungs.heads(heads)) == 2
     paces = iter([[0.001, 0.002, 0.003, 0.002], [0.001, 0.002, 0.0015, 0.002]] * 3)
     monkeypatch.setattr(Rungs, "_compare", lambda *_: next(paces))
-    heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
     np.testing.assert_allclose(rungs.heads(heads), [0.002, 0.0005])
 
 
