@@ -227,10 +227,16 @@ def test_segments_are_prepared_for_tensorrt(gati, tmp_path):
 
 
 @pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
-def test_a_gpu_that_is_asked_for_and_not_there(gati, tmp_path, monkeypatch):
-    monkeypatch.setenv("GATI_DEVICE", "cuda:7")
-    assert "can't use cuda:7" in one_error(gati())
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_gpu_that_is_asked_for_and_not_there(gati, tmp_path, monkeypatch, way):
+    if way == "environment":
+        monkeypatch.setenv("GATI_DEVICE", "cuda:7")
+    assert "can't use cuda:7" in one_error(gati(**({"device": "cuda:7"} if way == "option" else {})))
     assert left_in(tmp_path) == []
+
+
+def test_what_is_no_device_is_refused(gati):
+    assert "'gpu' is no device to run on: cpu is one" in one_error(gati(device="gpu"))
 
 
 def test_tensorrt_is_not_for_inline_chains(gati):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,31 @@ server_option = click.option(
     help="The server that shall take the release; again, or with commas, for several; a name with many addresses "
     "stands for a server at each. Without it the release is only written: servers that run inline take it by "
     "themselves.",
+)
+
+
+def _on_device(_context: click.Context, _option: click.Parameter, text: str | None) -> None:
+    """Has parts of inline chains be measured on a device, here and in processes that this one starts.
+
+    Raises:
+        RepositoryError: If it is none.
+        UnavailableError: If it can't be used.
+    """
+    if text is not None:
+        from gati.device import runner_on  # brings ONNX Runtime, which `--help` need not wait for
+        from gati.session import DEVICE, parse_device
+
+        runner_on(parse_device(text))
+        os.environ[DEVICE] = text
+
+
+device_option = click.option(
+    "--device",
+    metavar="DEVICE",
+    envvar="GATI_DEVICE",
+    expose_value=False,
+    callback=_on_device,
+    help="Where inline chains will run, and are measured: cpu, cuda or cuda:N.  [default: cpu]",
 )
 
 Report = Callable[[str, float], None]

@@ -10,7 +10,7 @@ import click
 from gati.chain import Engine, Mode
 from gati.errors import RepositoryError
 from gati.options import json_option, write_json
-from gati_export.commands.common import progress, results
+from gati_export.commands.common import device_option, progress, results
 from gati_export.commands.terms import terms_options
 from gati_export.export import Exported, Plan, export_chain
 from gati_export.images import parse_decode
@@ -69,6 +69,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the server may keep engines that TensorRT builds; a folder that it has.  [default: DIR.gati]",
 )
+@device_option
 @click.option("--cut-points", type=click.IntRange(1, 12), default=6, show_default=True, help="How many, at most.")
 @click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Largest batch of a request.")
 @click.option("--plain", is_flag=True, help="Also write NAME-plain, the unmodified backbone, to compare with.")

@@ -12,7 +12,15 @@ from gati.expiry import FOREVER, parse_age
 from gati.options import checked, json_option, write_json
 from gati.session import THREADS
 from gati.settings import STORE_AGE
-from gati_export.commands.common import announce, model_argument, progress, repository_option, results, server_option
+from gati_export.commands.common import (
+    announce,
+    device_option,
+    model_argument,
+    progress,
+    repository_option,
+    results,
+    server_option,
+)
 from gati_export.store import count_since, default_store
 from gati_export.sync import follow
 from gati_export.vigil import Vigil
@@ -42,6 +50,7 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
     is_flag=True,
     help="Measure latencies anew: on another machine than the export's, say. The server should be idle meanwhile.",
 )
+@device_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads.")
 @click.option("--watch", is_flag=True, help="Go on, one refresh after another, until Ctrl-C or SIGTERM.")
 @click.option(
