@@ -145,6 +145,21 @@ class Chain:
         """
         self._check(self.segment_path(repository, index), self.segments[index].sha256)
 
+    def read_segment(self, repository: Path, index: int) -> bytes:
+        """A segment's file, held against its digest.
+
+        Raises:
+            RepositoryError: If it can't be read, or is another one.
+        """
+        path = self.segment_path(repository, index)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if hashlib.sha256(content).hexdigest() != self.segments[index].sha256:
+            raise _foreign(path)
+        return content
+
     def check_plan(self, repository: Path, index: int) -> None:
         """Holds a segment's plan, if it has one, against its digest.
 
@@ -158,9 +173,9 @@ class Chain:
         try:
             digest = sha256_of(path)
         except OSError as error:
-            raise RepositoryError(f"{path} can't be read ({error.strerror}).") from error
+            raise _unreadable(path, error) from error
         if digest != expected:
-            raise RepositoryError(f"{path} is not the segment that chain.json names; export the model again.")
+            raise _foreign(path)
 
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of every segment, in order: what a head's fit is judged by."""
@@ -206,6 +221,14 @@ def _tensor(fields: dict[str, Any]) -> Tensor:
 
 def _segment(fields: dict[str, Any]) -> Segment:
     return Segment(**{**fields, "inputs": tuple(fields["inputs"]), "output": _tensor(fields["output"])})
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(f"{path} can't be read ({error.strerror}).")
+
+
+def _foreign(path: Path) -> RepositoryError:
+    return RepositoryError(f"{path} is not the segment that chain.json names; export the model again.")
 
 
 def chain_path(repository: Path, model: str) -> Path:

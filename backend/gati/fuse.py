@@ -11,6 +11,8 @@ import onnx
 from onnx import ModelProto
 from onnx.compose import add_prefix_graph
 
+from gati.weights import Weights
+
 LARGEST = 1_500_000_000
 """Bytes of a graph that is made of several: protobuf ends at 2 GiB, and the copies at work are as large."""
 
@@ -20,7 +22,7 @@ def fuse(models: Sequence[bytes]) -> bytes:
     return models[0] if len(models) == 1 else join(models).SerializeToString()
 
 
-def join(models: Sequence[bytes], prefix: str = "") -> ModelProto:
+def join(models: Sequence[bytes], prefix: str = "", weights: Weights | None = None) -> ModelProto:
     """Joins ONNX models, each of which reads what the one before gives, and perhaps the inputs of the whole.
 
     Names inside a model are made its own; two may hold the same weights, or repeat light work on an input.
@@ -28,6 +30,7 @@ def join(models: Sequence[bytes], prefix: str = "") -> ModelProto:
     Args:
         models: At least one, of the same operator sets, with different inner names for the tensors between them.
         prefix: Of all names inside, beyond those that tell the models apart.
+        weights: Take the large tensors, if they are given.
 
     Returns:
         A model with the inputs of all that no other one gives, and the outputs of the last.
@@ -35,7 +38,7 @@ def join(models: Sequence[bytes], prefix: str = "") -> ModelProto:
     Raises:
         google.protobuf.message.DecodeError: If one is no ONNX model.
     """
-    if len(models) == 1 and not prefix:
+    if len(models) == 1 and not prefix and weights is None:
         return onnx.load_model_from_string(models[0])
     parts = [onnx.load_model_from_string(model) for model in models]
     whole = ModelProto(ir_version=parts[0].ir_version)
@@ -52,6 +55,8 @@ def join(models: Sequence[bytes], prefix: str = "") -> ModelProto:
             rename_value_infos=False,
             inplace=True,
         )
+        if weights is not None:
+            weights.take(part)  # or they are copied once more
         whole.graph.input.extend(value for value in graph.input if value.name not in given)
         given |= {value.name for value in (*graph.input, *graph.output)}
         whole.graph.node.extend(graph.node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from gati.release import Release, head_path
 from gati.session import CPU, open_session
 from gati.state import HeadState
 from gati.steps import Joined, Step, UnjoinableError
+from gati.weights import Weights
 
 LARGEST_JOINED = 256 << 20
 """Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
@@ -109,12 +111,7 @@ class InlineEngine:
         return plan
 
     def _load(self, cuts: Sequence[int], as_run: bool) -> _Plan:
-        try:
-            for segment in self._chain.segments:
-                self._chain.check_segment(self._repository, segment.index)
-            models = [self._path(segment.index).read_bytes() for segment in self._chain.segments]
-        except OSError as error:
-            raise RepositoryError(f"{error.filename} can't be read ({error.strerror}).") from error
+        models = [self._chain.read_segment(self._repository, segment.index) for segment in self._chain.segments]
         parts = stages(len(models), cuts, [len(model) for model in models])
         if as_run and len(parts) > 1:
             try:
@@ -158,30 +155,36 @@ class InlineEngine:
     def load_heads(self, release: Release) -> tuple[InlineHeads, dict[int, HeadSpec]]:
         """Loads and warms a release's heads; see gati.engine."""
         cuts = tuple(sorted(head.index for head in release.heads))
-        plan = self._plan(cuts)
+        with ThreadPoolExecutor(1, "gati-load") as pool:  # ONNX Runtime lets others run while it opens a graph
+            opened = {index: pool.submit(self._open_head, index, release.number) for index in cuts}
+            plan = self._plan(cuts)
+            apart = {index: head.result() for index, head in opened.items()}
         try:
-            heads = self._open_heads(plan, release)
+            heads = self._as_passed(plan, apart)
         except InseparableError as error:
             self._say(f"cut points cost more than they need to: a head can't be opened as they run: {error}")
             plan = self._plans[cuts] = self._load(cuts, as_run=False)
-            heads = self._open_heads(plan, release)
+            heads = apart
         specs = {index: head.spec for index, head in heads.items()}
         return InlineHeads(self._chain, plan, heads, self._runner, self._say), specs
 
-    def _open_heads(self, plan: _Plan, release: Release) -> dict[int, _Head]:
-        return {head.index: self._open_head(plan, head.index, release.number) for head in release.heads}
-
-    def _open_head(self, plan: _Plan, index: int, number: int) -> _Head:
+    def _open_head(self, index: int, number: int) -> _Head:
         file = head_path(self._repository, self._chain, index, number).read_bytes()
         session, spec = open_head(file, self._chain, index, self._runner.device)
-        cut = self._chain.segments[index].output
-        passed = plan.passed(cut.name)
-        if plan.split is None or passed is None:
-            return _Head(session, spec, ModelProto.FromString(file))
-        session, model = open_on_passed(file, cut, passed)
-        rows = np.repeat(plan.split.values[cut.name], max(1, self._chain.max_batch), axis=0)
-        session.run(None, {cut.name: rows, **HeadState(spec.state).feeds()})
-        return _Head(session, spec, model)
+        return _Head(session, spec, ModelProto.FromString(file))
+
+    def _as_passed(self, plan: _Plan, heads: Mapping[int, _Head]) -> dict[int, _Head]:
+        """Heads such that they read what passes at their cut points."""
+        found = dict(heads)
+        for index, head in heads.items():
+            cut = self._chain.segments[index].output
+            passed = plan.passed(cut.name)
+            if plan.split is not None and passed is not None:
+                session, model = open_on_passed(head.model.SerializeToString(), cut, passed)
+                rows = np.repeat(plan.split.values[cut.name], max(1, self._chain.max_batch), axis=0)
+                session.run(None, {cut.name: rows, **HeadState(head.spec.state).feeds()})
+                found[index] = _Head(session, head.spec, model)
+        return found
 
 
 class InlineHeads:
@@ -300,7 +303,8 @@ def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], fe
     cuts = [chain.segments[part[-1]].output for part in parts[:-1]]
     outside = {tensor.name for tensor in (*chain.inputs, *cuts)}
     reads = [{name for index in part for name in chain.segments[index].inputs} & outside for part in parts]
-    return split(join(models), cuts, reads, feeds)
+    weights = Weights()
+    return split(join(models, weights=weights), cuts, reads, feeds, weights)
 
 
 def _run(

