@@ -115,10 +115,8 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
         session = open_session(arena.backbone(), plan.device)
         classes = outputs_of(session, plan.chain, samples).argmax(1) if plan.workload == "hot" else None
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
-        starts = {
-            name: seconds_to_answer(arena, name, Path(work, f"start-{name}"), traffic.take(1))
-            for name in [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
-        }
+        first = [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
+        starts = seconds_to_answer(arena, first, Path(work, "start"), traffic.take(1))
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), {DEVICE: str(plan.device)}, options=options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()

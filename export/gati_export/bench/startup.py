@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,37 @@ from gati_client import Client
 from gati_export.bench.contenders import Arena
 from gati_export.repository import models_of
 
+STARTS = 3
+"""Of each: one alone may be a tenth off."""
 
-def seconds_to_answer(arena: Arena, name: str, folder: Path, request: Mapping[str, np.ndarray]) -> float:
-    """From the start of a server that has only this contender to its first answer.
+
+def seconds_to_answer(
+    arena: Arena, names: Sequence[str], folder: Path, request: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """From the start of a server that has only one contender to its first answer: the median, and they take turns.
 
     Args:
-        arena: Where the contender lies.
-        name: The contender's.
-        folder: Where a repository with it alone is to be; there must be none.
+        arena: Where the contenders lie.
+        names: Theirs.
+        folder: Where repositories with each alone are to be; there must be none.
         request: Inputs by name, [1, ...].
     """
-    folder.mkdir()
-    for model in models_of(arena.repository, name):
-        (folder / model.name).symlink_to(model)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for model in models_of(arena.repository, name):
+            (folder / name / model.name).symlink_to(model)
+    for _ in range(STARTS):
+        for name in names:
+            taken[name].append(_once(folder / name, name, {DEVICE: str(arena.device)}, request))
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _once(repository: Path, name: str, environment: dict[str, str], request: Mapping[str, np.ndarray]) -> float:
     begun = time.perf_counter()
-    environment = {DEVICE: str(arena.device)}
-    with Server(folder, Ports(0, 0, 0), environment) as server, Client(f"{HOST}:{server.ports.grpc}", name) as client:
+    with (
+        Server(repository, Ports(0, 0, 0), environment) as server,
+        Client(f"{HOST}:{server.ports.grpc}", name) as client,
+    ):
         client.infer(dict(request))
         return time.perf_counter() - begun

@@ -203,7 +203,7 @@ def _tell(result: Result) -> None:
     if of_oracle is not None:
         beside = "" if of_heads is None else f"; of what these save where they hit, lookups aside, {of_heads:.0%}"
         click.echo(f"Of the time that an oracle with the same heads would save, {of_oracle:.0%} is saved{beside}.")
-    starts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.conditions["start_seconds"].items())
+    starts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.conditions["start_seconds"].items())
     click.echo(f"From the server's start to the first answer: {starts}.")
     if result.conditions["repeats"]:
         click.echo(f"{result.conditions['repeats']:.0%} of the requests repeat an earlier one: give more samples.")
