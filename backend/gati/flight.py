@@ -124,6 +124,11 @@ class Flight:
         self._waiting = [*range(len(requests))]
         self._latencies: list[tuple[int, float]] = []
 
+    @property
+    def replied(self) -> bool:
+        """Whether no request waits for its reply any longer."""
+        return not self._waiting
+
     def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
         """Answers rows (indices), and replies to the requests that were waiting for just these."""
         if self.rows == 1:

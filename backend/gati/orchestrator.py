@@ -211,6 +211,8 @@ class Orchestrator:
         try:
             missed = joined.run(flight.values, release.state, leave)
         except Exception as error:
+            if flight.replied:  # it was the last reply that failed
+                raise
             flight.unjoined = error
             return False
         if flight.drawn is not None:

@@ -441,6 +441,18 @@ def test_a_batch_that_is_not_wholly_for_heads_goes_stage_by_stage(why: str) -> N
     assert [house.exits(name)[0] for name in ("a", "b")] == [0, 0 if why == "more" else LAST]
 
 
+def test_a_reply_that_fails_is_not_what_is_joined_that_fails() -> None:
+    house = cascading()
+
+    def gone(_answer: Answer | GatiError, _last: bool) -> None:
+        raise ConnectionError("the client has left")
+
+    request = replace(house.request("a", [0, 1, 2, 0]), reply=gone)
+    with pytest.raises(ConnectionError):
+        house.orchestrator.serve([request])
+    assert house.events == [("joined", 1)] and not house.unjoined
+
+
 def test_what_is_left_of_a_batch_that_fails_goes_stage_by_stage() -> None:
     house = cascading(rows=2)
     run = house.run
