@@ -95,10 +95,10 @@ class Weights:
         gone = {tensor.name: tensor for tensor in self._gone(model)}
         lent = {name: ort.OrtValue.ortvalue_from_numpy(self._held[name]) for name in gone}
         with tempfile.TemporaryDirectory(prefix="gati-") as folder:
-            # Empty files of their sizes beside it: ONNX Runtime wants to see some, and reads what it is lent.
+            # Files beside it, since ONNX Runtime reads some, of an `If`'s branches or to optimise, before it has what
+            # it is lent.
             for number, (name, tensor) in enumerate(gone.items()):
-                with open(Path(folder) / str(number), "wb") as file:
-                    file.truncate(self._held[name].nbytes)
+                self._held[name].tofile(Path(folder) / str(number))
                 del tensor.external_data[:]
                 tensor.external_data.add(key="location", value=str(number))
             path = Path(folder) / "model.onnx"
