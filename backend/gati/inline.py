@@ -237,14 +237,21 @@ class InlineHeads:
             for place, files in enumerate(self._plan.files)
         )
         steps = self._steps([*joined])
+        raised = partial(Ladder, steps, self._chain, self._runner)
         try:
-            last, sizes = channels_last_pays(steps, self._chain, self._runner), sizes_up_to(self._chain.max_batch)
-            return Ladder(steps, self._chain, self._runner, captured=True, sizes=sizes, channels_last=last)
+            captured = partial(
+                raised, captured=True, channels_last=channels_last_pays(steps, self._chain, self._runner)
+            )
         except UnjoinableError:
             raise
         except Exception as error:  # a node that the GPU can't run, say
             self._say(f"stages and heads can't be CUDA graphs, and start slower: {first_line(error)}")
-            return Ladder(steps, self._chain, self._runner, captured=False)
+            return raised(captured=False)
+        try:
+            return captured(sizes=sizes_up_to(self._chain.max_batch))
+        except Exception as error:  # no room for as many rows, say
+            self._say(f"batches can't be CUDA graphs, and start slower: {first_line(error)}")
+            return captured()
 
     def _steps(self, stages: Sequence[ModelProto]) -> list[Step]:
         *before, last = (stage.last for stage in self._plan.stages)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,28 @@ def test_a_ladder_takes_no_more_rows_than_it_has_room_for(
     assert ladder is not None and ladder.rows == exported.chain.max_batch == 32
     with pytest.raises(ValueError, match="33 rows are more"):
         ladder.run({"image": np.repeat(exported.images[:1], 33, 0)}, {}, lambda *_: None)
+
+
+def test_without_room_for_batches_rows_still_climb_alone(
+    exported: Exported, tmp_path: Path, bound: DeviceRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = exported.copy(tmp_path)
+    publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
+    side = _Side.__init__
+
+    def narrow(self: _Side, size: int, *rest: Any) -> None:
+        if size > 8:
+            raise MemoryError("no room on the GPU")
+        side(self, size, *rest)
+
+    monkeypatch.setattr(_Side, "__init__", narrow)
+    said = list[str]()
+    engine = InlineEngine(repository, exported.chain, bound, planes=True, say=said.append)
+    watch = ReleaseWatch(repository, exported.chain, engine, lambda *_: None, lambda _: None)
+    for _ in range(2):
+        watch.look()
+    assert said == ["batches can't be CUDA graphs, and start slower: no room on the GPU"]
+    assert isinstance(watch.live.joined, Ladder) and watch.live.joined.rows == 1
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
