@@ -294,7 +294,7 @@ def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve
     }  # fmt: skip
     assert rows["plain", 1].speedup == 1 and rows["plain", 1].agreement == 1
     assert rows[ALLOWED, 1].exits == rows["chain-inline", 1].exits
-    assert rows[ORACLE, 1].mean_ms <= rows[ALLOWED, 1].mean_ms <= rows["plain", 1].mean_ms
+    assert rows[ORACLE, 1].mean_ms <= rows[ALLOWED, 1].mean_ms  # both of the same times of segments
     last = str(len(exported.chain.heads))
     assert rows["all-miss", 1].exits == rows["mechanism", 1].exits == {last: 1.0}
     assert rows["all-miss", 1].agreement == 1
