@@ -92,7 +92,11 @@ class Ladder:
         self._thread = ThreadPoolExecutor(1, "gati-ladder")
         rungs = [_Rung(step, chain, runner.device, captured, channels_last) for step in steps]
         self._sides = [_Side(size, rungs, chain, runner.device, captured) for size in sizes]
-        self._rungs = rungs
+        self._rungs, self._read_later = rungs, list[set[str]]()
+        there = set(self._shapes)
+        for place, rung in enumerate(rungs):
+            there.add(chain.segments[rung.last].output.name)
+            self._read_later.append(there & {name for later in rungs[place + 1 :] for name in later.reads})
         self._thread.submit(self._capture).result()
 
     def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
@@ -153,9 +157,8 @@ class Ladder:
 
     def _pass_on(self, place: int, wide: _Side, at: np.ndarray, narrow: _Side) -> None:
         """Brings the rows that are left to where rungs for fewer look for them."""
-        later = {name for rung in self._rungs[place + 1 :] for name in rung.reads}
         filled = _filled(at, narrow.size)
-        for name in later & wide.lies.keys():
+        for name in self._read_later[place]:
             gather(wide.lies[name], filled, narrow.lies[name], self._runner.device)
 
     def _capture(self) -> None:
