@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -39,6 +40,7 @@ WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 """Its name for where the tensors of a graph that it writes go: 0.1 s sooner for ResNet-18 than in the graph."""
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
+SHARING = Lock()
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,14 @@ def _load_cuda() -> None:
         ort.preload_dlls(msvc=False)
 
 
-@cache
 def _share_threads() -> None:
-    """Sizes the shared pool, once a process: afterwards ONNX Runtime would refuse."""
+    """Sizes the shared pool, once a process, whichever of its threads comes first: afterwards ONNX Runtime refuses."""
+    with SHARING:
+        _size_pool()
+
+
+@cache
+def _size_pool() -> None:
     ort.set_global_thread_pool_sizes(threads(), 1)
 
 
