@@ -58,7 +58,7 @@ class Weights:
             if tensor.data_type in KINDS and raw.nbytes >= LEAST:
                 if tensor.name not in self._held:
                     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-                    self._held[tensor.name] = _aligned(raw).view(kind).reshape(tensor.dims)
+                    self._held[tensor.name] = raw.view(kind).reshape(tensor.dims)
                 tensor.ClearField("raw_data")
                 tensor.data_location = TensorProto.EXTERNAL
             elif raw.nbytes:
@@ -93,6 +93,8 @@ class Weights:
             Exception: ONNX Runtime's own, if the model can't be run; OSError, if there is no room for temporary files.
         """
         gone = {tensor.name: tensor for tensor in self._gone(model)}
+        for name in gone:
+            self._held[name] = _aligned(self._held[name])
         lent = {name: ort.OrtValue.ortvalue_from_numpy(self._held[name]) for name in gone}
         with tempfile.TemporaryDirectory(prefix="gati-") as folder:
             # Files beside it, since ONNX Runtime reads some, of an `If`'s branches or to optimise, before it has what
@@ -121,13 +123,24 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 def _read(tensor: TensorProto, folder: Path) -> np.ndarray:
     """Bytes of a tensor that lies in a file beside its model."""
     place = {entry.key: entry.value for entry in tensor.external_data}
-    start, length = int(place.get("offset", 0)), int(place.get("length", -1))
-    return np.fromfile(folder / place["location"], np.uint8, length, offset=start)
+    raw = _room(int(place["length"]))
+    with (folder / place["location"]).open("rb") as file:
+        file.seek(int(place.get("offset", 0)))
+        if file.readinto(raw.data) < raw.nbytes:
+            raise OSError(f"{place['location']} ends within {tensor.name}")
+    return raw
 
 
-def _aligned(raw: np.ndarray) -> np.ndarray:
-    room = np.empty(raw.nbytes + ALIGNED, np.uint8)
-    start = -room.ctypes.data % ALIGNED
-    copy = room[start : start + raw.nbytes]
-    copy[...] = raw
+def _aligned(values: np.ndarray) -> np.ndarray:
+    """The same values, copied if they are not."""
+    if values.ctypes.data % ALIGNED == 0:
+        return values
+    copy = _room(values.nbytes).view(values.dtype).reshape(values.shape)
+    copy[...] = values
     return copy
+
+
+def _room(size: int) -> np.ndarray:
+    room = np.empty(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    return room[start : start + size]
