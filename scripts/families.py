@@ -44,8 +44,9 @@ from gati_export.publish import Draft, publish
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
 from gati_export.splitting import EXTRA_SHARES, find_runs, fingerprint, split
-from gati_export.training import Heard, Terms, Trained, decide
-from gati_export.views import ENOUGH, with_views
+from gati_export.terms import ENOUGH, Terms
+from gati_export.training import Heard, Trained, decide
+from gati_export.views import with_views
 
 OURS = ("pooled", "spatial", "recent")
 TURN = 100

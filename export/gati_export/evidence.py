@@ -15,7 +15,8 @@ from gati_export.latency import Measured, Times
 from gati_export.replay import Said
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, Option, Point, Report
-from gati_export.training import Terms, Trained
+from gati_export.terms import Terms
+from gati_export.training import Trained
 
 
 def backbone_bytes(segment_paths: Sequence[Path]) -> int:

@@ -31,7 +31,8 @@ from gati_export.repository import check_room, install, write_plain, write_repos
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import check_segments, cut, with_shares, write_segments
 from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
-from gati_export.training import Terms, Trained, train_heads
+from gati_export.terms import Terms
+from gati_export.training import Trained, train_heads
 
 MEASURE_THERE = "`gati refresh --measure` and `gati bench` say what they are on the serving machine."
 

@@ -24,7 +24,8 @@ from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
-from gati_export.training import Terms, Trained, train_heads
+from gati_export.terms import Terms
+from gati_export.training import Trained, train_heads
 from gati_export.trial import NEWEST, objection, parted
 
 BETTER = 0.02

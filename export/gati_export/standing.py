@@ -19,7 +19,7 @@ from gati_export.candidates import Candidates, ask, timed
 from gati_export.replay import Said, replay
 from gati_export.report.data import Report, read
 from gati_export.splitting import Split
-from gati_export.training import Terms
+from gati_export.terms import Terms
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import DEFAULT, of_numbers, parse_agreement
+from gati.agreement import of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, first_segment, open_segments
@@ -23,12 +23,13 @@ from gati_export.certificate import Verdict, certify, errors_allowed, observatio
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
-from gati_export.families import AUTO, chosen_families
+from gati_export.families import chosen_families
 from gati_export.heads import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
 from gati_export.replay import Said
 from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
-from gati_export.views import ENOUGH, with_views
+from gati_export.terms import Terms
+from gati_export.views import with_views
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
 VIEW_SECONDS = 100.0
@@ -36,45 +37,6 @@ VIEW_SECONDS = 100.0
 
 Heard = tuple[list[Said], np.ndarray]
 """What each candidate says to n samples, and the backbone's outputs there, [n, classes]."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What heads are to keep to.
-
-    Attributes:
-        epsilon: Largest share of requests whose answer may differ from the backbone's.
-        delta: 1 − confidence of that.
-        agreement: When answers don't differ; see `gati.agreement`.
-        families: Names of the families of heads to try, or `auto`.
-        memory: Bytes that all heads together may take; None for any.
-        p99: Seconds that 99 % of requests may take at most; None for any.
-        views: Images to train on at least: views are added where samples are fewer.
-        seed: The same seed, samples and machine speed give the same heads.
-    """
-
-    epsilon: float = 0.01
-    delta: float = 0.05
-    agreement: str = DEFAULT
-    families: str = AUTO
-    memory: int | None = None
-    p99: float | None = None
-    views: int = ENOUGH
-    seed: int = 0
-
-    @classmethod
-    def of(cls, chain: Chain, seed: int) -> Terms:
-        """What a chain's heads are to keep to, as its export had it."""
-        return cls(
-            epsilon=chain.epsilon,
-            delta=chain.delta,
-            agreement=chain.agreement,
-            families=chain.families,
-            memory=chain.memory,
-            p99=chain.p99,
-            views=chain.views,
-            seed=seed,
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from gati_export.sketch import sketches
 from gati_export.splitting import Split, count, find_runs, split
 from gati_export.standing import refuted, served
 from gati_export.store import Recorded
-from gati_export.training import Terms, Trained
+from gati_export.terms import Terms
+from gati_export.training import Trained
 
 NEWEST = 2000
 """Samples that a trial takes, at most: a share of errors of twice epsilon rarely passes as many."""

@@ -14,8 +14,6 @@ import numpy as np
 from gati.chain import Tensor
 from gati_export.splitting import Split
 
-ENOUGH = 20_000
-"""Samples to train on that are aimed at, if nothing else is asked for."""
 MOST = 9
 """Views of each sample, at most."""
 REACH = 8

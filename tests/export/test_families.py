@@ -14,7 +14,18 @@ from gati.errors import BackboneError, SamplesError
 from gati.head import KEY, open_head
 from gati.state import CLASS_MIX, FORGET, MEMORY_KEYS, HeadState
 from gati_export.distillation import Scale, Schedule
-from gati_export.families import FAMILIES, chosen_families, gati, layout, lookups, pooled, recent, selfxit, spatial
+from gati_export.families import (
+    FAMILIES,
+    chosen_families,
+    family_of,
+    gati,
+    layout,
+    lookups,
+    pooled,
+    recent,
+    selfxit,
+    spatial,
+)
 from gati_export.families.adaptive import FLOOR, Adaptable, Adaptive, mixes_before
 from gati_export.families.family import Distilled, Found, Lookup
 from gati_export.heads import Head, head_model, weights_of
@@ -114,7 +125,7 @@ def test_files_answer_as_the_modules_do_and_keep_the_contract(
     cut = CUTS[kind]
     train, tune, fresh = (course(cut, 120, seed, run=4) for seed in range(3))
     chain = one_cut_chain(cut)
-    for student in [each for lookup in FAMILIES[family](cut, CLASSES) for each in taught(lookup, train, tune)]:
+    for student in [each for lookup in family_of(family)(cut, CLASSES) for each in taught(lookup, train, tune)]:
         head = Head(student, LOGITS, OUTPUT).eval()
         session, spec = open_head(fitted_to(chain, head_model(head, cut, OUTPUT, threshold=0.6)), chain, 0)
         assert spec.state == student.state
@@ -141,10 +152,10 @@ def test_the_same_seed_gives_the_same_weights(family: str, monkeypatch: pytest.M
     schedule(monkeypatch, {}, {})
     cut = CUTS["half"]
     train, tune = (course(cut, 150, seed, run=3) for seed in range(2))
-    for place in range(len(FAMILIES[family](cut, CLASSES))):
+    for place in range(len(family_of(family)(cut, CLASSES))):
         weights = []
         for seed in (5, 5, 6):
-            lookup = FAMILIES[family](cut, CLASSES)[place]
+            lookup = family_of(family)(cut, CLASSES)[place]
             torch.rand(3)  # whatever ran before must not matter
             weights.append([each.state_dict() for each in taught(lookup, train, tune, seed)])
         first, second, other = weights
@@ -160,12 +171,12 @@ def test_a_warm_start_keeps_what_was_learned(family: str, derived: int, monkeypa
     cut = CUTS["half"]
     train, tune, fresh = (course(cut, count, seed) for seed, count in enumerate((500, 200, 500)))
     few = train.part(0, 60)
-    first = taught(FAMILIES[family](cut, CLASSES)[0], train, tune)
+    first = taught(family_of(family)(cut, CLASSES)[0], train, tune)
     weights = weights_of(head_model(Head(first[derived], LOGITS, OUTPUT), cut, OUTPUT))
     schedule(monkeypatch, {spatial.Tower: 6}, {spatial.Tower: 2e-3})
     shares = {}
     for start in ("warm", "cold", "misfit"):
-        lookup = FAMILIES[family](cut, CLASSES)[0]
+        lookup = family_of(family)(cut, CLASSES)[0]
         given = {"warm": weights, "cold": None, "misfit": {name: tensor[:1] for name, tensor in weights.items()}}[start]
         lookup.learn(few.lesson(lookup), tune.lesson(lookup), 1, given)
         shares[start] = (answers(lookup.eval(), fresh, {}) == fresh.labels).mean()
@@ -346,7 +357,7 @@ def test_copies_are_no_trouble_to_the_nearest_neighbours() -> None:
     train = course(cut, 120, 0)
     first = np.unique(train.labels, return_index=True)[1]
     train.hidden[:] = train.hidden[first[train.labels]]
-    for lookup in FAMILIES["nearest"](cut, CLASSES):
+    for lookup in family_of("nearest")(cut, CLASSES):
         taught(lookup, train, train)
         assert (answers(lookup, train, {}) == train.labels).all()
 

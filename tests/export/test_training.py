@@ -22,7 +22,8 @@ from gati_export.extra import with_extra
 from gati_export.heads import threshold_of
 from gati_export.splitting import Split, find_runs, fingerprint, split
 from gati_export.standing import Live, judge
-from gati_export.training import Terms, Trained, decide, train_heads
+from gati_export.terms import Terms
+from gati_export.training import Trained, decide, train_heads
 
 CLASSES, INPUTS, WIDTH = 4, 16, 1024
 EPSILON, DELTA = 0.02, 0.05

@@ -11,7 +11,8 @@ from scipy.stats import binom
 from gati_export.candidates import Candidates
 from gati_export.latency import Times
 from gati_export.splitting import Split
-from gati_export.training import Terms, without_heads
+from gati_export.terms import Terms
+from gati_export.training import without_heads
 from gati_export.trial import objection
 
 TERMS = Terms(epsilon=0.01, delta=0.05)

@@ -28,8 +28,6 @@ from gati_export.replay import has_state
 from gati_export.repository import copy_config, move, onnx_config, plain_name, write_config, write_repository
 from gati_export.splitting import count
 
-AGAINST = ("plain", "int8", "cache", "peers")
-"""What a chain can be compared with."""
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""
 MOST, SCORED = 0.8, 512
@@ -116,7 +114,7 @@ def set_up(
         chain: The chain.
         samples: What requests are drawn from, inputs by name, [n, ...].
         calibration: To calibrate int8 with, likewise.
-        against: Which of AGAINST, the plain backbone being always there.
+        against: Which of `gati_export.bench.rows.AGAINST`, the plain backbone being always there.
         modes: In which the chain is to run.
         report: Told how far it is.
         peers: Other heads for the same segments, by name and cut point.

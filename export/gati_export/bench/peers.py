@@ -20,7 +20,8 @@ from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.heads import with_threshold
 from gati_export.latency import measure_segments
 from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
-from gati_export.training import Terms, enlarged, train_heads
+from gati_export.terms import Terms
+from gati_export.training import enlarged, train_heads
 
 CERTIFIED = {"gati": "gati", "knn": "nearest"}
 """Peer: the family of its heads."""

@@ -13,6 +13,8 @@ PLAIN, ORACLE, ALLOWED, ENGINE = "plain", "oracle", "allowed", "engine"
 SERVED = ("chain-inline", "chain-bls")
 """The chain as it is, in either mode."""
 MOSTLY_HITS = "hits-80"
+AGAINST = (PLAIN, "int8", "cache", "peers")
+"""What a chain can be compared with."""
 MISSING = "—"
 
 

@@ -50,7 +50,7 @@ class Plan:
         repository: The model repository.
         chain: The chain.
         workload: Of `gati_export.bench.traffic.WORKLOADS`.
-        against: Of `gati_export.bench.contenders.AGAINST`.
+        against: Of `gati_export.bench.rows.AGAINST`.
         modes: In which the chain runs.
         concurrency: Numbers of requests in flight.
         rates: Requests a second; empty for a share of what the plain model can take.

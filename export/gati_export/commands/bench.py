@@ -13,15 +13,12 @@ import click
 from gati.chain import Mode, find_chains, read_chain
 from gati.options import json_option, write_json
 from gati.session import CPU, DEVICE, parse_device
-from gati_export.bench.contenders import AGAINST
 from gati_export.bench.page import page, sentence
-from gati_export.bench.rows import ALLOWED, ORACLE, Result, answers_table, kept, loads_table
-from gati_export.bench.run import Plan, bench
+from gati_export.bench.rows import AGAINST, ALLOWED, ORACLE, Result, answers_table, kept, loads_table
 from gati_export.bench.traffic import WORKLOADS
 from gati_export.commands.common import found_model, progress, repository_option, results
 from gati_export.images import parse_decode
 from gati_export.report.page import write_page
-from gati_export.samples import load_samples
 
 MODES = get_args(Mode)
 
@@ -165,6 +162,9 @@ def bench_command(
     gati bench resnet18 --repository models --data test.npz
     gati bench resnet18 --repository models --data test.npz --workload hot --against int8,cache --json bench.json
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    from gati_export.bench.run import Plan, bench  # brings PyTorch, which takes seconds: not for those who ask how
+    from gati_export.samples import load_samples
+
     chain = read_chain(repository, found_model(repository, find_chains(repository), model))
     load = partial(load_samples, inputs=chain.inputs, decode=parse_decode(image) if image else None)
     pool, learn_from, more = load(data), load(samples) if samples else None, load(extra) if extra else None

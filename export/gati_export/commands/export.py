@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +13,13 @@ from gati.errors import RepositoryError
 from gati.options import json_option, write_json
 from gati_export.commands.common import device_option, progress, results
 from gati_export.commands.terms import terms_options
-from gati_export.export import Exported, Plan, export_chain
 from gati_export.images import parse_decode
-from gati_export.report.data import Report
 from gati_export.report.table import cuts_table
-from gati_export.training import Terms
+
+if TYPE_CHECKING:
+    from gati_export.export import Exported, Plan
+    from gati_export.report.data import Report
+    from gati_export.terms import Terms
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -105,6 +108,8 @@ def export(
     gati export net.pt2 --samples photos.parquet --image "224x224 rgb mean=.485,.456,.406 std=.229,.224,.225" \\
         --repository models
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    from gati_export.export import Plan, export_chain  # brings PyTorch, which takes seconds: not for those who ask how
+
     modes: dict[str, Mode] = {"inline": "inline", "bls": "bls"}
     kind: Engine = "onnxruntime"
     if engine == "tensorrt":

@@ -21,9 +21,6 @@ from gati_export.commands.common import (
     results,
     server_option,
 )
-from gati_export.store import count_since, default_store
-from gati_export.sync import follow
-from gati_export.vigil import Vigil
 
 WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 """Options of a watch, and not of its turns."""
@@ -112,6 +109,10 @@ def refresh(
     gati refresh resnet18 --repository models --server localhost:8001
     gati refresh resnet18 --repository models --server localhost:8001 --watch
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    from gati_export.store import count_since, default_store
+    from gati_export.sync import follow
+    from gati_export.vigil import Vigil
+
     chain = read_chain(repository, model)
     store = store or default_store(repository)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait busily else, on the server's cores

@@ -11,8 +11,7 @@ import click
 from gati.agreement import DEFAULT
 from gati_export.commands.budget import Budget, parse_size
 from gati_export.families import AUTO, FAMILIES
-from gati_export.training import Terms
-from gati_export.views import ENOUGH
+from gati_export.terms import ENOUGH, Terms
 
 SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 

@@ -1,27 +1,27 @@
-"""The families of heads, by name. A new one is a module with `lookups` and a line here."""
+"""The families of heads, by name. A new one is a module with `lookups`, and its name here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from gati.chain import Tensor
 from gati.errors import BackboneError, SamplesError
-from gati_export.families import branchynet, gati, nearest, pooled, recent, regression, selfxit, spatial
-from gati_export.families.family import Family, Lookup
 
-FAMILIES: dict[str, Family] = {
-    "pooled": pooled.lookups,
-    "spatial": spatial.lookups,
-    "recent": recent.lookups,
-    "gati": gati.lookups,
-    "selfxit": selfxit.lookups,
-    "branchynet": branchynet.lookups,
-    "nearest": nearest.lookups,
-    "regression": regression.lookups,
-}
+if TYPE_CHECKING:
+    from gati_export.families.family import Family, Lookup
+
+FAMILIES = "pooled", "spatial", "recent", "gati", "selfxit", "branchynet", "nearest", "regression"
 AUTO = "auto"
-FOR_NUMBERS = "regression", "recent"
+ONLY_NUMBERS = "regression"
+FOR_NUMBERS = ONLY_NUMBERS, "recent"
 """Those that can answer where outputs are numbers, not scores of classes."""
+
+
+def family_of(name: str) -> Family:
+    """A family. Its module is imported now: what only names families need not wait for PyTorch."""
+    return import_module(f"{__name__}.{name}").lookups
 
 
 def chosen_families(names: str, runs: bool, numbers: bool = False) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def chosen_families(names: str, runs: bool, numbers: bool = False) -> tuple[str,
     unknown = [name for name in chosen if name not in FAMILIES]
     if unknown or not chosen:
         raise SamplesError(f"There is no family of heads {names!r}; there are {AUTO}, {', '.join(FAMILIES)}.")
-    unfit = [name for name in chosen if (name not in FOR_NUMBERS if numbers else name == regression.NAME)]
+    unfit = [name for name in chosen if (name not in FOR_NUMBERS if numbers else name == ONLY_NUMBERS)]
     if unfit:
         answers = "numbers (agreement 'within X')" if numbers else "classes"
         raise SamplesError(f"Heads of the family {unfit[0]!r} can't answer with {answers}; leave it out.")
@@ -55,7 +55,7 @@ def lookups(families: Sequence[str], cut: Tensor, classes: int) -> tuple[list[Lo
     notes: list[str] = []
     for family in families:
         try:
-            found += FAMILIES[family](cut, classes)
+            found += family_of(family)(cut, classes)
         except BackboneError as error:
             notes.append(str(error))
     return found, notes

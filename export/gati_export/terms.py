@@ -1,0 +1,51 @@
+"""Terms: what heads are to keep to, from the command line to the certificate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gati.agreement import DEFAULT
+from gati.chain import Chain
+from gati_export.families import AUTO
+
+ENOUGH = 20_000
+"""Samples to train on that are aimed at, if nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What heads are to keep to.
+
+    Attributes:
+        epsilon: Largest share of requests whose answer may differ from the backbone's.
+        delta: 1 − confidence of that.
+        agreement: When answers don't differ; see `gati.agreement`.
+        families: Names of the families of heads to try, or `auto`.
+        memory: Bytes that all heads together may take; None for any.
+        p99: Seconds that 99 % of requests may take at most; None for any.
+        views: Images to train on at least: views are added where samples are fewer.
+        seed: The same seed, samples and machine speed give the same heads.
+    """
+
+    epsilon: float = 0.01
+    delta: float = 0.05
+    agreement: str = DEFAULT
+    families: str = AUTO
+    memory: int | None = None
+    p99: float | None = None
+    views: int = ENOUGH
+    seed: int = 0
+
+    @classmethod
+    def of(cls, chain: Chain, seed: int) -> Terms:
+        """What a chain's heads are to keep to, as its export had it."""
+        return cls(
+            epsilon=chain.epsilon,
+            delta=chain.delta,
+            agreement=chain.agreement,
+            families=chain.families,
+            memory=chain.memory,
+            p99=chain.p99,
+            views=chain.views,
+            seed=seed,
+        )
