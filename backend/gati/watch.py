@@ -23,6 +23,9 @@ SECONDS = 0.25
 """Between two looks at the disk."""
 GRACE_SECONDS = 2.0
 """How long a release may look incomplete before that is reported: its publisher may be at work."""
+LONGEST_WAIT = 60.0
+"""Until the next attempt at a release that was refused, while its files stay as they are: that may have been the
+machine's fault, out of memory say. Attempts that failed otherwise come ever more rarely, up to this."""
 
 
 class ReleaseWatch:
@@ -102,14 +105,16 @@ class ReleaseWatch:
         if attempt is not None and attempt.stamp == stamp:
             if attempt.due():
                 self._refused(number, attempt.reason)
-            if attempt.final:
+            if attempt.rests():
                 return False
         try:
             live = self._load(number)
         except Exception as error:  # whatever is wrong with it, the release before serves on
             if attempt is None or attempt.stamp != stamp:
                 reason = first_line(error) if isinstance(error, GatiError) else f"{type(error).__name__}: {error}"
-                self._attempts[number] = _Attempt(stamp, first_line(reason), isinstance(error, ReleaseRefused))
+                wait = LONGEST_WAIT if isinstance(error, ReleaseRefused) else SECONDS
+                attempt = self._attempts[number] = _Attempt(stamp, first_line(reason), wait)
+            attempt.failed()
             return False
         with self._lock:
             self._live = self._bare = live
@@ -146,14 +151,23 @@ def _mark(file: Path) -> tuple[int, int] | None:
 
 
 class _Attempt:
-    """A failed attempt at a release. One that was refused is final while its files stay as they are."""
+    """Failed attempts at a release whose files stay as they are."""
 
-    def __init__(self, stamp: tuple, reason: str, final: bool) -> None:
+    def __init__(self, stamp: tuple, reason: str, wait: float) -> None:
         self.stamp = stamp
         self.reason = reason
-        self.final = final
-        self._since = time.monotonic()
+        self._wait = wait
+        self._since = self._next = time.monotonic()
         self._told = False
+
+    def failed(self) -> None:
+        """It failed once more."""
+        self._next = time.monotonic() + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def rests(self) -> bool:
+        """Whether it is too early for the next attempt."""
+        return time.monotonic() < self._next
 
     def due(self) -> bool:
         """Whether to report it now: once, when it has been so for a while."""

@@ -11,8 +11,10 @@ from conftest import Exported
 from handmade import draft, remembering_head, sure_head
 
 from gati import watch
-from gati.inline import InlineEngine
-from gati.release import head_folder, head_path
+from gati.errors import ReleaseRefused
+from gati.head import HeadSpec
+from gati.inline import InlineEngine, InlineHeads
+from gati.release import Release, head_folder, head_path
 from gati.watch import ReleaseWatch, Ticker
 from gati_export.publish import publish
 
@@ -79,6 +81,50 @@ def test_a_damaged_release_leaves_the_old_one_and_is_reported_once(watched: Watc
     watched.publish()
     watched.watch.look()
     assert watched.taken == [1, 3]
+
+
+class Tired(InlineEngine):
+    """An engine that can't load heads the first times."""
+
+    def __init__(self, watched: Watched, times: int, error: Exception) -> None:
+        super().__init__(watched.repository, watched.chain)
+        self.asked = 0
+        self._times = times
+        self._error = error
+
+    def load_heads(self, release: Release) -> tuple[InlineHeads, dict[int, HeadSpec]]:
+        self.asked += 1
+        if self.asked <= self._times:
+            raise self._error
+        return super().load_heads(release)
+
+
+FAULTS = [ReleaseRefused("it can't be run: bad allocation"), MemoryError("no room")]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=["refused", "failed"])
+def test_what_may_have_been_the_machine_s_fault_is_tried_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(watch, "LONGEST_WAIT", 0)
+    monkeypatch.setattr(watch, "SECONDS", 0)
+    watched.watch._engine = engine = Tired(watched, 3, error)
+    for _ in range(6):
+        watched.watch.look()
+    assert (watched.taken, engine.asked) == ([1], 4)
+    assert [n for n, _ in watched.refused] == [1]  # said once
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=["refused", "failed"])
+def test_no_time_is_lost_to_a_release_that_fails_again_and_again(watched: Watched, error: Exception) -> None:
+    watched.watch._engine = engine = Tired(watched, 99, error)
+    for _ in range(50):
+        watched.watch.look()
+    assert engine.asked <= 2  # a quarter of a second may have passed
+    watched.publish()
+    engine._times = 0
+    watched.watch.look()
+    assert watched.taken == [2]
 
 
 def test_a_release_that_is_completed_later_is_taken_then(watched: Watched) -> None:
