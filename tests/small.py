@@ -18,7 +18,7 @@ from gati_export.demo.digits import Pool, pools, views
 from gati_export.distillation import torch_threads
 from gati_export.export import Plan, export_chain
 from gati_export.latency import Times
-from gati_export.training import Terms
+from gati_export.terms import Terms
 
 TIMES = Times(np.array([0.1, 0.2, 0.3, 0.4]) * 1e-3, np.full(3, 1e-5))
 """Which heads are chosen must not depend on how busy the machine is that runs the tests."""
@@ -52,7 +52,7 @@ class Small(nn.Module):
         return self.scores(self.late(functional.relu(self.widen(early))).amax((2, 3)))
 
 
-def trained(pool: Pool, steps: int = 250) -> Small:
+def trained(pool: Pool, steps: int = 100) -> Small:
     torch.manual_seed(0)
     network, random = Small(), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(network.parameters())
@@ -88,7 +88,7 @@ def export_small(folder: Path, name: str) -> np.ndarray:
         folder / "models",
         name,
         mode="inline",
-        terms=Terms(families="pooled", views=6000),  # others are learned elsewhere, and take longer
+        terms=Terms(families="pooled", views=3000),  # others are learned elsewhere, and take longer
         cut_points=3,
         plain=True,
     )

@@ -118,7 +118,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
             np.savez(folder / f"{name}.npz", **resembling(network, case.samples))
             backbone = write_backbone(name, case, network, folder)
             options = ["--repository", "models", "--name", name, "--mode", "inline", "--cut-points", "2", "--plain"]
-            options += ["--families", "pooled", "--views", "6000"]  # the others take longer to learn
+            options += ["--families", "pooled", "--views", "3000"]  # the others take longer to learn
             with pytest.raises(SystemExit) as end:
                 main(["export", backbone, "--samples", f"{name}.npz", *options])
             assert not end.value.code
