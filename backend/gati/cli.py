@@ -20,7 +20,7 @@ COMMANDS = {
     "report": ("gati_export.commands.report:report", "Show what a release learned and what it promises."),
     "rollback": ("gati_export.commands.rollback:rollback", "Publish an earlier release again, under the next number."),
     "status": ("gati_export.commands.status:status", "Watch a served chain: exits, hits, agreement, latency."),
-    "demo": ("gati_export.demo.command:demo", "The whole of it on handwritten digits, in a few minutes."),
+    "demo": ("gati_export.demo.command:demo", "The whole of it on handwritten digits, in some ten minutes."),
 }
 """Name: where it is, and what it does in a line (known without importing it)."""
 

@@ -34,7 +34,7 @@ DEFAULT_OUTPUT = Path("demo")
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
 def demo(output: Path, requests: int, seed: int, json_path: Path | None) -> None:
-    """Run the whole of gati on handwritten digits, in a few minutes.
+    """Run the whole of gati on handwritten digits, in some ten minutes.
 
     Trains a small network, exports it, serves it on a real Triton, asks the plain model and the chain the same
     questions, refreshes the heads from that traffic while more requests come, asks again, and rolls back. Ends with a
