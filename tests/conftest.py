@@ -35,13 +35,8 @@ def no_triton() -> str | None:
     return None
 
 
-LONG = "test_bench.py", "test_requests.py", "test_families.py", "test_load.py", "test_faults.py", "test_publish.py"
-"""Files that take a minute and more: begun first, so that no worker is left with one when the others are done."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first; tests that need a server say so where there is none."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    """Tests that need a server say so where there is none."""
     reason = no_triton()
     for item in items:
         if "serve" in getattr(item, "fixturenames", ()):
