@@ -11,7 +11,7 @@ from pathlib import Path
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine
-from gati.errors import GatiError, ReleaseRefused
+from gati.errors import GatiError
 from gati.flight import BACKBONE
 from gati.head import first_line
 from gati.memory import trim
@@ -24,8 +24,8 @@ SECONDS = 0.25
 GRACE_SECONDS = 2.0
 """How long a release may look incomplete before that is reported: its publisher may be at work."""
 LONGEST_WAIT = 60.0
-"""Until the next attempt at a release that was refused, while its files stay as they are: that may have been the
-machine's fault, out of memory say. Attempts that failed otherwise come ever more rarely, up to this."""
+"""Between two attempts at a release whose files stay as they are, in the end: each wait is twice the one before. What
+failed may have been the machine, out of memory say, and not the release."""
 
 
 class ReleaseWatch:
@@ -112,8 +112,7 @@ class ReleaseWatch:
         except Exception as error:  # whatever is wrong with it, the release before serves on
             if attempt is None or attempt.stamp != stamp:
                 reason = first_line(error) if isinstance(error, GatiError) else f"{type(error).__name__}: {error}"
-                wait = LONGEST_WAIT if isinstance(error, ReleaseRefused) else SECONDS
-                attempt = self._attempts[number] = _Attempt(stamp, first_line(reason), wait)
+                attempt = self._attempts[number] = _Attempt(stamp, first_line(reason))
             attempt.failed()
             return False
         with self._lock:
@@ -153,10 +152,10 @@ def _mark(file: Path) -> tuple[int, int] | None:
 class _Attempt:
     """Failed attempts at a release whose files stay as they are."""
 
-    def __init__(self, stamp: tuple, reason: str, wait: float) -> None:
+    def __init__(self, stamp: tuple, reason: str) -> None:
         self.stamp = stamp
         self.reason = reason
-        self._wait = wait
+        self._wait = SECONDS
         self._since = self._next = time.monotonic()
         self._told = False
 
