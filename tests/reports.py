@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from handmade import toy_chain, toy_release
 
+from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, Option, Point, Report
+from gati_export.report.live import Live
 
 MODEL = "resnet18"
 FAMILIES = "pooled", "conv", "attention", "memory", "prior", "linear"
@@ -67,6 +70,18 @@ def realistic(cuts: int = 4, families: int = 3, release: int = 2) -> Report:
         ),
         exits=exits,
     )
+
+
+def live(release: int = 2, reason: str = "refresh") -> Live:
+    """What the repository tells of a chain that has a report like `realistic`."""
+    chain = chain_of(realistic())
+    made = replace(toy_release(chain, release, reason), certificate=realistic().certificate)
+    return Live(chain, made)
+
+
+def chain_of(report: Report) -> Chain:
+    """A chain with the cut points of a report."""
+    return toy_chain(report.model, len(report.cuts) + 1)
 
 
 def _option(rng: np.random.Generator, difficulty: np.ndarray, share: float, family: str, serves: bool) -> Option:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from reports import MODEL, realistic
+from reports import MODEL, chain_of, live, realistic
 
 from gati.breaker import Alarm
 from gati.chain import chain_path
@@ -29,7 +29,7 @@ from gati.settings import workspace
 from gati_export.commands.report import report as command
 from gati_export.day import Day, latency, read_day
 from gati_export.history import Turn, note, turns
-from gati_export.report.data import write
+from gati_export.report.data import reports_folder, write
 from gati_export.report.drawing import Scale
 from gati_export.report.hours import time_ticks
 from gati_export.report.morning import morning
@@ -92,7 +92,7 @@ def fill(repository: Path, now: datetime = NOW) -> None:
 def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     chain_path(folder, MODEL).parent.mkdir(parents=True)
-    chain_path(folder, MODEL).write_text("{}")
+    chain_path(folder, MODEL).write_text(chain_of(realistic()).to_json())
     write(folder, realistic())
     return folder
 
@@ -142,7 +142,7 @@ def test_damaged_lines_are_passed_over(repository: Path) -> None:
 def told(lower: float, upper: float, **changes: Any) -> str:
     at = replace(minute(0.1, 2, 0.0, upper), lower=lower, **changes)
     day = Day(NOW, {"a": [at]}, {"a": [Event(ago(2), 2, (), None)]})
-    said = morning(day, realistic(), (), {})
+    said = morning(day, live(), (), {})
     assert said.bad == (lower > 0.01)
     return f"{said.sentence} {said.more}"
 
@@ -154,7 +154,7 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert told(0.02, 0.04).startswith("The promise is broken: more than 2.0% of answers differ (promised: 1%).")
     assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M}." in told(0.0, 0.008)
     assert told(0.0, 1.0, release=0).endswith("No release is live: the backbone answers.")
-    nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), realistic(), (), {})
+    nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), live(), (), {})
     assert nothing.sentence == "No request was answered in the last 24 hours."
     assert not nothing.tiles and not nothing.panels
 
@@ -179,6 +179,17 @@ def test_a_chain_that_was_never_served_has_no_morning(repository: Path) -> None:
     said, source = run(repository)
     assert said.startswith(realistic().sentence)
     assert "last 24 hours" not in source
+
+
+def test_a_day_without_a_report_is_shown_all_the_same(repository: Path) -> None:
+    fill(repository)
+    (reports_folder(repository) / MODEL / "2.json").unlink()
+    said, source = run(repository)
+    assert said.startswith("Exit 2 is closed on triton-1-8001 since")
+    assert "No release is live: the backbone answers every request." in said
+    assert "The last 24 hours" in source and "What refreshes decided" in source and "Cut points" not in source
+    told = page(live(), (), morning(read_day(repository, MODEL, NOW), live(), (), {}))
+    assert "expected of release 2: " in told and "What release 2 promises, of 2026-01-01 00:00 UTC" in told
 
 
 def test_a_server_that_says_nothing_is_on_the_page_as_that(repository: Path) -> None:
@@ -263,7 +274,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_asks_the_network_for_nothing(re
 def page_at(repository: Path, now: datetime) -> str:
     fill(repository, now)
     past, day = turns(repository, MODEL), read_day(repository, MODEL, now)
-    return page(realistic(), past, morning(day, realistic(), past, {}))
+    return page(realistic(), past, morning(day, live(), past, {}))
 
 
 @needs_chromium

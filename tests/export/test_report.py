@@ -15,17 +15,22 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from drafts import WINDOW, marked_head, place, release_files
+from handmade import toy_chain
 from hypothesis import given
 from hypothesis import strategies as st
 from reports import FAMILIES, MODEL, SAVES, SLOWER, realistic, refused, without_heads
 
-from gati.chain import chain_path
+from gati.chain import chain_path, read_chain
 from gati.errors import GatiError, RepositoryError
+from gati.release import ROLLBACK
 from gati_export.commands.report import report as command
 from gati_export.history import Turn
+from gati_export.publish import Draft
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, Point, Report, numbers, read, reports_folder, write
 from gati_export.report.drawing import Scale, spread
+from gati_export.report.live import ELSEWHERE
 from gati_export.report.page import page
 from gati_export.report.plots import PANEL, curves
 from gati_export.report.units import duration, percent, size
@@ -68,7 +73,7 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     for name in (MODEL, "other"):
         chain_path(folder, name).parent.mkdir(parents=True)
-        chain_path(folder, name).write_text("{}")
+        chain_path(folder, name).write_text(toy_chain(name, len(realistic().cuts) + 1).to_json())
     return folder
 
 
@@ -473,6 +478,47 @@ def test_an_export_that_led_to_no_release_can_be_shown(repository: Path) -> None
     assert run(repository).output.startswith("At most")
 
 
+def publish_by_hand(repository: Path, number: int, reason: str = "refresh") -> None:
+    chain = read_chain(repository, MODEL)
+    certificate = realistic().certificate
+    assert certificate is not None
+    draft = Draft({0: marked_head(chain, 0, number)}, certificate, WINDOW, reason)
+    place(repository, chain, number, release_files(chain, number, draft))
+
+
+def test_a_repository_without_reports_tells_what_it_knows(repository: Path, tmp_path: Path) -> None:
+    nothing = run(repository)
+    assert (nothing.exit_code, nothing.output.splitlines()[0]) == (
+        0,
+        "No release is live: the backbone answers every request.",
+    )
+    publish_by_hand(repository, 2)
+    written = tmp_path / "report.json"
+    for arguments in ([], ["--release", "2"]):
+        said = run(repository, "--json", str(written), *arguments).output
+        assert said.splitlines()[:2] == [realistic().sentence, ELSEWHERE]
+    text = Text((reports_folder(repository) / f"{MODEL}-2.html").read_text(encoding="utf-8")).text
+    assert f"{MODEL} · release 2 · 2026-01-01 00:00 UTC {realistic().sentence} {ELSEWHERE} The evidence" in text
+    assert "9f2c9f2c" in text
+    fields = json.loads(written.read_text())
+    assert (fields["release"], fields["certificate"]["n"], fields["epsilon"]) == (2, 2412, 0.01)
+    refused = run(repository, "--release", "1")
+    assert "There is no report of 'resnet18'" in str(refused.exception)
+
+
+def test_the_report_is_of_the_live_release_and_not_of_the_newest(repository: Path) -> None:
+    for number in (1, 2):
+        write(repository, replace(realistic(release=number), sentence=f"Promise {number}."))
+        publish_by_hand(repository, number)
+    assert run(repository).output.startswith("Promise 2.")
+    publish_by_hand(repository, 3, f"{ROLLBACK}1")
+    for arguments in ([], ["--release", "3"]):
+        said = run(repository, *arguments).output
+        assert said.startswith("Release 3 is release 1 again. Promise 1.")
+    assert (reports_folder(repository) / f"{MODEL}-3.html").exists()
+    assert run(repository, "--release", "2").output.startswith("Promise 2.")
+
+
 def test_names_in_square_brackets_are_no_markup_on_the_terminal(repository: Path) -> None:
     report = realistic()
     cut = replace(report.cuts[0], tensor="[b]x[/i]")
@@ -486,7 +532,7 @@ def test_names_in_square_brackets_are_no_markup_on_the_terminal(repository: Path
 @pytest.mark.parametrize(
     ("model", "arguments", "said"),
     [
-        pytest.param(MODEL, [], "There is no report of 'resnet18'", id="none at all"),
+        pytest.param(MODEL, ["--release", "1"], "There is no report of 'resnet18'", id="none at all"),
         pytest.param(
             "other", ["--release", "5"], r"no report of release 5 of 'other' \(there are: 1, 2\)", id="number"
         ),

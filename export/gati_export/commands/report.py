@@ -12,7 +12,8 @@ from gati.options import json_option, write_json
 from gati_export.commands.common import checked_addresses, found_model, model_argument, repository_option, results
 from gati_export.day import read_day
 from gati_export.history import turns
-from gati_export.report.data import read, reports_folder
+from gati_export.report.data import Report, reports_folder
+from gati_export.report.live import ELSEWHERE, known_of, live_in
 from gati_export.report.morning import morning
 from gati_export.report.page import page, write_page
 from gati_export.report.table import cuts_table, reasons
@@ -26,7 +27,7 @@ from gati_export.scrape import Reading, read_metrics
     "--release",
     "number",
     type=click.IntRange(0),
-    help="The release; 0 for the last export or refresh that led to none.  [default: the newest that has a report]",
+    help="The release; 0 for the last export or refresh that led to none.  [default: the one that is live]",
 )
 @click.option(
     "--out",
@@ -57,22 +58,32 @@ def report(
     gati report resnet18 --repository models --metrics replica-1:8002 --metrics replica-2:8002
     gati report resnet18 --repository models --release 3 --out resnet18.html
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    found = read(repository, found_model(repository, find_chains(repository), model), number)
-    path = out or reports_folder(repository) / f"{found.model}-{found.number}.html"
-    past, day = turns(repository, found.model), read_day(repository, found.model)
-    now = {address: _asked(address, found.model) for address in (metrics or "").split(",") if address}
-    served = morning(day, found, past, now) if day.events or day.minutes or now else None
+    live = live_in(repository, found_model(repository, find_chains(repository), model))
+    found = known_of(repository, live, number)
+    path = out or reports_folder(repository) / f"{live.model}-{found.release or 0}.html"
+    past, day = turns(repository, live.model), read_day(repository, live.model)
+    now = {address: _asked(address, live.model) for address in (metrics or "").split(",") if address}
+    served = morning(day, live, past, now) if day.events or day.minutes or now else None
     write_page(path, page(found, past, served))
     write_json(json_path, found.as_json() | {"page": str(path), "served": served and served.sentence})
     if served is not None:
         click.echo(f"{served.sentence} {served.more}".strip())
     click.echo(found.sentence)
+    if isinstance(found, Report):
+        _tell(found)
+    else:
+        click.echo(ELSEWHERE)
+    click.echo(f"Page: {path}")
+
+
+def _tell(found: Report) -> None:
+    """Prints what was learned."""
     if found.why_not and found.why_not not in found.sentence:
         click.echo(f"No head serves: {found.why_not}")
     else:
         click.echo(f"Expected speed-up {found.speedup:.2f}.")
     results.print(cuts_table(found))
-    for line in (*reasons(found), f"Page: {path}"):
+    for line in reasons(found):
         click.echo(line)
 
 

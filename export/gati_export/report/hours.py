@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from gati.minutes import Minute
 from gati_export.day import Day, exits, latency, moment, worst
-from gati_export.report.data import Report
 from gati_export.report.drawing import Drawing, Scale
+from gati_export.report.live import Live
 from gati_export.report.plots import Frame, Ticks
 from gati_export.report.units import percent, promise
 
@@ -28,12 +28,12 @@ Panel = tuple[str, Sequence[tuple[str, str]], Markup]
 """What it shows; its lines' colours and names; and its drawing."""
 
 
-def panels(day: Day, report: Report) -> list[Panel]:
+def panels(day: Day, live: Live) -> list[Panel]:
     """The day in pictures; none without requests."""
     if not day.minutes:
         return []
     hours = Hours(day)
-    return [_answered(hours, report), _latency(hours), _differ(hours, report)]
+    return [_answered(hours, live), _latency(hours), _differ(hours, live)]
 
 
 class Hours:
@@ -93,20 +93,22 @@ def time_ticks(across: Scale, most: int) -> Ticks:
     return ticks
 
 
-def _answered(hours: Hours, report: Report) -> Panel:
+def _answered(hours: Hours, live: Live) -> Panel:
     def share(part: list[Minute]) -> float | None:
         counts = exits(part)
-        rows, last = sum(counts.values()), len(report.cuts)
+        rows, last = sum(counts.values()), live.cuts
         return 1 - counts.get(last, 0) / rows if rows else None
 
     up = _upwards(0, 1)
     ticks = [(value, f"{100 * value:g}%") for value in (0, 0.25, 0.5, 0.75, 1)]
     drawing, across = hours.frame("Share of requests answered by heads, by time", up, ticks)
-    expected = 1 - report.exits[-1]
-    drawing.line(across.start, up(expected), across.end, up(expected), "budget")
+    said = "served"
+    if live.certificate:
+        expected = live.certificate.hits
+        drawing.line(across.start, up(expected), across.end, up(expected), "budget")
+        said += f"; dashed: {percent(expected, 0)} expected of release {live.release}"
     hours.draw(drawing, across, up, "used f0", share)
-    key = [("f0", f"served; dashed: {percent(expected, 0)} expected of release {report.number}")]
-    return "Answered by heads", key, drawing.markup()
+    return "Answered by heads", [("f0", said)], drawing.markup()
 
 
 def _latency(hours: Hours) -> Panel:
@@ -120,16 +122,16 @@ def _latency(hours: Hours) -> Panel:
     return "Latency", key, drawing.markup()
 
 
-def _differ(hours: Hours, report: Report) -> Panel:
+def _differ(hours: Hours, live: Live) -> Panel:
     known = [bounds for part in hours.parts if (bounds := worst(part))]
-    up = _upwards(0, max([3 * report.epsilon, *(1.2 * lower for lower, _ in known)]))
+    up = _upwards(0, max([3 * live.epsilon, *(1.2 * lower for lower, _ in known)]))
     drawing, across = hours.frame(
         "Bounds on the share of answers that differ, by time", up, [(v, percent(v)) for v in up.ticks(4)]
     )
-    drawing.line(across.start, up(report.epsilon), across.end, up(report.epsilon), "budget")
+    drawing.line(across.start, up(live.epsilon), across.end, up(live.epsilon), "budget")
     for kind, bound in (("f7", 1), ("used f5", 0)):
         hours.draw(drawing, across, up, kind, lambda part, bound=bound: (worst(part) or (0, 0))[bound])
-    key = [("f5", "at least"), ("f7", f"at most; dashed: {promise(report.epsilon)} promised")]
+    key = [("f5", "at least"), ("f7", f"at most; dashed: {promise(live.epsilon)} promised")]
     return "Answers that differ", key, drawing.markup()
 
 

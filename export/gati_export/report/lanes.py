@@ -10,9 +10,9 @@ from markupsafe import Markup
 from gati.ledger import Event
 from gati_export.day import Day, moment
 from gati_export.history import Turn
-from gati_export.report.data import Report
 from gati_export.report.drawing import Drawing, Scale
 from gati_export.report.hours import time_ticks
+from gati_export.report.live import Live
 
 LONGEST = timedelta(days=7)
 SHORTEST = timedelta(hours=1)
@@ -22,12 +22,12 @@ APART = 20.0
 LETTERS = 15
 
 
-def lanes(day: Day, turns: Sequence[Turn], report: Report) -> Markup | None:
+def lanes(day: Day, turns: Sequence[Turn], live: Live) -> Markup | None:
     """A week, or as much of it as anything is known of: a lane for releases, one for refreshes, one a replica.
 
     A replica's lane is thick while exits of it are closed. None where nothing happened in that time.
     """
-    releases = _releases(day, turns, report)
+    releases = _releases(day, turns, live)
     refreshes = [(moment(turn.at), turn.release is not None) for turn in turns]
     known = [*releases.values(), *(when for when, _ in refreshes), *(h.at for h in day.happenings)]
     recent = [when for when in known if day.until - LONGEST <= when <= day.until]
@@ -49,11 +49,11 @@ def lanes(day: Day, turns: Sequence[Turn], report: Report) -> Markup | None:
     return drawing.markup()
 
 
-def _releases(day: Day, turns: Sequence[Turn], report: Report) -> dict[int, datetime]:
+def _releases(day: Day, turns: Sequence[Turn], live: Live) -> dict[int, datetime]:
     """When each release went live, or else when it was made."""
     made = {turn.release: moment(turn.at) for turn in turns if turn.release is not None}
-    if report.release is not None:
-        made[report.release] = moment(report.created)
+    if live.published is not None:
+        made[live.published.number] = moment(live.published.created)
     return made | day.went_live
 
 

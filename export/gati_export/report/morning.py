@@ -11,9 +11,9 @@ from markupsafe import Markup
 from gati.ledger import Event
 from gati_export.day import Day, Happening, latency, named
 from gati_export.history import Turn
-from gati_export.report.data import Report
 from gati_export.report.hours import Panel, panels
 from gati_export.report.lanes import lanes
+from gati_export.report.live import Live
 from gati_export.report.units import duration, percent, promise
 from gati_export.scrape import Reading
 
@@ -57,42 +57,42 @@ class Morning:
     now: Mapping[str, Reading | str]
 
 
-def morning(day: Day, report: Report, turns: Sequence[Turn], now: Mapping[str, Reading | str]) -> Morning:
+def morning(day: Day, live: Live, turns: Sequence[Turn], now: Mapping[str, Reading | str]) -> Morning:
     """Puts together what the top of the page shows.
 
     Args:
         day: The last day, as replicas have written it down.
-        report: What was learned for the release that the page is about.
+        live: What the repository has them serve.
         turns: What refreshes decided, oldest first.
         now: What servers that were asked say.
     """
     counts = day.exits
-    rows, last = sum(counts.values()), len(report.cuts)
-    promised, bad = _promise(day, report)
+    rows, last = sum(counts.values()), live.cuts
+    promised, bad = _promise(day, live)
     return Morning(
         sentence=promised,
         more=" ".join(filter(None, (_speed(day), _release(day)))),
         bad=bad,
-        tiles=_tiles(day, report) if rows else (),
+        tiles=_tiles(day, live) if rows else (),
         exits=[counts.get(exit_, 0) / rows for exit_ in range(last + 1)] if rows else (),
-        panels=panels(day, report),
-        lanes=lanes(day, turns, report),
+        panels=panels(day, live),
+        lanes=lanes(day, turns, live),
         happenings=day.happenings[:LISTED],
         now=now,
     )
 
 
-def _promise(day: Day, report: Report) -> tuple[str, bool]:
+def _promise(day: Day, live: Live) -> tuple[str, bool]:
     """Whether the promise is kept, as far as anybody knows, and whether it is known not to be."""
-    promised = promise(report.epsilon)
+    promised = promise(live.epsilon)
     if day.closed:
         return _closed(day.closed, promised), True
     if day.bounds is None:
         return "No request was answered in the last 24 hours.", False
     lower, upper = day.bounds
-    if lower > report.epsilon:
+    if lower > live.epsilon:
         return f"The promise is broken: more than {percent(lower)} of answers differ (promised: {promised}).", True
-    if upper <= report.epsilon:
+    if upper <= live.epsilon:
         return f"The promise is kept: at most {percent(upper)} of answers differ (promised: {promised}).", False
     if upper == 1:
         return f"Nothing speaks against the promise of {promised}; too few answers were audited to show it live.", False
@@ -131,17 +131,19 @@ def _release(day: Day) -> str:
     return f"Release {newest} serves{since}{', but not yet on ' if behind else ''}{', '.join(behind)}."
 
 
-def _tiles(day: Day, report: Report) -> list[Tile]:
+def _tiles(day: Day, live: Live) -> list[Tile]:
     minutes, counts = day.all_minutes, day.exits
-    rows, last = sum(counts.values()), len(report.cuts)
+    rows, last = sum(counts.values()), live.cuts
     audited, agreed = day.audits
-    (lower, upper), promised = day.bounds or (0.0, 1.0), promise(report.epsilon)
+    (lower, upper), promised = day.bounds or (0.0, 1.0), promise(live.epsilon)
     whole = [duration(latency(minutes, share, backbone=True)) for share in (0.5, 0.99)]
+    certified = live.certificate
+    expected = f"; expected of release {live.release}: {percent(certified.hits)}" if certified else ""
     return [
         Tile(
             "Answered by heads",
             percent(1 - counts.get(last, 0) / rows),
-            f"of {rows:,} requests; expected of release {report.number}: {percent(1 - report.exits[-1])}",
+            f"of {rows:,} requests{expected}",
         ),
         Tile(
             "Half of requests within",
@@ -156,7 +158,7 @@ def _tiles(day: Day, report: Report) -> list[Tile]:
         Tile(
             "Answers that differ",
             f"≤ {percent(upper)}" if upper < 1 else "not known",
-            f"at least {percent(lower)}, with {promise(1 - report.delta)} confidence; promised: {promised}",
+            f"at least {percent(lower)}, with {promise(1 - live.delta)} confidence; promised: {promised}",
         ),
     ]
 

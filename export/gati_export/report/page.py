@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from gati.files import replace
 from gati_export.history import Turn
 from gati_export.report.data import Report
+from gati_export.report.live import ELSEWHERE, Live
 from gati_export.report.morning import Morning
 from gati_export.report.plots import color, curves, front
 from gati_export.report.timeline import SHOWN, timeline
@@ -31,30 +33,43 @@ class Exit:
     backbone: bool
 
 
-def page(report: Report, turns: Sequence[Turn] = (), morning: Morning | None = None) -> str:
-    """The page's HTML. All that the report names is escaped.
+def page(known: Report | Live, turns: Sequence[Turn] = (), morning: Morning | None = None) -> str:
+    """The page's HTML. All that a report names is escaped.
 
     Args:
-        report: What was learned for a release.
+        known: What was learned for a release, or what its repository tells of it.
         turns: What refreshes decided, oldest first.
         morning: What was served; None leaves that out.
     """
     shown = turns[-SHOWN:]
+    report = known if isinstance(known, Report) else None
     return template("page.html").render(
+        model=known.model,
+        release="no release" if known.release is None else f"release {known.release}",
+        created=known.created and _date(known.created),
+        sentence=known.sentence,
+        certificate=known.certificate,
         report=report,
-        created=_date(report.created),
-        exits=_exits(report.exits),
+        elsewhere=ELSEWHERE,
         morning=morning,
         served=_exits(morning.exits) if morning and morning.exits else (),
         now=_date(datetime.now(UTC)),
-        color=lambda family: color(report, family),
-        panels=[(cut, curves(report, cut)) for cut in report.cuts],
-        front=front(report),
         turns=shown[::-1],
         timeline=timeline(shown),
         date=_date,
-        unfolded=sum(len(cut.options) for cut in report.cuts) <= FEW,
+        **(_learned(report) if report else {}),
     )
+
+
+def _learned(report: Report) -> dict[str, Any]:
+    """What the page says of heads: of all that were tried, those in use among them."""
+    return {
+        "exits": _exits(report.exits),
+        "color": lambda family: color(report, family),
+        "panels": [(cut, curves(report, cut)) for cut in report.cuts],
+        "front": front(report),
+        "unfolded": sum(len(cut.options) for cut in report.cuts) <= FEW,
+    }
 
 
 def template(name: str) -> jinja2.Template:
