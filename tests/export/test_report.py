@@ -33,6 +33,7 @@ from gati_export.report.drawing import Scale, spread
 from gati_export.report.live import ELSEWHERE
 from gati_export.report.page import page
 from gati_export.report.plots import PANEL, curves
+from gati_export.report.table import OF_ENGINE
 from gati_export.report.units import duration, percent, size
 
 
@@ -440,7 +441,7 @@ def test_the_command_prints_the_sentence_and_the_table_and_writes_the_page(repos
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0] == report.sentence
-    assert f"Expected speed-up {report.speedup:.2f}." in lines
+    assert f"Expected speed-up {report.speedup:.2f}{OF_ENGINE}." in lines
     path = reports_folder(repository) / f"{MODEL}-2.html"
     assert result.output.replace("\n", "").endswith(f"Page: {path}")
     for cut in report.cuts:

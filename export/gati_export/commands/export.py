@@ -14,7 +14,7 @@ from gati.options import json_option, write_json
 from gati_export.commands.common import device_option, progress, results
 from gati_export.commands.terms import terms_options
 from gati_export.images import parse_decode
-from gati_export.report.table import cuts_table
+from gati_export.report.table import OF_ENGINE, cuts_table
 
 if TYPE_CHECKING:
     from gati_export.export import Exported, Plan
@@ -168,7 +168,7 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
     if exported.release is None:
         click.echo(f"No head serves yet, the backbone answers every request: {report.why_not}")
     else:
-        click.echo(f"Release 1: expected speed-up {report.speedup:.2f}. {exported.release.certificate}")
+        click.echo(f"Release 1: expected speed-up {report.speedup:.2f}{OF_ENGINE}. {exported.release.certificate}")
     click.echo(f"More: gati report {chain.model} --repository {plan.repository}")
     click.echo(f"Next: gati serve {plan.repository}")
 

@@ -16,7 +16,7 @@ from gati_export.report.data import Report, reports_folder
 from gati_export.report.live import ELSEWHERE, known_of, live_in
 from gati_export.report.morning import morning
 from gati_export.report.page import page, write_page
-from gati_export.report.table import cuts_table, reasons
+from gati_export.report.table import OF_ENGINE, cuts_table, reasons
 from gati_export.scrape import Reading, read_metrics
 
 
@@ -81,7 +81,7 @@ def _tell(found: Report) -> None:
     if found.why_not and found.why_not not in found.sentence:
         click.echo(f"No head serves: {found.why_not}")
     else:
-        click.echo(f"Expected speed-up {found.speedup:.2f}.")
+        click.echo(f"Expected speed-up {found.speedup:.2f}{OF_ENGINE}.")
     results.print(cuts_table(found))
     for line in reasons(found):
         click.echo(line)

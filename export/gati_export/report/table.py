@@ -9,6 +9,9 @@ from rich.text import Text
 from gati_export.report.data import Cut, Report
 from gati_export.report.units import MISSING, duration, percent, size
 
+OF_ENGINE = " of the engine's time, to which a request's way through the server comes"
+"""What an expected speed-up is of: what clients see is less."""
+
 
 def cuts_table(report: Report) -> Table:
     """A line a cut point: how much of the backbone is done there, the head in use, how good it is and what it costs."""
