@@ -18,8 +18,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 
 from gati.chain import Chain
 from gati.session import run
-from gati_export.activations import open_segments
-from gati_export.segments import run_segments
+from gati_export.activations import open_segments, run_segments
 
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]

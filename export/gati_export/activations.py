@@ -71,6 +71,16 @@ def open_segments(paths: Sequence[Path], device: Device = CPU) -> Segments:
     return Segments(paths, sessions)
 
 
+def run_segments(sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Runs segments one after another; returns the last one's output."""
+    values, result = dict(feeds), np.empty(0)
+    for session in sessions:
+        inputs = {node.name: values[node.name] for node in session.get_inputs()}
+        result = np.asarray(session.run(None, inputs)[0])
+        values[session.get_outputs()[0].name] = result
+    return result
+
+
 def first_segment(chain: Chain, samples: Mapping[str, np.ndarray]) -> int:
     """The first segment that is run on samples: 0 on inputs; on features, the one behind their cut point."""
     return next((segment.index + 1 for segment in chain.segments if segment.output.name in samples), 0)

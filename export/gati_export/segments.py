@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from gati.chain import Segment, Tensor
 from gati.errors import BackboneError
 from gati.session import open_session
+from gati_export.activations import run_segments
 from gati_export.backbone import LIMIT, Backbone
 from gati_export.cutpoints import CutPoint
 from gati_export.graph import nodes_between
@@ -189,16 +189,6 @@ def with_shares(segments: Sequence[Segment], seconds: Sequence[float]) -> tuple[
     """Fills in each segment's `share`: the part of all seconds that has passed when it is done."""
     done = np.cumsum(seconds) / np.sum(seconds)
     return tuple(replace(segment, share=float(share)) for segment, share in zip(segments, done, strict=True))
-
-
-def run_segments(sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Runs segments one after another; returns the last one's output."""
-    values, result = dict(feeds), np.empty(0)
-    for session in sessions:
-        inputs = {node.name: values[node.name] for node in session.get_inputs()}
-        result = np.asarray(session.run(None, inputs)[0])
-        values[session.get_outputs()[0].name] = result
-    return result
 
 
 def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[str, np.ndarray]) -> float:

@@ -20,9 +20,10 @@ from gati.chain import Segment, Tensor, sha256_of
 from gati.errors import BackboneError
 from gati.fuse import LARGEST, fuse, stages
 from gati.session import open_session
+from gati_export.activations import run_segments
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.segments import check_segments, cut, run_segments, with_shares, write_segments
+from gati_export.segments import check_segments, cut, with_shares, write_segments
 
 FAMILIES = {
     "resnet": networks.resnet,
