@@ -464,3 +464,11 @@ def test_small_planes_have_no_tower() -> None:
     for side in (4, 5, 8, 9, 16, 33):
         lookup = spatial.lookups(Tensor("x", "FP32", (6, side, side + 3)), CLASSES)[0].eval()
         assert look(lookup, np.zeros((2, 6, side, side + 3), np.float32), {}).logits.shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize(("side", "few", "many"), [(4, 64, 128), (8, 128, 128), (32, 128, 128)])
+def test_a_tower_on_the_smallest_planes_is_narrow_where_classes_are_few(side: int, few: int, many: int) -> None:
+    cut = Tensor("x", "FP32", (256, side, side))
+    for classes, channels in ((10, few), (spatial.NARROW, few), (spatial.NARROW + 1, many)):
+        tower = spatial.Tower(cut, classes).eval()
+        assert tower.layers(torch.zeros(2, 256, min(side, 16), min(side, 16))).shape == (2, channels, 4, 4)

@@ -28,6 +28,8 @@ SMALLEST = 4
 """A smaller plane has no more to say than its pooled values."""
 WIDTHS = (64, 96, 128)
 """Channels of the tower, from planes of 16 pixels down to those of 4."""
+NARROW = WIDTHS[0]
+"""Channels on planes of 4 pixels, where classes are no more: twice as many told ten classes apart no better."""
 
 
 def lookups(cut: Tensor, classes: int) -> list[Lookup]:
@@ -52,19 +54,19 @@ class Tower(Predictor):
         self.shrink = max(1, math.ceil(min(height, width) / SIDE))
         side = min(height, width) // self.shrink
         first = 0 if side > 8 else 1 if side > 4 else 2
+        widths = (NARROW,) if first == 2 and classes <= NARROW else WIDTHS[first:]
         layers: list[nn.Module] = []
-        if channels > WIDTHS[-1]:  # a 3×3 filter on all of them would outweigh the rest of the tower
-            layers += _convolution(channels, WIDTHS[-1], 1)
-            channels = WIDTHS[-1]
+        if channels > widths[-1]:  # a 3×3 filter on all of them would outweigh the rest of the tower
+            layers += _convolution(channels, widths[-1], 1)
+            channels = widths[-1]
         if self.shrink > 1:
-            layers += [*_convolution(channels, channels, 3, groups=channels), *_convolution(channels, WIDTHS[first], 1)]
+            layers += [*_convolution(channels, channels, 3, groups=channels), *_convolution(channels, widths[0], 1)]
         else:
-            layers += _convolution(channels, WIDTHS[first], 3)
-        for before, after in pairwise(WIDTHS[first:]):
+            layers += _convolution(channels, widths[0], 3)
+        for before, after in pairwise(widths):
             layers += [nn.MaxPool2d(2), *_convolution(before, after, 3)]
-        channels = WIDTHS[-1]
         self.layers = nn.Sequential(*layers)
-        self.last = nn.Sequential(Dropout(dropout), nn.Linear(2 * channels, classes))
+        self.last = nn.Sequential(Dropout(dropout), nn.Linear(2 * widths[-1], classes))
 
     def reduce(self, hidden: Torch) -> Torch:
         """Averages activations [batch, channels, height, width] down to about 16×16."""

@@ -9,7 +9,7 @@ from rich.text import Text
 from gati_export.report.data import Cut, Report
 from gati_export.report.units import MISSING, duration, percent, size
 
-OF_ENGINE = " of the engine's time, to which a request's way through the server comes"
+OF_ENGINE = ", of the engine's time alone: a request's way through the server stays as long"
 """What an expected speed-up is of: what clients see is less."""
 
 
