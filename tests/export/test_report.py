@@ -489,10 +489,10 @@ def publish_by_hand(repository: Path, number: int, reason: str = "refresh") -> N
 
 def test_a_repository_without_reports_tells_what_it_knows(repository: Path, tmp_path: Path) -> None:
     nothing = run(repository)
-    assert (nothing.exit_code, nothing.output.splitlines()[0]) == (
-        0,
-        "No release is live: the backbone answers every request.",
-    )
+    said = "No release is live: the backbone answers every request."
+    path = reports_folder(repository) / f"{MODEL}-0.html"
+    assert (nothing.exit_code, nothing.output.replace("\n", "")) == (0, f"{said}Page: {path}")
+    assert said in path.read_text(encoding="utf-8")
     publish_by_hand(repository, 2)
     written = tmp_path / "report.json"
     for arguments in ([], ["--release", "2"]):

@@ -71,7 +71,7 @@ def report(
     click.echo(found.sentence)
     if isinstance(found, Report):
         _tell(found)
-    else:
+    elif found.certificate:
         click.echo(ELSEWHERE)
     click.echo(f"Page: {path}")
 
