@@ -11,7 +11,7 @@ from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, Option, Point, Report
-from gati_export.report.live import Live
+from gati_export.report.live import LiveChain
 
 MODEL = "resnet18"
 FAMILIES = "pooled", "conv", "attention", "memory", "prior", "linear"
@@ -72,11 +72,11 @@ def realistic(cuts: int = 4, families: int = 3, release: int = 2) -> Report:
     )
 
 
-def live(release: int = 2, reason: str = "refresh") -> Live:
+def live(release: int = 2, reason: str = "refresh") -> LiveChain:
     """What the repository tells of a chain that has a report like `realistic`."""
     chain = chain_of(realistic())
     made = replace(toy_release(chain, release, reason), certificate=realistic().certificate)
-    return Live(chain, made)
+    return LiveChain(chain, made)
 
 
 def chain_of(report: Report) -> Chain:

@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from drafts import WINDOW, marked_head, place, release_files
-from handmade import toy_chain
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import FAMILIES, MODEL, SAVES, SLOWER, realistic, refused, without_heads
+from reports import FAMILIES, MODEL, SAVES, SLOWER, chain_of, realistic, refused, without_heads
 
 from gati.chain import chain_path, read_chain
 from gati.errors import GatiError, RepositoryError
-from gati.release import ROLLBACK
+from gati.release import ROLLBACK, head_path
 from gati_export.commands.report import report as command
 from gati_export.history import Turn
 from gati_export.publish import Draft
@@ -74,7 +73,7 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     for name in (MODEL, "other"):
         chain_path(folder, name).parent.mkdir(parents=True)
-        chain_path(folder, name).write_text(toy_chain(name, len(realistic().cuts) + 1).to_json())
+        chain_path(folder, name).write_text(chain_of(replace(realistic(), model=name)).to_json())
     return folder
 
 
@@ -518,6 +517,9 @@ def test_the_report_is_of_the_live_release_and_not_of_the_newest(repository: Pat
         assert said.startswith("Release 3 is release 1 again. Promise 1.")
     assert (reports_folder(repository) / f"{MODEL}-3.html").exists()
     assert run(repository, "--release", "2").output.startswith("Promise 2.")
+    head = head_path(repository, read_chain(repository, MODEL), 0, 3)
+    head.write_bytes(head.read_bytes()[:-5])
+    assert run(repository).output.startswith("Promise 2.")
 
 
 def test_names_in_square_brackets_are_no_markup_on_the_terminal(repository: Path) -> None:

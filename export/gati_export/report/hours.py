@@ -12,7 +12,7 @@ from markupsafe import Markup
 from gati.minutes import Minute
 from gati_export.day import Day, exits, latency, moment, worst
 from gati_export.report.drawing import Drawing, Scale
-from gati_export.report.live import Live
+from gati_export.report.live import LiveChain
 from gati_export.report.plots import Frame, Ticks
 from gati_export.report.units import percent, promise
 
@@ -28,7 +28,7 @@ Panel = tuple[str, Sequence[tuple[str, str]], Markup]
 """What it shows; its lines' colours and names; and its drawing."""
 
 
-def panels(day: Day, live: Live) -> list[Panel]:
+def panels(day: Day, live: LiveChain) -> list[Panel]:
     """The day in pictures; none without requests."""
     if not day.minutes:
         return []
@@ -93,7 +93,7 @@ def time_ticks(across: Scale, most: int) -> Ticks:
     return ticks
 
 
-def _answered(hours: Hours, live: Live) -> Panel:
+def _answered(hours: Hours, live: LiveChain) -> Panel:
     def share(part: list[Minute]) -> float | None:
         counts = exits(part)
         rows, last = sum(counts.values()), live.cuts
@@ -122,7 +122,7 @@ def _latency(hours: Hours) -> Panel:
     return "Latency", key, drawing.markup()
 
 
-def _differ(hours: Hours, live: Live) -> Panel:
+def _differ(hours: Hours, live: LiveChain) -> Panel:
     known = [bounds for part in hours.parts if (bounds := worst(part))]
     up = _upwards(0, max([3 * live.epsilon, *(1.2 * lower for lower, _ in known)]))
     drawing, across = hours.frame(

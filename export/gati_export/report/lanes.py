@@ -12,7 +12,7 @@ from gati_export.day import Day, moment
 from gati_export.history import Turn
 from gati_export.report.drawing import Drawing, Scale
 from gati_export.report.hours import time_ticks
-from gati_export.report.live import Live
+from gati_export.report.live import LiveChain
 
 LONGEST = timedelta(days=7)
 SHORTEST = timedelta(hours=1)
@@ -22,7 +22,7 @@ APART = 20.0
 LETTERS = 15
 
 
-def lanes(day: Day, turns: Sequence[Turn], live: Live) -> Markup | None:
+def lanes(day: Day, turns: Sequence[Turn], live: LiveChain) -> Markup | None:
     """A week, or as much of it as anything is known of: a lane for releases, one for refreshes, one a replica.
 
     A replica's lane is thick while exits of it are closed. None where nothing happened in that time.
@@ -49,7 +49,7 @@ def lanes(day: Day, turns: Sequence[Turn], live: Live) -> Markup | None:
     return drawing.markup()
 
 
-def _releases(day: Day, turns: Sequence[Turn], live: Live) -> dict[int, datetime]:
+def _releases(day: Day, turns: Sequence[Turn], live: LiveChain) -> dict[int, datetime]:
     """When each release went live, or else when it was made."""
     made = {turn.release: moment(turn.at) for turn in turns if turn.release is not None}
     if live.published is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gati.chain import Chain, read_chain
-from gati.release import Certificate, Release, valid_releases
+from gati.quarantine import newest_release
+from gati.release import Certificate, Release
 from gati_export.report.data import FORMAT, Report, numbers, read
 
 ELSEWHERE = (
@@ -20,12 +21,12 @@ ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveChain:
     """What is served, and what that is held against.
 
     Attributes:
         chain: The chain.
-        published: The newest release that is complete and valid; None without one, where the backbone answers.
+        published: The newest release that can serve; None without one, where the backbone answers.
     """
 
     chain: Chain
@@ -86,17 +87,17 @@ class Live:
         }
 
 
-def live_in(repository: Path, model: str) -> Live:
+def live_in(repository: Path, model: str) -> LiveChain:
     """What the servers of a repository are to serve.
 
     Raises:
         RepositoryError: If there is no such chain, or its manifest is damaged.
     """
     chain = read_chain(repository, model)
-    return Live(chain, next(valid_releases(repository, chain), None))
+    return LiveChain(chain, newest_release(repository, chain))
 
 
-def known_of(repository: Path, live: Live, number: int | None = None) -> Report | Live:
+def known_of(repository: Path, live: LiveChain, number: int | None = None) -> Report | LiveChain:
     """What is known of a release: its report, or what the repository tells of the live one where that has none.
 
     Args:

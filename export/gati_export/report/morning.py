@@ -13,7 +13,7 @@ from gati_export.day import Day, Happening, latency, named
 from gati_export.history import Turn
 from gati_export.report.hours import Panel, panels
 from gati_export.report.lanes import lanes
-from gati_export.report.live import Live
+from gati_export.report.live import LiveChain
 from gati_export.report.units import duration, percent, promise
 from gati_export.scrape import Reading
 
@@ -57,7 +57,7 @@ class Morning:
     now: Mapping[str, Reading | str]
 
 
-def morning(day: Day, live: Live, turns: Sequence[Turn], now: Mapping[str, Reading | str]) -> Morning:
+def morning(day: Day, live: LiveChain, turns: Sequence[Turn], now: Mapping[str, Reading | str]) -> Morning:
     """Puts together what the top of the page shows.
 
     Args:
@@ -82,7 +82,7 @@ def morning(day: Day, live: Live, turns: Sequence[Turn], now: Mapping[str, Readi
     )
 
 
-def _promise(day: Day, live: Live) -> tuple[str, bool]:
+def _promise(day: Day, live: LiveChain) -> tuple[str, bool]:
     """Whether the promise is kept, as far as anybody knows, and whether it is known not to be."""
     promised = promise(live.epsilon)
     if day.closed:
@@ -131,7 +131,7 @@ def _release(day: Day) -> str:
     return f"Release {newest} serves{since}{', but not yet on ' if behind else ''}{', '.join(behind)}."
 
 
-def _tiles(day: Day, live: Live) -> list[Tile]:
+def _tiles(day: Day, live: LiveChain) -> list[Tile]:
     minutes, counts = day.all_minutes, day.exits
     rows, last = sum(counts.values()), live.cuts
     audited, agreed = day.audits

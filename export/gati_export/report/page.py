@@ -13,7 +13,7 @@ import jinja2
 from gati.files import replace
 from gati_export.history import Turn
 from gati_export.report.data import Report
-from gati_export.report.live import ELSEWHERE, Live
+from gati_export.report.live import ELSEWHERE, LiveChain
 from gati_export.report.morning import Morning
 from gati_export.report.plots import color, curves, front
 from gati_export.report.timeline import SHOWN, timeline
@@ -33,7 +33,7 @@ class Exit:
     backbone: bool
 
 
-def page(known: Report | Live, turns: Sequence[Turn] = (), morning: Morning | None = None) -> str:
+def page(known: Report | LiveChain, turns: Sequence[Turn] = (), morning: Morning | None = None) -> str:
     """The page's HTML. All that a report names is escaped.
 
     Args:
