@@ -29,7 +29,7 @@ BLOCK = 50
 """Drawn requests between two starts of bets."""
 MOST_BLOCKS = 64
 YOUNG = 200
-"""Drawn requests after which a release is no longer new."""
+"""Drawn requests after which a release has been live for a while."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Alarm:
 
     Attributes:
         exit: The first that closed.
-        drawn: Requests drawn since the release went live.
+        drawn: Requests drawn since its heads first went live.
         differed: Those of them that were answered up to that exit, and not as by the backbone.
         lower: Lower bound on the share of such answers.
     """
@@ -69,13 +69,13 @@ class Block:
 
 
 class Breaker:
-    """Watches one release; what it has closed stays closed.
+    """Watches one release's heads; what it has closed stays closed.
 
     Args:
         epsilon: Promised share of differing answers, at most.
         delta: Chance of a false alarm, at most.
         exits: The exits of the release's heads, in order.
-        past: What an earlier breaker of the same release has said of itself (`state`).
+        past: What an earlier breaker of the same heads has said of itself (`state`).
 
     Attributes:
         alarm: Why exits are closed, None while none is.
@@ -100,7 +100,22 @@ class Breaker:
         self.open_exits = self._exits
         if past is not None:
             self._resume(past)
-        self.eager = self._leans()
+        self.went_live()
+
+    def went_live(self) -> None:
+        """Takes in that its heads go live, perhaps not for the first time: traffic may be another by now."""
+        with self._lock:
+            self._young_until = self._drawn + YOUNG
+            self.eager = self._leans()
+
+    @property
+    def knows(self) -> bool:
+        """Whether any request was drawn."""
+        return self._drawn > 0
+
+    @property
+    def _drawn(self) -> int:
+        return sum(block.drawn for block in self._blocks)
 
     @property
     def closed_exits(self) -> tuple[int, ...]:
@@ -174,8 +189,8 @@ class Breaker:
         self.open_exits = tuple(exit_ for exit_ in self._exits if exit_ < alarm.exit)
 
     def _leans(self) -> bool:
-        """Whether the release is young, or some stretch up to now speaks against one of its open exits."""
-        if sum(block.drawn for block in self._blocks) < YOUNG:
+        """Whether it went live of late, or some stretch up to now speaks against one of its open exits."""
+        if self._drawn < self._young_until:
             return True
         drawn, differed, _ = self._since_starts()
         still = len(self.open_exits)

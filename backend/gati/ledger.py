@@ -1,4 +1,6 @@
-"""The breaker's evidence on disk, so that a restart neither forgets what audits found nor opens what they closed.
+"""Breakers' evidence on disk: neither a restart nor a rollback forgets what audits found, or opens what they closed.
+
+A release that goes back to earlier heads (`Release.origin`) goes on from what audits found of these.
 
 One small file a replica, in the workspace: `DIR.gati/breaker/MODEL/REPLICA.json`. It is written beside, fsynced and
 renamed, at once when an exit closes, and else every few seconds: what a kill can cost is the evidence of these.
@@ -8,6 +10,7 @@ What happened is written down beside, in `REPLICA.jsonl`: a line whenever a rele
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -22,8 +25,10 @@ from gati.files import replace
 from gati.journal import Journal
 from gati.release import Release
 
-FORMAT = 1
+FORMAT = 2
 KEEP_SECONDS = 10.0
+HEADS_KEPT = 10
+"""Sets of heads that evidence is kept of, those that were live last: as many releases as publishers leave on disk."""
 EVENTS_KEPT = 1000
 
 
@@ -45,7 +50,7 @@ class Event:
 
 
 class Ledger:
-    """Opens releases' breakers, and keeps on disk what the last one knows.
+    """Opens releases' breakers, and keeps on disk what the last ones know.
 
     Args:
         path: The file; what happens goes into the one beside it with the suffix `.jsonl`.
@@ -58,54 +63,78 @@ class Ledger:
         self._chain = chain
         self._warn = warn
         self._complained = False
-        self._about: dict[str, Any] = {}
-        self._breaker: Breaker | None = None
-        self._kept: dict[str, Any] = {}
+        self._release = 0
+        self._live: Breaker | None = None
+        self._breakers: dict[str, Breaker] = {}  # by the heads they watch
+        self._kept = self._read()  # by the heads it is about; what was live last is last
         self._alarm: Alarm | None = None
         self._due = 0.0
         self._journal = Journal(path.with_suffix(".jsonl"), EVENTS_KEPT)
         self._events: list[Event] = []
 
     def open(self, release: Release) -> Breaker:
-        """A breaker for a release that goes live: it goes on from the file, where that is about the same release."""
-        self._about = {
-            "format": FORMAT,
-            "release": release.number,
-            "heads": {str(head.index): head.sha256 for head in release.heads},
-            "epsilon": self._chain.epsilon,
-            "delta": self._chain.delta,
-        }
-        exits = sorted(head.index for head in release.heads)
-        self._breaker = Breaker(self._chain.epsilon, self._chain.delta, exits)
-        past = self._read()
-        if past is not None:
-            try:
-                self._breaker = Breaker(self._chain.epsilon, self._chain.delta, exits, past)
-            except ValueError as error:
-                self._warn(f"{self._path} is damaged ({error}): what audits have found before is forgotten")
-        self._kept = self._breaker.state()
-        self._alarm, self._due = self._breaker.alarm, 0.0
-        self._happened(release.number, self._breaker)
-        return self._breaker
+        """A breaker for a release that goes live: it goes on from what is known of the same heads."""
+        heads = self._identity(release)
+        breaker = self._breakers.pop(heads, None) or self._resumed(release, heads)
+        breaker.went_live()
+        self._breakers[heads] = breaker
+        self._breakers = dict(list(self._breakers.items())[-HEADS_KEPT:])
+        self._release, self._live = release.number, breaker
+        self._alarm, self._due = breaker.alarm, 0.0
+        self._happened()
+        return breaker
 
     def keep(self, *, now: bool = False) -> None:
         """Writes what has changed, if an exit has closed, or the last time is some seconds ago, or `now`."""
-        if self._breaker is None:
+        if self._live is None:
             return
-        closed = self._breaker.alarm != self._alarm
+        closed = self._live.alarm != self._alarm
         if closed:
-            self._happened(self._about["release"], self._breaker)
+            self._happened()
         self._write_down()
         if not (now or closed or time.monotonic() >= self._due):
             return
-        state = self._breaker.state()
-        if state != self._kept and self._written(self._about | state):
-            self._kept = state
-        self._alarm, self._due = self._breaker.alarm, time.monotonic() + KEEP_SECONDS
+        known = self._known()
+        if known != self._kept and self._written(known):
+            self._kept = known
+        self._alarm, self._due = self._live.alarm, time.monotonic() + KEEP_SECONDS
 
-    def _happened(self, release: int, breaker: Breaker) -> None:
+    def _identity(self, release: Release) -> str:
+        """What tells heads from others, whatever number they are published under.
+
+        Their files don't: a release's number is in them. Their thresholds and the samples behind these do.
+        """
+        certificate = asdict(release.certificate)
+        said = [release.origin, release.segments, [head.index for head in release.heads], certificate]
+        digest = hashlib.sha256(json.dumps([*said, self._chain.epsilon, self._chain.delta]).encode()).hexdigest()
+        return f"{release.origin}:{digest}"
+
+    def _resumed(self, release: Release, heads: str) -> Breaker:
+        """A breaker that goes on from the file."""
+        promise = self._chain.epsilon, self._chain.delta
+        exits = sorted(head.index for head in release.heads)
+        past = self._kept.get(heads)
+        others = [known for known in self._kept if known.partition(":")[0] == str(release.origin)]
+        if past is None and others:
+            self._warn(f"{self._path} is about another release {release.origin}: that is passed over")
+            for other in others:
+                del self._kept[other]
+        try:
+            return Breaker(*promise, exits, past)
+        except ValueError as error:
+            self._warn(f"{self._path} is damaged ({error}): what audits have found before is forgotten")
+            return Breaker(*promise, exits)
+
+    def _known(self) -> dict[str, Any]:
+        """What is to be on disk, by the heads it is about."""
+        known = {heads: past for heads, past in self._kept.items() if heads not in self._breakers}
+        known |= {heads: breaker.state() for heads, breaker in self._breakers.items() if breaker.knows}
+        return dict(list(known.items())[-HEADS_KEPT:])
+
+    def _happened(self) -> None:
+        assert self._live is not None
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._events.append(Event(at, release, breaker.closed_exits, breaker.alarm))
+        self._events.append(Event(at, self._release, self._live.closed_exits, self._live.alarm))
 
     def _write_down(self) -> None:
         events, self._events = self._events, []
@@ -115,26 +144,23 @@ class Ledger:
         except OSError as error:
             self._complain(error)
 
-    def _read(self) -> dict[str, Any] | None:
-        """What the file says of this release; None where it says nothing of it."""
+    def _read(self) -> dict[str, Any]:
+        """What the file says, by the heads it is about."""
         try:
             fields = json.loads(self._path.read_text(encoding="utf-8"))
-            number = fields["release"]
+            if fields["format"] != FORMAT:
+                raise ValueError("unknown format")
+            return dict(fields["heads"])
         except FileNotFoundError:
-            return None
+            return {}
         except (OSError, ValueError, TypeError, KeyError) as error:
             self._warn(f"{self._path} can't be read ({error}): what audits have found before is forgotten")
-            return None
-        if self._about.items() <= fields.items():
-            return fields
-        if number == self._about["release"]:
-            self._warn(f"{self._path} is about another release {number}: it is passed over")
-        return None
+            return {}
 
-    def _written(self, fields: dict[str, Any]) -> bool:
+    def _written(self, known: dict[str, Any]) -> bool:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace(self._path, json.dumps(fields) + "\n")
+            replace(self._path, json.dumps({"format": FORMAT, "heads": known}) + "\n")
             return True
         except OSError as error:
             self._complain(error)

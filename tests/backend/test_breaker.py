@@ -208,6 +208,18 @@ def test_it_is_eager_while_young_and_while_something_speaks_against_the_release(
     assert not breaker.eager
 
 
+def test_it_is_eager_again_when_its_heads_go_live_again() -> None:
+    past = new()
+    tell(past, 10 * YOUNG, [0])
+    past.went_live()
+    for breaker in past, Breaker(EPSILON, DELTA, EXITS, past.state()):
+        assert breaker.eager
+        tell(breaker, YOUNG - 1, [0])
+        assert breaker.eager
+        tell(breaker, 1, [0])
+        assert not breaker.eager
+
+
 def test_it_is_no_longer_eager_for_exits_that_are_closed() -> None:
     breaker = new()
     for _ in range(YOUNG):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from handmade import toy_chain, toy_release
+from handmade import CERTIFICATE, toy_chain, toy_release
 
 from gati import ledger
 from gati.breaker import Breaker
 from gati.ledger import Event, Ledger
-from gati.release import HeadFile
+from gati.release import ROLLBACK, HeadFile, Release
 from gati_export.history import decoded
 
 CHAIN = toy_chain()
@@ -35,6 +36,18 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
+
+
+def again(release: Release, number: int) -> Release:
+    """A rollback to a release, under a number of its own, which its heads' files carry."""
+    heads = tuple(HeadFile(head.index, f"{number:064}") for head in release.heads)
+    return replace(release, number=number, heads=heads, reason=f"{ROLLBACK}{release.origin}")
+
+
+def on_disk(desk: Desk) -> dict[str, Any]:
+    """What the file says of the only heads that it is about."""
+    (fields,) = json.loads(desk.path.read_text())["heads"].values()
+    return fields
 
 
 def trip(breaker: Breaker, exit_: int) -> None:
@@ -68,7 +81,7 @@ def test_what_is_no_alarm_is_written_now_and_then_and_at_the_end(desk: Desk, mon
     for _ in range(2):
         breaker.settle(breaker.draw(7), 7)
         desk.ledger.keep()
-    assert json.loads(desk.path.read_text())["blocks"] == [[0, 21, 21, 0, 0]]
+    assert on_disk(desk)["blocks"] == [[0, 21, 21, 0, 0]]
 
 
 def test_the_next_release_opens_again(desk: Desk) -> None:
@@ -107,12 +120,58 @@ def test_what_happened_is_written_down_in_order_through_restarts(desk: Desk) -> 
 def test_a_release_of_the_same_number_with_other_heads_is_another(desk: Desk) -> None:
     trip(desk.ledger.open(RELEASE), 0)
     desk.ledger.keep()
-    other = replace(RELEASE, heads=(HeadFile(0, "e" * 64), HeadFile(1, "f" * 64)))
+    other = replace(RELEASE, certificate=replace(CERTIFICATE, thresholds={0: 0.91, 1: 0.8}))
     assert desk.restarted().open(other).open_exits == (0, 1)
     assert "another release 3" in desk.warned[0]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"release": 3, ', b"[]", b"3", b"\xff\xfe", b'{"blocks": []}'], ids=repr)
+def test_a_rollback_goes_on_from_what_audits_found_of_the_same_heads(desk: Desk) -> None:
+    breaker = desk.ledger.open(RELEASE)
+    trip(breaker, 1)
+    desk.ledger.keep()
+    desk.ledger.open(toy_release(CHAIN, 4))
+    drawn = breaker.draw(5)
+    back = desk.ledger.open(again(RELEASE, 5))
+    assert (back.open_exits, back.closed_exits, back.alarm) == ((0,), (1,), breaker.alarm)
+    breaker.settle(drawn, 4, 1, 0)  # was audited only after the release had been replaced
+    assert back.state() == breaker.state()
+    desk.ledger.keep(now=True)
+    for server in desk.ledger, desk.restarted():
+        assert server.open(again(RELEASE, 6)).state() == breaker.state()
+    assert desk.ledger.open(toy_release(CHAIN, 7)).open_exits == (0, 1)
+    events = decoded(Event, desk.path.with_suffix(".jsonl"))
+    assert [(event.release, event.closed) for event in events] == [(3, ()), (3, (1,)), (4, ()), (5, (1,))]
+    assert not desk.warned
+
+
+def test_a_rollback_to_heads_that_nothing_is_known_of_starts_anew(desk: Desk) -> None:
+    trip(desk.ledger.open(RELEASE), 0)
+    assert desk.ledger.open(again(toy_release(CHAIN, 2), 4)).open_exits == (0, 1)
+
+
+def test_what_is_known_of_heads_that_were_live_long_ago_is_forgotten(desk: Desk) -> None:
+    for number in range(1, ledger.HEADS_KEPT + 3):
+        trip(desk.ledger.open(toy_release(CHAIN, number)), 0)
+        desk.ledger.keep()
+        if number % 2:
+            desk.restarted()
+    assert len(json.loads(desk.path.read_text())["heads"]) == ledger.HEADS_KEPT
+    assert desk.ledger.open(again(toy_release(CHAIN, 3), 20)).open_exits == ()
+    assert desk.ledger.open(again(toy_release(CHAIN, 2), 21)).open_exits == (0, 1)
+
+
+def test_a_file_of_a_format_that_is_unknown_is_passed_over_and_said(desk: Desk) -> None:
+    desk.path.parent.mkdir(parents=True)
+    desk.path.write_text(json.dumps({"format": 1, "release": 3, "alarm": None, "blocks": []}))
+    assert desk.restarted().open(RELEASE).open_exits == (0, 1)
+    assert "unknown format" in desk.warned[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"release": 3, ', b"[]", b"3", b"\xff\xfe", b'{"blocks": []}', b'{"format": 2, "heads": [3]}'],
+    ids=repr,
+)
 def test_a_file_that_is_none_is_passed_over_and_said(desk: Desk, content: bytes) -> None:
     desk.path.parent.mkdir(parents=True)
     desk.path.write_bytes(content)
@@ -125,7 +184,7 @@ def test_a_file_whose_counts_make_no_sense_is_passed_over_and_said(desk: Desk) -
     trip(desk.ledger.open(RELEASE), 0)
     desk.ledger.keep()
     fields = json.loads(desk.path.read_text())
-    fields["blocks"][0][1] = -3
+    next(iter(fields["heads"].values()))["blocks"][0][1] = -3
     desk.path.write_text(json.dumps(fields))
     assert desk.restarted().open(RELEASE).open_exits == (0, 1)
     assert "is damaged" in desk.warned[0]

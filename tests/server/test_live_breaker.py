@@ -15,6 +15,7 @@ from gati.release import head_path, valid_releases
 from gati_client import Client
 from gati_client.client import Answer
 from gati_export.day import latency, read_day
+from gati_export.publish import earlier
 from gati_export.rollout import publish_to
 
 TOLD = "breaks its promise"
@@ -80,6 +81,25 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
     half, whole = (latency(day.all_minutes, 0.5, backbone=backbone) for backbone in (False, True))
     assert half is not None and whole is not None and 0 < half < 10 and 0 < whole < 10
     assert day.bounds is not None and 0 <= day.bounds[0] < day.bounds[1] <= 1
+
+
+def test_a_rollback_to_heads_that_were_closed_leaves_them_closed(
+    exported: Exported, serve: Serve, tmp_path: Path
+) -> None:
+    running = started(exported, serve, tmp_path, "inline", GATI_AUDIT="1", GATI_REPLICA="here")
+    chain, images, liar = running.chain, exported.images[:32], exported.chain.heads[-1]
+    lies = draft({liar: sure_head(chain, liar, 3)})
+    bad = publish_to(running.repository, chain, lies, running.served.grpc).release.number
+    assert eventually(lambda: _closes(running, images, liar))
+    first = publish_to(running.repository, chain, earlier(running.repository, chain, 1), running.served.grpc)
+    opened = asked(running, images)
+    assert opened.release is not None and first.release.number in opened.release and not running.reading().closed
+
+    back = publish_to(running.repository, chain, earlier(running.repository, chain, bad), running.served.grpc)
+    answer = asked(running, images)
+    assert answer.release is not None and not answer.release.any(), "the backbone answers"
+    assert running.live() == back.release.number and running.reading().closed == (liar,)
+    assert eventually(lambda: f"release {back.release.number} {TOLD}" in running.log())
 
 
 def _closes(running: Running, images: np.ndarray, liar: int) -> bool:

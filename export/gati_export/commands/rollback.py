@@ -25,6 +25,7 @@ def rollback(model: str, repository: Path, server: str | None, number: int | Non
     """Publish an earlier release of MODEL again, under the next number.
 
     Numbers only grow, so that servers and people see what happened when. No request fails meanwhile.
+    What audits have closed of its heads stays closed, until heads are learned anew.
     """
     chain = read_chain(repository, model)
     follow(repository, click.echo)
