@@ -2,7 +2,7 @@
 
 `gati serve`, `gati refresh --watch` beside it, clients whose popular digits drift, and faults at random: turns, watch,
 orchestrator and server killed, damaged releases, rollbacks. At the end every answer that was given is compared with
-the backbone's. Exits with 1 if a request failed that no fault excuses, if more answers differ than the promise allows,
+the backbone's, which takes about as long again. What happens is told as it does. Exits with 1 if a request failed that no fault excuses, if more answers differ than the promise allows,
 or if what serves is not the newest release on disk.
 """
 
@@ -39,6 +39,7 @@ from gati_client.errors import ClientError
 from gati_client.workload import hot
 from gati_export.activations import open_segments, run_batches
 from gati_export.control import Control
+from gati_export.day import read_day
 from gati_export.demo.digits import Pool, pools, views
 from gati_export.history import turns
 
@@ -175,6 +176,11 @@ class World:
         subprocess.run([*GATI, "rollback", self.chain.model, *where], capture_output=True, check=False)
 
 
+def say(words: str) -> None:
+    """Tells whoever watches."""
+    click.echo(words, err=True)
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process has started."""
     found: list[int] = []
@@ -223,19 +229,22 @@ def ask(world: World, requests: Iterator[tuple[int, np.ndarray]], asked: Asked, 
             asked.rows.append((number, started, int(answer.output.argmax()), release))
 
 
-def disturb(world: World, minutes: float, random: np.random.Generator) -> Counter[str]:
-    """Does one thing or another to the world, every 5 to 15 seconds; gives what was done how often."""
+def disturb(world: World, minutes: float, random: np.random.Generator, asked: Asked) -> Counter[str]:
+    """Does one thing or another to the world, every 5 to 15 seconds, and says so; gives what was done how often."""
     faults: list[Callable[[], None]] = [
         world.kill_turn, world.kill_watch, world.kill_orchestrator, world.kill_server, world.place_damage,
         world.roll_back,
     ]  # fmt: skip
     seen: Counter[str] = Counter()
-    end = time.monotonic() + 60 * minutes
+    started = time.monotonic()
+    end = started + 60 * minutes
     while time.monotonic() < end - 30:  # the last half minute is quiet, for all to settle
         time.sleep(random.uniform(5, 15))
         fault = faults[random.integers(len(faults))]
+        name = fault.__name__.replace("_", " ")
+        say(f"{time.monotonic() - started:5.0f} s: {len(asked.rows):,} answered, {len(asked.errors):,} failed; {name}")
         fault()
-        seen[fault.__name__.replace("_", " ")] += 1
+        seen[name] += 1
     time.sleep(max(0, end - time.monotonic()))
     return seen
 
@@ -273,7 +282,7 @@ def main(repository: Path, minutes: float, seed: int, json_path: Path | None) ->
         try:
             for client in clients:
                 client.start()
-            faults = disturb(world, minutes, np.random.default_rng(seed))
+            faults = disturb(world, minutes, np.random.default_rng(seed), asked)
             newest = next(valid_releases(copy, chain)).number
             live = world.live()
         except GatiError as error:
@@ -283,13 +292,19 @@ def main(repository: Path, minutes: float, seed: int, json_path: Path | None) ->
             for client in clients:
                 client.join()
             world.stop()
+        say(f"Comparing {len(asked.rows):,} answers with the backbone's.")
         differs = wrong(world, traffic, asked.rows)
+        for happening in reversed(read_day(copy, chain.model).happenings):
+            say(f"{happening.at:%H:%M:%S} {happening.words}")
         decided = turns(copy, chain.model)
+        for turn in decided:
+            say(f"{turn.at[11:19]} Turn of {turn.took:.0f} s: {turn.why}")
         logs = {name: (Path(folder) / f"{name}.log").read_text(errors="replace") for name in ("serve", "refresh")}
     unexcused = [e for at, e in asked.errors if not any(0 <= at - t <= EXCUSE_SECONDS for t in world.excused)]
     allowed = int(binom.ppf(SURE, len(differs), chain.epsilon))
     published = [turn.release for turn in decided if turn.release is not None]
-    releases = {release for _, _, _, release in asked.rows if release}
+    answered = np.array([release for _, _, _, release in asked.rows])
+    releases = {int(release): answered == release for release in np.unique(answered[answered > 0])}
     verdicts = {
         "requests answered": (len(asked.rows), True),
         "failed while a process was killed": (len(asked.errors) - len(unexcused), True),
@@ -297,6 +312,10 @@ def main(repository: Path, minutes: float, seed: int, json_path: Path | None) ->
         f"answers that differ (allowed: {allowed})": (int(differs.sum()), differs.sum() <= allowed),
         "turns that were decided, published": (f"{len(decided)}, {len(published)}", True),
         "releases that answered": (len(releases), True),
+        **{
+            f"answers of release {release}": (f"{of.sum():,}, {differs[of].mean():.2%} differ", True)
+            for release, of in releases.items()
+        },
         "newest release on disk, live": (f"{newest}, {live}", newest == live),
         "tracebacks in logs": (sum(log.count("Traceback") for log in logs.values()), True),
         "mean, p99 ms": (f"{1e3 * np.mean(asked.seconds):.2f}, {1e3 * np.quantile(asked.seconds, 0.99):.1f}", True),

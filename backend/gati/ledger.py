@@ -3,7 +3,8 @@
 A release that goes back to earlier heads (`Release.origin`) goes on from what audits found of these.
 
 One small file a replica, in the workspace: `DIR.gati/breaker/MODEL/REPLICA.json`. It is written beside, fsynced and
-renamed, at once when an exit closes, and else every few seconds: what a kill can cost is the evidence of these.
+renamed, at once when an exit closes, and else every few seconds, of which a kill can cost the evidence; fewer, while
+the breaker is eager for more.
 
 What happened is written down beside, in `REPLICA.jsonl`: a line whenever a release goes live or an exit closes.
 """
@@ -27,6 +28,7 @@ from gati.release import Release
 
 FORMAT = 2
 KEEP_SECONDS = 10.0
+EAGER_SECONDS = 1.0
 HEADS_KEPT = 10
 """Sets of heads that evidence is kept of, those that were live last: as many releases as publishers leave on disk."""
 EVENTS_KEPT = 1000
@@ -97,7 +99,10 @@ class Ledger:
         known = self._known()
         if known != self._kept and self._written(known):
             self._kept = known
-        self._alarm, self._due = self._live.alarm, time.monotonic() + KEEP_SECONDS
+        self._alarm, self._due = (
+            self._live.alarm,
+            time.monotonic() + (EAGER_SECONDS if self._live.eager else KEEP_SECONDS),
+        )
 
     def _identity(self, release: Release) -> str:
         """What tells heads from others, whatever number they are published under.
