@@ -1,9 +1,9 @@
 """Everything together for a while: scripts/soak.py [REPOSITORY], by default the clone's own chain of digits.
 
 `gati serve`, `gati refresh --watch` beside it, clients whose popular digits drift, and faults at random: turns, watch,
-orchestrator and server killed, damaged releases, rollbacks. At the end every answer that was given is compared with
-the backbone's, which takes about as long again. What happens is told as it does. Exits with 1 if a request failed that no fault excuses, if more answers differ than the promise allows,
-or if what serves is not the newest release on disk.
+orchestrator and server killed, damaged releases, rollbacks; what happens is told as it does. At the end every answer
+that was given is compared with the backbone's, which takes about as long again. Exits with 1 if a request failed that
+no fault excuses, if more answers differ than the promise allows, or if what serves is not the newest release on disk.
 """
 
 from __future__ import annotations

@@ -80,6 +80,11 @@ class Day:
             if events and events[-1].closed
         }
 
+    def closed_exits(self, release: int) -> list[int]:
+        """The exits of a release that are closed at one replica or another, if they serve it."""
+        last = [event for event in self.closed.values() if event.release == release]
+        return sorted({exit_ for event in last for exit_ in event.closed})
+
     @property
     def went_live(self) -> dict[int, datetime]:
         """When each release went live at the first replica, as far as that is remembered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from gati.errors import GatiError, PublishError, SamplesError
 from gati.release import Release
 from gati.settings import workspace
 from gati_export.activations import Progress, learnable
+from gati_export.day import named
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
 from gati_export.publish import Draft
@@ -157,7 +158,8 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     if trained.certificate is None:
         write(repository, learned)
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
-    why, publish = verdict(notes.standing, _expected(trained)) if comparable else (UNSEEN, False)
+    closed = live.closed if live is not None else ()
+    why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
     if publish or plan.always:
         against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
         why, publish = (against, False) if against else (why, True)
@@ -169,11 +171,18 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     return Refreshed(learned, turn, rollout)
 
 
-def verdict(live: Standing | None, seconds: float) -> tuple[str, bool]:
-    """Whether a certified release that takes `seconds` a request, expected, is better than the live one, and why."""
+def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:
+    """Whether a certified release that takes `seconds` a request, expected, is better than the live one, and why.
+
+    Args:
+        live: How that does, without the exits that audits have closed.
+        seconds: What the new one takes.
+        closed: These exits.
+    """
     if live is None:
         return "Nothing served before.", True
-    times = f"{seconds * 1e3:.3g} ms a request, the live release {live.seconds * 1e3:.3g} ms"
+    shut = f", with {named(closed)} closed" if closed else ""
+    times = f"{seconds * 1e3:.3g} ms a request, the live release {live.seconds * 1e3:.3g} ms{shut}"
     if live.broken:
         return f"The live release differs on {live.differs:.2%} of the held-out samples, more than promised.", True
     if seconds <= (1 - BETTER) * live.seconds:

@@ -16,6 +16,7 @@ from gati.quarantine import newest_release
 from gati.release import head_path
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidates, ask, timed
+from gati_export.day import read_day
 from gati_export.replay import Said, replay
 from gati_export.report.data import Report, read
 from gati_export.splitting import Split
@@ -31,18 +32,21 @@ class Live:
         heads: ONNX files of its heads, rising by cut point.
         thresholds: Theirs.
         report: What was learned for it; None where that is not known.
+        closed: Exits that audits have closed at some replica.
     """
 
     number: int
     heads: Mapping[int, bytes]
     thresholds: Mapping[int, float]
     report: Report | None
+    closed: Sequence[int] = ()
 
     @property
     def models(self) -> list[tuple[int, str, bytes]]:
-        """Cut point, family (empty where it is not known) and file of each head."""
+        """Cut point, family (empty where it is not known) and file of each head that is not closed."""
         families = {cut.index: cut.used for cut in self.report.cuts} if self.report else {}
-        return [(index, families.get(index) or "", model) for index, model in self.heads.items()]
+        still = {index: model for index, model in self.heads.items() if index not in self.closed}
+        return [(index, families.get(index) or "", model) for index, model in still.items()]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def live_release(repository: Path, chain: Chain) -> Live | None:
         report = read(repository, chain.model, release.origin)
     except RepositoryError:  # it was made elsewhere, or its report is gone
         report = None
-    return Live(release.number, heads, release.certificate.thresholds, report)
+    closed = read_day(repository, chain.model).closed_exits(release.number)
+    return Live(release.number, heads, release.certificate.thresholds, report, closed)
 
 
 def judge(
@@ -85,6 +90,8 @@ def judge(
     progress: Progress,
 ) -> Standing:
     """Judges the live release by the calibration samples, none of which any release was trained on.
+
+    Exits that audits have closed answer nothing.
 
     Args:
         live: The release.

@@ -117,6 +117,7 @@ def test_a_day_is_what_its_replicas_wrote_down(repository: Path) -> None:
     assert latency(minutes, 0.5, backbone=True) == pytest.approx(0.0041, rel=0.1)
     assert day.went_live == {1: NOW - timedelta(hours=60), 2: NOW - timedelta(hours=16)}
     assert {replica: event.at for replica, event in day.closed.items()} == {"triton-1-8001": ago(3)}
+    assert [day.closed_exits(release) for release in (1, 2, 3)] == [[], [2], []]
     assert [happening.words for happening in day.happenings if happening.replica == "triton-1-8001"] == [
         f"Closed exit 2: {ALARM}.",
         "The server started again.",

@@ -145,6 +145,18 @@ def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, 
     assert guessing.seconds < itself.seconds and guessing.differs > EPSILON and guessing.broken
 
 
+def test_exits_that_audits_have_closed_save_the_live_release_no_time(trial, trained):
+    heads, _, rows = trained
+    args = trial.chain, trial.paths, rows, split(rows), TERMS, heads.candidates, quiet
+    whole = judge(live(heads), *args)
+    used = sorted(heads.heads)
+    less = judge(live(heads, closed=used[-1:]), *args)
+    assert (less.seconds > whole.seconds) is (len(used) > 1 or whole.seconds < sum(heads.segment_seconds))
+    shut = judge(live(heads, closed=used), *args)
+    assert shut.seconds == pytest.approx(sum(heads.segment_seconds))
+    assert shut.differs == 0 and not shut.broken
+
+
 def test_scenes_count_once_in_judging_the_live_release(trial, trained):
     heads, _, rows = trained
     guessing = live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf))

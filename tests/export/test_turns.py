@@ -43,6 +43,11 @@ def test_what_is_published_is_faster_or_replaces_what_broke_its_promise(
     assert decided is publish and why in said
 
 
+def test_exits_that_are_closed_are_named_where_times_are_compared() -> None:
+    said, decided = verdict(Standing(0.004, 0.001, False), 0.003, (1, 2))
+    assert decided and said.endswith("3 ms a request, the live release 4 ms, with exits 1 and 2 closed.")
+
+
 def test_turns_are_remembered_in_order(tmp_path: Path) -> None:
     assert turns(tmp_path / "models", "m") == []
     failed = Turn("2026-01-01T00:05:00+00:00", 0.5, 0, 2, None, "Too few.")

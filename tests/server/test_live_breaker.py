@@ -17,6 +17,7 @@ from gati_client.client import Answer
 from gati_export.day import latency, read_day
 from gati_export.publish import earlier
 from gati_export.rollout import publish_to
+from gati_export.standing import live_release
 
 TOLD = "breaks its promise"
 
@@ -118,6 +119,9 @@ def _is_remembered(running: Running, liar: int, number: int) -> None:
         (f"Release {number} went live.", False),
     ]
     assert day.closed["here"].release == number
+    live = live_release(running.repository, running.chain)
+    assert live is not None and list(live.closed) == [liar]
+    assert set(live.heads) - {index for index, _, _ in live.models} == {liar}, "what replaces it need not be faster"
 
 
 def _serves_on(running: Running, images: np.ndarray, honest: int, number: int) -> None:
