@@ -16,8 +16,8 @@ import numpy as np
 CLASS_MIX, MEMORY_KEYS, MEMORY_ANSWERS = "class_mix", "memory_keys", "memory_answers"
 STATE_INPUTS = {CLASS_MIX, MEMORY_KEYS, MEMORY_ANSWERS}
 
-FORGET = 0.995
-"""Weight that the mix keeps at each answer: half of it is from the last 138."""
+FORGET = 0.98
+"""Weight that the mix keeps at each answer: half of it is from the last 34."""
 EMPTY = np.float32(1e15)
 """Every coordinate of an empty entry's key: far from everything, and its square still a float32."""
 

@@ -26,7 +26,7 @@ from gati_export.families import (
     selfxit,
     spatial,
 )
-from gati_export.families.adaptive import FLOOR, Adaptable, Adaptive, mixes_before
+from gati_export.families.adaptive import FLOOR, TEMPERATURES, Adaptable, Adaptive, mixes_before, temperature
 from gati_export.families.family import Distilled, Found, Lookup
 from gati_export.heads import Head, head_model, weights_of
 
@@ -230,11 +230,24 @@ def test_an_adaptive_head_is_its_base_where_nothing_has_shifted(shift: Shift) ->
     same = shift.traffic(400, shift.even, 3)
     base = look(shift.base, same.hidden, {}).logits
     uniform = look(shift.adaptive, same.hidden, {CLASS_MIX: np.full(10, 0.1, np.float32)}).logits
-    moved = torch.log((0.1 + FLOOR) / (shift.adaptive.prior + FLOOR))
+    moved = torch.log((0.1 + FLOOR / 10) / (shift.adaptive.prior + FLOOR / 10)) * shift.adaptive.temperature
     torch.testing.assert_close(uniform, base + moved)
     prior = look(shift.adaptive, same.hidden, {CLASS_MIX: shift.adaptive.prior.numpy()}).logits
     torch.testing.assert_close(prior, base)
     assert abs(float(shift.adaptive.prior.sum()) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
+def test_a_shift_is_scaled_as_logits_are(scale: float) -> None:
+    random = np.random.default_rng(0)
+    logits, mix = 2 * random.normal(size=(4000, 5)), np.array([0.7, 0.2, 0.06, 0.03, 0.01])
+    shifts = np.tile(np.log(mix), (len(logits), 1))
+    odds = np.exp(logits + shifts)
+    labels = np.array([random.choice(5, p=p / p.sum()) for p in odds])
+    found = temperature(logits * scale, shifts, labels)
+    assert found == pytest.approx(scale, rel=0.1)
+    assert temperature(logits[:0], shifts[:0], labels[:0]) == pytest.approx(1, abs=1e-3)
+    assert TEMPERATURES[0] <= temperature(logits[:3], 0 * shifts[:3], logits[:3].argmax(1)) < 1
 
 
 def test_there_is_an_adaptive_head_only_where_the_mix_foretells_answers(shift: Shift) -> None:

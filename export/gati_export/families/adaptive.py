@@ -2,7 +2,10 @@
 
 If classes become rarer or more frequent but look as they did, the posterior is the old one times the ratio of new to
 old frequencies (Saerens et al. 2002). The new ones are the orchestrator's `class_mix`. It lags behind traffic and is
-made of answers, so it is only believed in part: `floor` is added to every class before the ratio is taken.
+made of answers, so it is only believed in part: something is added to every class before the ratio is taken.
+
+That holds for posteriors, which logits give only at the right temperature (Guo et al. 2017). It is fitted with the
+shift in place, and the shift is scaled by it instead of the logits, so that answers keep the backbone's scale.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from torch import Tensor as Torch
 
 from gati.state import CLASS_MIX, HeadState
@@ -18,7 +23,10 @@ from gati_export.distillation import Predictor
 from gati_export.families.family import Distilled, Found, Lesson, Lookup
 from gati_export.selector import Learned
 
-FLOOR = 0.01
+FLOOR = 0.1
+"""Of the mix, what is added to it, spread over all classes alike."""
+TEMPERATURES = 0.1, 10.0
+"""The least and the highest that is looked for."""
 TELLING = 0.05
 """Nats by which the recent mix must foretell answers better than the training samples do; less is chance."""
 
@@ -39,6 +47,7 @@ class Adaptive(Lookup):
     """A trained lookup whose logits are shifted by the log of how much more frequent each class is than in training."""
 
     prior: Torch
+    temperature: Torch
 
     def __init__(self, base: Adaptable) -> None:
         super().__init__()
@@ -49,24 +58,28 @@ class Adaptive(Lookup):
         self.base = base
         self.selector = Learned(classes)
         self.register_buffer("prior", torch.full((classes,), 1 / classes))
+        self.register_buffer("temperature", torch.ones(()))
 
     def reduce(self, hidden: Torch) -> Torch:
         """As the base does."""
         return self.base.reduce(hidden)
 
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
-        """Takes the prior from the training samples; fits its selector to the tuning samples in their order."""
+        """Takes the prior from the training samples; fits all else to the tuning samples in their order."""
         classes = len(self.prior)
         self.prior.copy_(torch.from_numpy(np.bincount(train.labels, minlength=classes) / len(train.labels)))
         with torch.no_grad():
             logits = self.base.predictor(torch.from_numpy(tune.features.astype(np.float32)))
             mixes = torch.from_numpy(mixes_before(tune.logits.numpy()))
+            self.temperature.fill_(1)
+            self.temperature.fill_(temperature(logits.numpy(), self.shift(mixes).numpy(), tune.labels))
             shifted = logits + self.shift(mixes)
         self.selector.fit(shifted, (shifted.argmax(1) == tune.logits.argmax(1)).numpy())
 
     def shift(self, mix: Torch) -> Torch:
         """What is added to the logits, [..., classes], at a mix [..., classes]."""
-        return torch.log((mix + FLOOR) / (self.prior + FLOOR))
+        floor = FLOOR / len(self.prior)
+        return torch.log((mix + floor) / (self.prior + floor)) * self.temperature
 
     def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
         """The base's logits, shifted, and the selector's opinion of them."""
@@ -74,13 +87,26 @@ class Adaptive(Lookup):
         return Found(logits, self.selector(logits))
 
 
+def temperature(logits: np.ndarray, shifts: np.ndarray, labels: np.ndarray) -> float:
+    """The T > 0 at which softmax(logits / T + shifts), [n, classes], foretells labels [n] best.
+
+    No T is believed beforehand but 1, and that as firmly as one sample is; without any, it is 1.
+    """
+    rows = np.arange(len(labels))
+
+    def loss(log_t: float) -> float:
+        return float(log_t**2 / 2 - log_softmax(logits / np.exp(log_t) + shifts, axis=1)[rows, labels].sum())
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
+    return float(np.exp(found.x))
+
+
 def foretold(train: Lesson, tune: Lesson, classes: int) -> float:
     """By how many nats, on average, the recent mix foretells the tuning samples' answers better than the prior does."""
     prior = np.bincount(train.labels, minlength=classes) / len(train.labels)
     rows = np.arange(len(tune.labels)), tune.labels
-    recent = mixes_before(tune.logits.numpy()) + FLOOR
-    recent /= recent.sum(axis=1, keepdims=True)
-    return float(np.mean(np.log(recent[rows]) - np.log(((prior + FLOOR) / (1 + FLOOR * classes))[tune.labels])))
+    recent = mixes_before(tune.logits.numpy()) + FLOOR / classes
+    return float(np.mean(np.log(recent[rows]) - np.log((prior + FLOOR / classes)[tune.labels])))
 
 
 def mixes_before(answers: np.ndarray) -> np.ndarray:
