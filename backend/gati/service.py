@@ -28,6 +28,7 @@ from gati.pulse import beat
 from gati.samples import Samples
 from gati.settings import Settings, workspace
 from gati.watch import SECONDS, ReleaseWatch, Ticker
+from gati.wire import NONE_CLOSED
 from gati.workers import Workers
 
 AUDITS_WAITING = 16
@@ -111,10 +112,11 @@ class Service:
         """Whether all requests that `submit` takes are answered when it returns."""
         return self._hand_over == self._workers.run
 
-    def live_release(self) -> int:
-        """Number of the live release, 0 while there is none."""
+    def live_release(self) -> tuple[int, int]:
+        """Number of the live release, 0 while there is none, and the first exit that is closed, or `NONE_CLOSED`."""
         self._can_look = True
-        return self._releases.live.number
+        live = self._releases.live
+        return live.number, next(iter(live.breaker.closed_exits), NONE_CLOSED)
 
     def close(self) -> None:
         """Answers what was taken, writes what was recorded, and stops."""
@@ -231,8 +233,8 @@ class Service:
             self._metrics.set("gati_exit_closed", int(closed), exit=index)
         if alarm is not None and (live.number, alarm) != self._said[:2]:
             self._warn(
-                f"release {live.number} breaks its promise of {self.chain.epsilon:.2%}: {alarm}. Closed until the next "
-                f"release: exit {', '.join(map(str, live.breaker.closed_exits))}"
+                f"release {live.number} breaks its promise of {self.chain.epsilon:.2%}: {alarm}. Closed until heads "
+                f"are learned anew: exit {', '.join(map(str, live.breaker.closed_exits))}"
             )
 
     def _refused(self, number: int, reason: str) -> None:

@@ -14,7 +14,9 @@ from gati.flight import Answer, Request
 
 EXIT, RELEASE = "exit", "release"
 MODE, CACHED, EXACT, PROBE = "gati_mode", "cached", "exact", "probe"
-"""Request parameter, and its values. A probe runs nothing: it tells the live release, with exit −1 and zeros."""
+"""Request parameter, and its values. A probe runs nothing: it tells the live release, and in place of an exit the first
+of those that audits have closed."""
+NONE_CLOSED = -1
 
 
 class Wire:
@@ -22,11 +24,11 @@ class Wire:
 
     Args:
         chain: The chain whose inputs and output are spoken of.
-        live: Gives the number of the live release, 0 for none.
+        live: Gives the number of the live release, 0 for none, and the first exit that is closed, or `NONE_CLOSED`.
         pb_utils: Triton's `triton_python_backend_utils`.
     """
 
-    def __init__(self, chain: Chain, live: Callable[[], int], pb_utils: Any) -> None:
+    def __init__(self, chain: Chain, live: Callable[[], tuple[int, int]], pb_utils: Any) -> None:
         self._chain = chain
         self._live = live
         self._pb = pb_utils
@@ -81,9 +83,9 @@ class Wire:
         return Request(inputs, asked == EXACT, reply)
 
     def _probe(self, rows: int) -> Answer:
-        return Answer(
-            self._chain.output.zeros(rows), np.full((rows, 1), -1, np.int32), np.full((rows, 1), self._live(), np.int64)
-        )
+        release, closed = self._live()
+        output = self._chain.output.zeros(rows)
+        return Answer(output, np.full((rows, 1), closed, np.int32), np.full((rows, 1), release, np.int64))
 
     def _array(self, request: Any, name: str) -> np.ndarray:
         tensor = self._pb.get_input_tensor_by_name(request, name)

@@ -20,7 +20,7 @@ from gati.head import first_line
 from gati.release import Release
 from gati.server import HEADER
 from gati.settings import workspace
-from gati.wire import MODE, PROBE, RELEASE
+from gati.wire import EXIT, MODE, PROBE, RELEASE
 
 LOAD_SECONDS = 60.0
 """How long a server may take to load a head as a model of Triton's."""
@@ -81,6 +81,14 @@ class Control:
         Raises:
             UnavailableError: If the server or the model does not answer; a `LateError` where it did not in time.
         """
+        return self.live_state(chain)[0]
+
+    def live_state(self, chain: Chain) -> tuple[int, int]:
+        """The release that a chain serves from, 0 for none, and the first exit that is closed, or `NONE_CLOSED`.
+
+        Raises:
+            UnavailableError: If the server or the model does not answer; a `LateError` where it did not in time.
+        """
         inputs = []
         for tensor in chain.inputs:
             value = np.zeros((1, *(max(d, 1) for d in tensor.shape)), tensor.numpy)
@@ -90,7 +98,7 @@ class Control:
             result = self._client.infer(
                 chain.model,
                 inputs,
-                outputs=[triton.InferRequestedOutput(RELEASE)],
+                outputs=[triton.InferRequestedOutput(name) for name in (RELEASE, EXIT)],
                 parameters={MODE: PROBE},
                 client_timeout=PROBE_SECONDS,
             )
@@ -101,10 +109,11 @@ class Control:
                 raise UnavailableError(f"No Triton server answers gRPC on {self.address}.") from error
             reason = first_line(error.message())
             raise UnavailableError(f"{chain.model!r} on {self.address} does not answer: {reason}") from error
-        release = None if result is None else result.as_numpy(RELEASE)
-        if release is None:
+        told = [None if result is None else result.as_numpy(name) for name in (RELEASE, EXIT)]
+        if any(value is None for value in told):
             raise UnavailableError(f"{chain.model!r} on {self.address} is no chain of gati's.")
-        return int(release[0, 0])
+        release, closed = (int(value[0, 0]) for value in told if value is not None)
+        return release, closed
 
     def take(self, chain: Chain, release: Release) -> int:
         """Has the server take a release that is on disk, and waits until it is live.

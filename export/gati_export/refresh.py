@@ -21,6 +21,7 @@ from gati_export.day import named
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
 from gati_export.publish import Draft
+from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.standing import Live, Standing, judge, live_release
@@ -153,6 +154,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     notes.trained = trained
     comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
     if live is not None and comparable and trained.candidates.heads:
+        live = _as_it_serves(plan, live)
         notes.standing = judge(live, chain, paths, samples, parts, terms, trained.candidates, report)
     learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
     if trained.certificate is None:
@@ -188,6 +190,15 @@ def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -
     if seconds <= (1 - BETTER) * live.seconds:
         return f"It is faster on held-out samples: {times}.", True
     return f"It would not be faster on held-out samples: {times}.", False
+
+
+def _as_it_serves(plan: Plan, live: Live) -> Live:
+    """The live release with all exits that are closed; replicas say so, too, as their journals may lie elsewhere."""
+    if plan.server is None:
+        return live
+    first = Replicas(plan.repository, plan.chain, resolved(plan.server)).closed(live.number)
+    behind = [index for index in live.heads if first is not None and index >= first]
+    return replace(live, closed=sorted({*live.closed, *behind}))
 
 
 def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:

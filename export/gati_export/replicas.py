@@ -12,6 +12,7 @@ from typing import Literal
 from gati.chain import Chain
 from gati.errors import GatiError, UnavailableError
 from gati.release import Release
+from gati.wire import NONE_CLOSED
 from gati_export.control import Control, LateError
 
 State = Literal["live", "down", "slow", "refuses"]
@@ -52,6 +53,19 @@ class Replicas:
     def ask(self) -> list[Outcome]:
         """What each serves."""
         return self._each(lambda control: control.live_release(self._chain))
+
+    def closed(self, release: int) -> int | None:
+        """The first exit of a release that audits have closed, at any replica that serves it; None for none."""
+        found = []
+
+        def ask(control: Control) -> int:
+            live, closed = control.live_state(self._chain)
+            if live == release and closed != NONE_CLOSED:
+                found.append(closed)
+            return live
+
+        self._each(ask)
+        return min(found, default=None)
 
     def take(self, release: Release) -> list[Outcome]:
         """Has each take a release that is on disk; each has its own time for it."""

@@ -32,7 +32,7 @@ class Live:
         heads: ONNX files of its heads, rising by cut point.
         thresholds: Theirs.
         report: What was learned for it; None where that is not known.
-        closed: Exits that audits have closed at some replica.
+        closed: Exits that audits have closed at some replica, as far as that is known.
     """
 
     number: int

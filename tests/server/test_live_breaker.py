@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from gati_client import Client
 from gati_client.client import Answer
 from gati_export.day import latency, read_day
 from gati_export.publish import earlier
+from gati_export.refresh import Plan, _as_it_serves
 from gati_export.rollout import publish_to
 from gati_export.standing import live_release
 
@@ -94,12 +96,14 @@ def test_a_rollback_to_heads_that_were_closed_leaves_them_closed(
     assert eventually(lambda: _closes(running, images, liar))
     first = publish_to(running.repository, chain, earlier(running.repository, chain, 1), running.served.grpc)
     opened = asked(running, images)
-    assert opened.release is not None and first.release.number in opened.release and not running.reading().closed
+    assert opened.release is not None and first.release.number in opened.release
+    assert eventually(lambda: not running.reading().closed)
 
     back = publish_to(running.repository, chain, earlier(running.repository, chain, bad), running.served.grpc)
     answer = asked(running, images)
     assert answer.release is not None and not answer.release.any(), "the backbone answers"
-    assert running.live() == back.release.number and running.reading().closed == (liar,)
+    assert running.live() == back.release.number
+    assert eventually(lambda: running.reading().closed == (liar,))
     assert eventually(lambda: f"release {back.release.number} {TOLD}" in running.log())
 
 
@@ -122,6 +126,13 @@ def _is_remembered(running: Running, liar: int, number: int) -> None:
     live = live_release(running.repository, running.chain)
     assert live is not None and list(live.closed) == [liar]
     assert set(live.heads) - {index for index, _, _ in live.models} == {liar}, "what replaces it need not be faster"
+    plan = Plan(running.repository, running.chain, "nothing", server=running.served.grpc)
+    unread = replace(live, closed=())
+    assert list(_as_it_serves(plan, unread).closed) == [liar], (
+        "a replica that keeps its journal elsewhere says so itself"
+    )
+    assert not _as_it_serves(plan, replace(unread, number=number + 1)).closed
+    assert not _as_it_serves(replace(plan, server=None), unread).closed
 
 
 def _serves_on(running: Running, images: np.ndarray, honest: int, number: int) -> None:

@@ -96,7 +96,7 @@ def _table(model: str, address: str, now: Reading) -> Table:
 def _breaker(now: Reading) -> str:
     if not now.breaker_open:
         return "closed"
-    return f"OPEN: until the next release nothing leaves at exit {', '.join(map(str, now.closed))}"
+    return f"OPEN: until heads are learned anew nothing leaves at exit {', '.join(map(str, now.closed))}"
 
 
 def _as_json(reading: Reading) -> dict[str, Any]:
