@@ -112,7 +112,7 @@ def tell(output: Path, repository: Path, requests: int, seed: int) -> Told:
     np.savez(output / "samples.npz", image=digits.views(theirs, index, seed + 1))
     gati(
         "export", output / f"{MODEL}.pt2", "--samples", output / "samples.npz", "--repository", repository,
-        "--name", MODEL, "--mode", "inline", "--plain", "--families", "pooled", "--views", "6000",
+        "--name", MODEL, "--mode", "inline", "--plain", "--families", "pooled", "--views", "3000",
         "--json", output / "export.json",
     )  # fmt: skip
     with serving(repository, output) as server:
