@@ -99,10 +99,8 @@ class Ledger:
         known = self._known()
         if known != self._kept and self._written(known):
             self._kept = known
-        self._alarm, self._due = (
-            self._live.alarm,
-            time.monotonic() + (EAGER_SECONDS if self._live.eager else KEEP_SECONDS),
-        )
+        self._alarm = self._live.alarm
+        self._due = time.monotonic() + (EAGER_SECONDS if self._live.eager else KEEP_SECONDS)
 
     def _identity(self, release: Release) -> str:
         """What tells heads from others, whatever number they are published under.
