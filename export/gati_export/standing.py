@@ -14,13 +14,14 @@ from gati.chain import Chain
 from gati.errors import RepositoryError
 from gati.quarantine import newest_release
 from gati.release import head_path
-from gati_export.activations import Progress, open_segments
-from gati_export.candidates import Candidates, ask, timed
+from gati_export.activations import open_segments
+from gati_export.candidates import timed
 from gati_export.day import read_day
 from gati_export.replay import Said, replay
 from gati_export.report.data import Report, read
 from gati_export.splitting import Split
 from gati_export.terms import Terms
+from gati_export.training import Trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +87,7 @@ def judge(
     samples: Mapping[str, np.ndarray],
     split: Split,
     terms: Terms,
-    candidates: Candidates,
-    progress: Progress,
+    trained: Trained,
 ) -> Standing:
     """Judges the live release by the calibration samples, none of which any release was trained on.
 
@@ -100,15 +100,15 @@ def judge(
         samples: Model inputs by name, [n, ...].
         split: Their parts.
         terms: What heads are to keep to.
-        candidates: The heads that want to replace it, whose times tell those of its own.
-        progress: Told what is being done and how far that is.
+        trained: What was learned from them going on from its heads: what these said, and the heads that want to replace
+            them, whose times tell theirs.
     """
-    sessions = open_segments(segment_paths)
+    candidates = trained.candidates
     known = {(head.cut, head.name): head.seconds for head in candidates.heads}
-    heads = timed(chain, sessions, live.models, samples, known)
+    heads = timed(chain, open_segments(segment_paths), live.models, samples, known)
     until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
-    said, outputs = ask(chain, sessions, heads, samples, split.calibrate, progress)
-    exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], outputs, terms)
+    said = [trained.earlier[head.cut] for head in heads]
+    exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], trained.outputs, terms)
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
     broken = refuted(wrong, split.groups[split.calibrate], terms)
     return Standing(float(seconds.mean()), float(wrong.mean()), broken)

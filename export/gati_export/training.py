@@ -8,7 +8,7 @@ that they judge those they were fitted to as well as others, and a choice among 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,8 @@ import numpy as np
 from gati.agreement import of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
-from gati_export.activations import Progress, first_segment, open_segments
-from gati_export.candidates import Candidates, ask, fit_candidates
+from gati_export.activations import Progress, first_segment, learnable, open_segments
+from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits, check_p99
@@ -55,6 +55,8 @@ class Trained:
         choice: What was chosen of it, and why; None where that was not reached.
         calibration: What each candidate said to the calibration samples, and where it agreed.
         wrong: Which calibration samples are not answered as by the backbone, bool [n].
+        outputs: What the backbone says to them, [n, classes].
+        earlier: What the earlier heads said to them that training went on from, by cut point.
     """
 
     heads: dict[int, bytes]
@@ -68,6 +70,8 @@ class Trained:
     choice: Choice | None = None
     calibration: tuple[tuple[Said, np.ndarray], ...] = ()
     wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    outputs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    earlier: Mapping[int, Said] = field(default_factory=dict)
 
 
 def train_heads(
@@ -90,7 +94,8 @@ def train_heads(
         split: Their parts.
         terms: What to keep to.
         progress: Told what is being done and how far that is.
-        init: Earlier heads by cut point, whose weights training goes on from where they fit.
+        init: Earlier heads by cut point, whose weights training goes on from where they fit. They are asked, too, what
+            they say to the calibration samples.
         extra: More samples to train on, and for nothing else.
         known: Times that need not be measured again.
 
@@ -120,9 +125,13 @@ def train_heads(
     if not candidates.heads:
         return without_heads(chain, candidates, "No family of heads fits any cut point.")
     tuned = ask(chain, sessions, candidates.heads, samples, split.tune, progress)
-    held_out = ask(chain, sessions, candidates.heads, samples, split.calibrate, progress)
+    places = learnable(chain, samples)
+    earlier = [Candidate(cut, "", model, 0.0) for cut, model in (init or {}).items() if cut in places]
+    said, outputs = ask(chain, sessions, [*candidates.heads, *earlier], samples, split.calibrate, progress)
+    held_out, before = (said[: len(candidates.heads)], outputs), said[len(candidates.heads) :]
     digest = fingerprint(samples, split.calibrate)
-    return decide(chain, candidates, tuned, held_out, split.groups[split.calibrate], terms, digest)
+    trained = decide(chain, candidates, tuned, held_out, split.groups[split.calibrate], terms, digest)
+    return replace(trained, outputs=outputs, earlier={head.cut: one for head, one in zip(earlier, before, strict=True)})
 
 
 def enlarged(

@@ -16,7 +16,7 @@ from gati.errors import BackboneError, SamplesError
 from gati.session import open_session
 from gati_export import training
 from gati_export.activations import collect, open_segments
-from gati_export.candidates import ask
+from gati_export.candidates import Candidate, ask
 from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
 from gati_export.heads import threshold_of
@@ -133,10 +133,17 @@ def live(trained: Trained, **changes: Any) -> Live:
     return replace(Live(1, trained.heads, trained.certificate.thresholds, None), **changes)
 
 
+def gone_on(trial: Trial, heads: Trained, rows: dict[str, np.ndarray]) -> Trained:
+    """What was trained, as if training had gone on from these same heads."""
+    earlier = [Candidate(cut, "", model, 0.0) for cut, model in heads.heads.items()]
+    said, outputs = ask(trial.chain, open_segments(trial.paths), earlier, rows, split(rows).calibrate, quiet)
+    return replace(heads, outputs=outputs, earlier=dict(zip(heads.heads, said, strict=True)))
+
+
 def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, trained):
     heads, _, rows = trained
     parts = split(rows)
-    args = trial.chain, trial.paths, rows, parts, TERMS, heads.candidates, quiet
+    args = trial.chain, trial.paths, rows, parts, TERMS, gone_on(trial, heads, rows)
     itself = judge(live(heads, report=report_of(trial.chain, heads, TERMS, None, 1)), *args)
     assert itself.seconds == pytest.approx(sum(heads.segment_seconds) / heads.speedup)
     assert itself.differs == pytest.approx(heads.certificate.errors / heads.certificate.n)
@@ -147,7 +154,7 @@ def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, 
 
 def test_exits_that_audits_have_closed_save_the_live_release_no_time(trial, trained):
     heads, _, rows = trained
-    args = trial.chain, trial.paths, rows, split(rows), TERMS, heads.candidates, quiet
+    args = trial.chain, trial.paths, rows, split(rows), TERMS, gone_on(trial, heads, rows)
     known = report_of(trial.chain, heads, TERMS, None, 1)
     used = sorted(heads.heads)
     whole, less, shut = (judge(live(heads, report=known, closed=shut), *args) for shut in ([], used[-1:], used))
@@ -161,7 +168,7 @@ def test_scenes_count_once_in_judging_the_live_release(trial, trained):
     guessing = live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf))
     parts = split(rows)
     one_scene = replace(parts, groups=np.zeros_like(parts.groups))
-    assert not judge(guessing, *trial, rows, one_scene, TERMS, heads.candidates, quiet).broken
+    assert not judge(guessing, *trial, rows, one_scene, TERMS, gone_on(trial, heads, rows)).broken
 
 
 def test_too_few_samples_leave_a_chain_without_heads(trial):
@@ -224,6 +231,8 @@ def test_earlier_heads_are_a_start(trial, trained):
     for place, head in enumerate(warm.candidates.heads):
         (_, before), (_, after) = cold.calibration[place], warm.calibration[place]
         assert after.mean() > before.mean() + 0.05 if head.cut in trained[0].heads else (after == before).all()
+    assert cold.earlier == {} and set(warm.earlier) == set(trained[0].heads)
+    assert all(said.answers.shape == warm.outputs.shape for said in warm.earlier.values())
 
 
 def test_a_memory_is_tried_where_samples_come_in_runs(trial, monkeypatch):

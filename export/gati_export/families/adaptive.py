@@ -58,7 +58,7 @@ class Adaptive(Lookup):
         self.base = base
         self.selector = Learned(classes)
         self.register_buffer("prior", torch.full((classes,), 1 / classes))
-        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("temperature", torch.ones(1))
 
     def reduce(self, hidden: Torch) -> Torch:
         """As the base does."""
