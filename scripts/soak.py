@@ -39,9 +39,9 @@ from gati_client.errors import ClientError
 from gati_client.workload import hot
 from gati_export.activations import open_segments, run_batches
 from gati_export.control import Control
-from gati_export.day import read_day
+from gati_export.day import Day, read_day
 from gati_export.demo.digits import Pool, pools, views
-from gati_export.history import turns
+from gati_export.history import Turn, turns
 
 CLONE = Path(__file__).parents[1] / "model_repository"
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
@@ -264,6 +264,14 @@ def wrong(world: World, traffic: Traffic, rows: list[tuple[int, float, int, int]
     return told != truth
 
 
+def recount(day: Day, decided: Sequence[Turn]) -> None:
+    """Says what became of releases and exits, and what refreshes decided."""
+    for happening in reversed(day.happenings):
+        say(f"{happening.at:%H:%M:%S} {happening.words}")
+    for turn in decided:
+        say(f"{turn.at[11:19]} Turn of {turn.took:.0f} s: {turn.why}")
+
+
 @click.command()
 @click.argument("repository", type=existing_folder, default=CLONE)
 @click.option("--minutes", type=click.FloatRange(1), default=10, show_default=True)
@@ -294,11 +302,8 @@ def main(repository: Path, minutes: float, seed: int, json_path: Path | None) ->
             world.stop()
         say(f"Comparing {len(asked.rows):,} answers with the backbone's.")
         differs = wrong(world, traffic, asked.rows)
-        for happening in reversed(read_day(copy, chain.model).happenings):
-            say(f"{happening.at:%H:%M:%S} {happening.words}")
         decided = turns(copy, chain.model)
-        for turn in decided:
-            say(f"{turn.at[11:19]} Turn of {turn.took:.0f} s: {turn.why}")
+        recount(read_day(copy, chain.model), decided)
         logs = {name: (Path(folder) / f"{name}.log").read_text(errors="replace") for name in ("serve", "refresh")}
     unexcused = [e for at, e in asked.errors if not any(0 <= at - t <= EXCUSE_SECONDS for t in world.excused)]
     allowed = int(binom.ppf(SURE, len(differs), chain.epsilon))
