@@ -19,8 +19,8 @@ from gati_client import Client
 from gati_client.load import alternate, summary
 from gati_export.samples import check_samples, load_samples
 
-YOUNG = 500
-"""Requests after which a release is audited as seldom as it will be."""
+NO_LONGER_NEW = 1_000
+"""Requests after which a release is audited as seldom as it will be, mostly."""
 
 
 @click.command()
@@ -38,7 +38,7 @@ def main(repository: Path, model: str, samples: Path, requests: int, turn: int) 
     with Server(repository, Ports(0, 0, 0), {STORE: NO_STORE}) as server:
         address = f"{HOST}:{server.ports.grpc}"
         with Client(address, model) as client:
-            for place in range(YOUNG):
+            for place in range(NO_LONGER_NEW):
                 client.infer(feeds[place % requests])
         seen = alternate(
             lambda: Client(address, f"{model}-plain"), lambda: Client(address, model), iter(feeds), block=turn

@@ -8,6 +8,7 @@ no fault excuses, if more answers differ than the promise allows, or if what ser
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ from gati.errors import GatiError
 from gati.options import existing_folder, json_option, write_json
 from gati.release import head_folder, numbers_on_disk, valid_releases
 from gati.server import HOST, is_ready
+from gati.settings import workspace
 from gati_client import Client
 from gati_client.errors import ClientError
 from gati_client.workload import hot
@@ -264,12 +266,16 @@ def wrong(world: World, traffic: Traffic, rows: list[tuple[int, float, int, int]
     return told != truth
 
 
-def recount(day: Day, decided: Sequence[Turn]) -> None:
-    """Says what became of releases and exits, and what refreshes decided."""
+def recount(day: Day, decided: Sequence[Turn], evidence: Path) -> None:
+    """Says what became of releases and exits, what refreshes decided, and what audits found of which heads."""
     for happening in reversed(day.happenings):
         say(f"{happening.at:%H:%M:%S} {happening.words}")
     for turn in decided:
         say(f"{turn.at[11:19]} Turn of {turn.took:.0f} s: {turn.why}")
+    for file in evidence.glob("*.json"):
+        for heads, past in json.loads(file.read_text())["heads"].items():
+            _, drawn, _, *differed = np.sum(past["blocks"], axis=0)
+            say(f"Heads of origin {heads.split(':')[0]}: {drawn} requests drawn, {sum(differed)} differ.")
 
 
 @click.command()
@@ -303,7 +309,7 @@ def main(repository: Path, minutes: float, seed: int, json_path: Path | None) ->
         say(f"Comparing {len(asked.rows):,} answers with the backbone's.")
         differs = wrong(world, traffic, asked.rows)
         decided = turns(copy, chain.model)
-        recount(read_day(copy, chain.model), decided)
+        recount(read_day(copy, chain.model), decided, workspace(copy) / "breaker" / chain.model)
         logs = {name: (Path(folder) / f"{name}.log").read_text(errors="replace") for name in ("serve", "refresh")}
     unexcused = [e for at, e in asked.errors if not any(0 <= at - t <= EXCUSE_SECONDS for t in world.excused)]
     allowed = int(binom.ppf(SURE, len(differs), chain.epsilon))

@@ -7,8 +7,7 @@ behind it: the certificate covers a chain that is cut short, whose errors are so
 left out, for later heads would be asked what they were not certified on.
 
 That takes no correction for several exits. What differs up to one exit also differs up to the next, on every path, so
-that when any bound exceeds ε the last one does, and that happens by chance with probability δ at most (half of it, for
-the interval that is shown has two sides).
+that when any bound exceeds ε the last one does, and that happens by chance with probability δ at most.
 
 A request counts as one that agrees from when it is drawn until its audit says otherwise. Bounds from such counts are
 never above what they would be if audits took no time, in whatever order these come back, late, or never.
@@ -23,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from gati.betting import log_gains, lower_bound, refuted
+from gati.betting import log_gains, lower_bound, refuted, upper_bound
+from gati.doubt import Doubt
 
 BLOCK = 50
 """Drawn requests between two starts of bets."""
 MOST_BLOCKS = 64
-YOUNG = 200
-"""Drawn requests after which a release has been live for a while."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,6 @@ class Breaker:
     Attributes:
         alarm: Why exits are closed, None while none is.
         open_exits: The exits that are not.
-        eager: Whether to draw more requests than usual. It depends on what was drawn before alone, so that the bounds
-            hold whatever is made of it.
 
     Raises:
         ValueError: If `past` is not of such a breaker.
@@ -91,31 +87,35 @@ class Breaker:
         self, epsilon: float, delta: float, exits: Sequence[int] = (), past: dict[str, Any] | None = None
     ) -> None:
         self._epsilon = epsilon
-        self._alpha = delta / 2
+        self._delta = delta
         self._exits = tuple(exits)
         self._blocks = [Block(0, 0, 0, [0] * len(self._exits))]
         self._bounds: tuple[float, float] | None = (0.0, 1.0)
+        self._doubt = Doubt(epsilon, delta)
         self._lock = Lock()
         self.alarm: Alarm | None = None
         self.open_exits = self._exits
         if past is not None:
             self._resume(past)
-        self.went_live()
 
     def went_live(self) -> None:
         """Takes in that its heads go live, perhaps not for the first time: traffic may be another by now."""
         with self._lock:
-            self._young_until = self._drawn + YOUNG
-            self.eager = self._leans()
+            self._doubt.begin()
+
+    @property
+    def eager(self) -> bool:
+        """Whether to draw more requests than usual: there are open exits, and doubt about them.
+
+        There is from when they go live, and from when some stretch up to then speaks against them, until it is over.
+        It depends on what was drawn before alone, so that the bounds hold whatever is made of it.
+        """
+        return bool(self.open_exits) and not self._doubt.over
 
     @property
     def knows(self) -> bool:
         """Whether any request was drawn."""
-        return self._drawn > 0
-
-    @property
-    def _drawn(self) -> int:
-        return sum(block.drawn for block in self._blocks)
+        return any(block.drawn for block in self._blocks)
 
     @property
     def closed_exits(self) -> tuple[int, ...]:
@@ -130,7 +130,6 @@ class Breaker:
                 self._thin()
             self._blocks[-1].drawn += requests
             self._bounds = None
-            self.eager = self.eager and self._leans()  # what agrees makes nothing lean
             return self._blocks[-1].number
 
     def settle(self, drawn: int, agreed: int, differed: int = 0, exit_: int | None = None) -> None:
@@ -146,15 +145,18 @@ class Breaker:
             block = next(block for block in reversed(self._blocks) if block.number <= drawn)
             block.agreed += agreed
             self._bounds = None
+            was_over = self._doubt.over
+            self._doubt.take(agreed, differed if exit_ in self.open_exits else 0)
             if differed and exit_ is not None:
                 block.differed[self._exits.index(exit_)] += differed
                 self._judge()
-                self.eager = self._leans()
+                if was_over and self._leans():
+                    self._doubt.begin()
 
     def bounds(self) -> tuple[float, float]:
-        """A confidence sequence for the share of answers that differ from the backbone's.
+        """A lower and an upper confidence sequence for the share of answers that differ from the backbone's.
 
-        While the share is one and the same, both bounds hold at all times together with probability 1 − δ. When it
+        While the share is one and the same, each of them holds at all times together with probability 1 − δ. When it
         rises, the lower one follows soon. Where they contradict each other it has changed, and the upper one is 1.
         """
         with self._lock:
@@ -170,28 +172,27 @@ class Breaker:
 
     def _bound(self) -> tuple[float, float]:
         drawn, differed, weights = self._since_starts()
-        lower = lower_bound(drawn, differed[-1], weights, self._alpha)
-        agreed = np.array([sum(block.agreed for block in self._blocks)])
-        upper = 1 - lower_bound(drawn[:1], agreed, np.ones(1), self._alpha)
+        lower = lower_bound(drawn, differed[-1], weights, self._delta)
+        unknown_or_not = drawn[:1] - sum(block.agreed for block in self._blocks)
+        upper = upper_bound(drawn[:1], unknown_or_not, np.ones(1), self._delta)
         return lower, upper if upper >= lower else 1.0
 
     def _judge(self) -> None:
         """Closes from the first exit whose bound exceeds ε; what is closed already was judged."""
         drawn, differed, weights = self._since_starts()
         for exit_, count in zip(self.open_exits, differed, strict=False):
-            if refuted(self._epsilon, drawn, count, weights, self._alpha):
-                lower = lower_bound(drawn, count, weights, self._alpha)
+            if refuted(self._epsilon, drawn, count, weights, self._delta):
+                lower = lower_bound(drawn, count, weights, self._delta)
                 self._close(Alarm(exit_, int(drawn[0]), int(count[0]), lower))
                 return
 
     def _close(self, alarm: Alarm) -> None:
         self.alarm = alarm
         self.open_exits = tuple(exit_ for exit_ in self._exits if exit_ < alarm.exit)
+        self._doubt.begin()  # about what is left
 
     def _leans(self) -> bool:
-        """Whether it went live of late, or some stretch up to now speaks against one of its open exits."""
-        if self._drawn < self._young_until:
-            return True
+        """Whether some stretch up to now speaks against its open exits."""
         drawn, differed, _ = self._since_starts()
         still = len(self.open_exits)
         return still > 0 and bool(log_gains(self._epsilon, drawn, differed[still - 1]).max() > 0)

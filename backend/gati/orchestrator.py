@@ -62,8 +62,9 @@ class Audit:
 
 EAGER = 25
 """How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
-found out, and else audits cost little. By default each second request is drawn: heads that differ on 4 % where 1 % is
-promised close after some 400 requests; of the first 20,000 to good ones, 3 % are drawn, as with a smaller number."""
+found out, and else audits cost little. By default each second request is drawn: heads that differ on 2 % where 1 % is
+promised close after some 1,600 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
+(`scripts/simulate_audits.py`)."""
 
 
 class Observer(Protocol):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gati.breaker import BLOCK, MOST_BLOCKS, YOUNG, Alarm, Breaker
+from gati.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
 from gati.orchestrator import EAGER
+from gati.settings import Settings
 
 EPSILON, DELTA = 0.01, 0.05
 STREAMS = 1000
@@ -194,39 +195,84 @@ def test_an_audit_that_is_lost_or_late_counts_for_no_side() -> None:
 # Audits that adapt
 
 
-def test_it_is_eager_while_young_and_while_something_speaks_against_the_release() -> None:
+def test_it_is_eager_until_it_is_known_that_little_differs() -> None:
     breaker = new()
-    for _ in range(YOUNG - 1):
-        assert breaker.eager
-        tell(breaker, 1, [0])
-    tell(breaker, 1, [0])
+    tell(breaker, 290, [0])
+    assert breaker.eager
+    tell(breaker, 10, [0])
+    assert not breaker.eager
+    doubtful = new()
+    for _ in range(6):
+        tell(doubtful, 100, [1])
+    assert doubtful.eager, "as many as are allowed take longer"
+
+
+def test_it_is_eager_again_when_something_speaks_against_the_release() -> None:
+    breaker = new()
+    tell(breaker, 1000, [0])
     assert not breaker.eager
     tell(breaker, 2, [1])
-    assert breaker.eager
-    for _ in range(40):
+    for _ in range(29):
         tell(breaker, FLIGHT, [0])
+        assert breaker.eager
+    tell(breaker, FLIGHT, [0])
+    assert not breaker.eager
+
+
+def test_it_is_eager_while_audits_are_on_their_way() -> None:
+    breaker = new()
+    number = breaker.draw(1000)
+    assert breaker.eager
+    breaker.settle(number, 1000)
     assert not breaker.eager
 
 
 def test_it_is_eager_again_when_its_heads_go_live_again() -> None:
     past = new()
-    tell(past, 10 * YOUNG, [0])
+    tell(past, 1000, [0])
+    assert not past.eager
     past.went_live()
     for breaker in past, Breaker(EPSILON, DELTA, EXITS, past.state()):
         assert breaker.eager
-        tell(breaker, YOUNG - 1, [0])
-        assert breaker.eager
-        tell(breaker, 1, [0])
+        tell(breaker, 300, [0])
         assert not breaker.eager
 
 
-def test_it_is_no_longer_eager_for_exits_that_are_closed() -> None:
+def test_it_is_eager_about_exits_that_are_left_and_about_no_others() -> None:
     breaker = new()
-    for _ in range(YOUNG):
+    for _ in range(20):
         tell(breaker, 1, [0, 0, 1])
     assert breaker.open_exits == EXITS[:2]
-    tell(breaker, FLIGHT, [0])
+    assert breaker.eager
+    tell(breaker, 300, [0])
     assert not breaker.eager
+    breaker.settle(breaker.draw(1), 0, 1, EXITS[2])
+    assert not breaker.eager, "one that is late"
+    for _ in range(20):
+        tell(breaker, 1, [1])
+    assert not breaker.open_exits
+    assert not breaker.eager
+
+
+def requests_and_draws(differs: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
+    """How many requests until the heads are closed, or all there are; and how many of them were drawn."""
+    breaker, drawn, usual = Breaker(EPSILON, DELTA, (0,)), 0, Settings.audit_share
+    for place, (chance, differed) in enumerate(zip(random.random(len(differs)), differs, strict=True)):
+        if chance < (EAGER * usual if breaker.eager else usual):
+            drawn += 1
+            breaker.settle(breaker.draw(1), int(not differed), int(differed), 0)
+        if breaker.alarm is not None:
+            return place + 1, drawn
+    return len(differs), drawn
+
+
+def test_heads_that_differ_twice_as_often_as_promised_are_soon_found_out_and_good_ones_left_alone() -> None:
+    random = np.random.default_rng(6)
+    bad = [requests_and_draws(random.random(10_000) < 2.15 * EPSILON, random)[0] for _ in range(20)]
+    assert np.median(bad) < 3_000
+    good = [requests_and_draws(random.random(20_000) < EPSILON / 5, random) for _ in range(10)]
+    assert all(requests == 20_000 for requests, _ in good)
+    assert np.mean([drawn for _, drawn in good]) < 0.06 * 20_000
 
 
 # What it says of itself

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from handmade import toy_chain
 
-from gati.breaker import YOUNG, Breaker
+from gati.breaker import Breaker
 from gati.chain import Segment
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
@@ -335,10 +335,11 @@ def test_hits_of_a_batch_whose_misses_fail_are_audited_all_the_same() -> None:
 @pytest.mark.parametrize("eager", [True, False])
 def test_more_requests_are_drawn_while_the_breaker_is_eager(eager: bool) -> None:
     house = House(audit=1 / EAGER)
-    house.live.breaker.draw(YOUNG)
-    house.live.breaker.eager = eager
+    breaker = house.live.breaker
     for _ in range(40):
-        house.live.breaker.eager = eager
+        breaker.went_live()
+        if not eager:
+            breaker.settle(breaker.draw(1000), 1000)
         house.orchestrator.serve([house.request("a", *[[0, 1, 1, 0]] * 8)])
         house.told.clear()
     audited = sum(len(audit.served) for audit in house.audits)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from gati_export.bench.traffic import Feeds, Traffic, write_inputs
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""
 NO_LONGER_NEW = 500
-"""Requests after which a release is audited as seldom as it will be (gati.breaker.YOUNG, gati.orchestrator.EAGER)."""
+"""Requests to which, asked twice, a release is mostly audited as seldom as it will be from then on (gati.doubt)."""
 CACHE_BYTES = 1 << 28
 BATCH = 32
 
@@ -232,7 +233,10 @@ class _Run:
         outputs = outputs_of(self._session, self._plan.chain, self._first)
         verdicts = {}
         for done, contender in enumerate(self._arena.contenders):
-            verdicts[contender.name] = judge(self._address, contender.name, self._plan.chain, self._first, outputs)
+            ask = partial(judge, self._address, contender.name, self._plan.chain, self._first, outputs)
+            verdicts[contender.name] = ask()
+            if verdicts[contender.name].exits:
+                ask()
             self._report("Compare answers", (done + 1) / len(self._arena.contenders))
         return verdicts
 
