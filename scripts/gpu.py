@@ -32,8 +32,9 @@ from gati.flight import Answer, Request
 from gati.head import Prediction
 from gati.inline import InlineEngine
 from gati.ladder import Ladder, sizes_up_to
+from gati.live import LiveRelease
 from gati.options import json_option, write_json
-from gati.orchestrator import LiveRelease, Observer, Orchestrator
+from gati.orchestrator import Observer, Orchestrator
 from gati.release import Certificate, Window
 from gati.session import open_session, parse_device, run
 from gati.steps import Step

@@ -21,7 +21,8 @@ import numpy as np
 from gati.chain import Chain, find_chains, read_chain
 from gati.flight import Request
 from gati.inline import InlineEngine
-from gati.orchestrator import LiveRelease, Orchestrator
+from gati.live import LiveRelease
+from gati.orchestrator import Orchestrator
 from gati.release import Certificate, Window, head_path
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from gati.agreement import parse_agreement
+from gati.audits import Audit, audits_of
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.device import Hidden
@@ -18,47 +18,8 @@ from gati.engine import Stage
 from gati.errors import GatiError
 from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
+from gati.live import LiveRelease
 from gati.state import HeadState
-from gati.steps import Joined
-
-
-@dataclass(frozen=True)
-class LiveRelease:
-    """A release as it serves: the chain's stages, its heads, their state, and its breaker.
-
-    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Joined, stages and
-    heads do the same for as many rows as that takes, sooner; it comes a moment after them, where it can be had.
-    """
-
-    number: int
-    stages: tuple[Stage, ...]
-    heads: Heads | None
-    state: dict[int, HeadState]
-    breaker: Breaker
-    joined: Joined | None = None
-
-    def whole_at(self, cut: int) -> bool:
-        """Whether all rows of a batch come to a cut point: if a head before it may answer, the easy ones don't."""
-        return all(head >= cut for head in self.state)
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
-
-    `drawn` is what the release's breaker calls them, `kept` what is recorded of them, and `values` what goes on at the
-    cut point `at`: where they left, or −1 for the inputs of rows that they answered joined.
-    """
-
-    index: int
-    release: LiveRelease
-    drawn: int
-    values: Mapping[str, Hidden]
-    served: np.ndarray
-    kept: dict[str, np.ndarray] | None
-    arrived: float
-    at: int
-
 
 EAGER = 25
 """How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
@@ -220,7 +181,7 @@ class Orchestrator:
             for rows, exit_ in left:
                 if exit_ != self._last:
                     values = {name: value[rows] for name, value in flight.values.items()}
-                    audits += _audits(exit_, release, flight, rows, np.ones(len(rows), np.bool_), values, -1)
+                    audits += audits_of(exit_, release, flight, rows, np.ones(len(rows), np.bool_), values, -1)
         _learn(flight, release, [(release.state[index], rows, keys) for index, rows, keys in missed])
         return True
 
@@ -246,12 +207,12 @@ class Orchestrator:
             hits = np.count_nonzero(hit)
             if hits == len(rows):
                 flight.finish(rows, prediction.answer, index, release.number)
-                audits += _audits(index, release, flight, rows, hit, values, index)
+                audits += audits_of(index, release, flight, rows, hit, values, index)
                 rows = rows[:0]
                 break
             if hits:
                 flight.finish(rows[hit], prediction.answer[hit], index, release.number)
-                audits += _audits(index, release, flight, rows, hit, values, index)
+                audits += audits_of(index, release, flight, rows, hit, values, index)
                 rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
         if heads is not None:
             _learn(flight, release, keys)
@@ -275,27 +236,6 @@ class Orchestrator:
         except Exception as error:  # a cache that fails is a miss: the backbone can still answer
             self._observer.head_failed(index, error)
             return None
-
-
-def _audits(
-    index: int,
-    release: LiveRelease,
-    flight: Flight,
-    rows: np.ndarray,
-    hit: np.ndarray,
-    values: Mapping[str, Hidden],
-    at: int,
-) -> list[Audit]:
-    """The hits that were drawn, if any, as one audit."""
-    if flight.drawn is None:
-        return []
-    chosen = np.flatnonzero(hit & flight.drawn.rows[rows])
-    if not len(chosen):
-        return []
-    kept = flight.kept and {name: value[rows[chosen]] for name, value in flight.kept.items()}
-    left = {name: value[chosen] for name, value in values.items()}
-    served = flight.output[rows[chosen]]
-    return [Audit(index, release, flight.drawn.number, left, served, kept, flight.requests[0].arrived, at)]
 
 
 def _learn(flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gati.audits import Audit
 from gati.chain import Chain
 from gati.content import Content, features_at, inputs_of
 from gati.flight import Flight
-from gati.orchestrator import Audit, LiveRelease
+from gati.live import LiveRelease
 from gati.recorder import Recorder, Sample
 from gati.settings import FEATURES, NOTHING, Settings
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gati.audits import Audit
 from gati.bls import BlsEngine
 from gati.breaker import Alarm
 from gati.chain import read_chain
@@ -20,9 +21,10 @@ from gati.flight import Flight, Ran, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
+from gati.live import LiveRelease
 from gati.metrics import Metrics
 from gati.minutes import Minutes
-from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.orchestrator import Orchestrator
 from gati.parent import when_orphaned
 from gati.pulse import beat
 from gati.samples import Samples

@@ -14,8 +14,8 @@ from gati.engine import Engine
 from gati.errors import GatiError
 from gati.flight import BACKBONE
 from gati.head import first_line
+from gati.live import LiveRelease
 from gati.memory import trim
-from gati.orchestrator import LiveRelease
 from gati.release import Release, head_folder, numbers_on_disk, read_release
 from gati.state import HeadState
 

@@ -18,7 +18,8 @@ from gati.chain import Tensor
 from gati.flight import Answer, Request
 from gati.head import HeadSpec
 from gati.inline import InlineEngine
-from gati.orchestrator import LiveRelease, Orchestrator
+from gati.live import LiveRelease
+from gati.orchestrator import Orchestrator
 from gati.session import open_session
 from gati.steps import Leave, Missed, Step, UnjoinableError
 from gati.watch import ReleaseWatch

@@ -17,6 +17,7 @@ from drafts import marked_draft, spread_thresholds
 from handmade import draft, remembering_head
 from onnx import helper
 
+from gati.audits import Audit
 from gati.chain import Chain
 from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
 from gati.errors import RepositoryError, RequestError, UnavailableError
@@ -24,7 +25,7 @@ from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
 from gati.ladder import Ladder, _Side, sizes_up_to
 from gati.layout import close
-from gati.orchestrator import Audit, Orchestrator
+from gati.orchestrator import Orchestrator
 from gati.server import Ports, Server
 from gati.session import CPU, Device, open_session, parse_device
 from gati.steps import UnjoinableError

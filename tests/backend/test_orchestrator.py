@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from handmade import toy_chain
 
+from gati.audits import Audit
 from gati.breaker import Breaker
 from gati.chain import Segment
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
 from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
-from gati.orchestrator import EAGER, Audit, LiveRelease, Orchestrator
+from gati.live import LiveRelease
+from gati.orchestrator import EAGER, Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
 from gati.steps import Leave, Missed
 

@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lessons import fitted_to
 
+from gati.audits import Audit
 from gati.breaker import Breaker
 from gati.chain import Chain, Segment, Tensor, sha256_of
 from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
-from gati.orchestrator import Audit, LiveRelease, Orchestrator
+from gati.live import LiveRelease
+from gati.orchestrator import Orchestrator
 from gati.release import HeadFile, head_path
 from gati.session import open_session, run
 from gati.state import HeadState
