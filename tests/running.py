@@ -73,7 +73,7 @@ def started(
     return Running(served, in_mode(exported.chain, mode), exported.images)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether it holds within so many seconds."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -17,7 +17,8 @@ class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
     `drawn` is what the release's breaker calls them, `kept` what is recorded of them, and `values` what goes on at the
-    cut point `at`: where they left, or −1 for the inputs of rows that they answered joined.
+    cut point `at`: where they left, or −1 for the inputs of rows that they answered joined. Of hits that were held
+    all has been run, and `served` is what they would have been told.
     """
 
     index: int
@@ -28,6 +29,39 @@ class Audit:
     kept: dict[str, np.ndarray] | None
     arrived: float
     at: int
+
+
+class Held:
+    """Rows of a flight that were drawn to be answered by the backbone, if any, and what heads would have told them."""
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
+        self._rows = flight.drawn.rows if flight.drawn is not None and flight.drawn.held else None
+        self._said: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._open = self._rows
+
+    def hold(self, index: int, rows: np.ndarray, hit: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Takes in what a head says to rows of the flight; gives those that leave, bool [rows]: none that is held.
+
+        The first head to be sure of a row would have answered it.
+        """
+        if self._rows is None or self._open is None:
+            return hit
+        first = hit & self._open[rows]
+        if first.any():
+            self._said.append((index, rows[first], answers[first]))
+            self._open = self._open.copy()
+            self._open[rows[first]] = False
+        return hit & ~self._rows[rows]
+
+    def audits(self, release: LiveRelease, last: int, output: str) -> list[Audit]:
+        """What heads said, beside what the backbone has answered; recorded is its answer, as any."""
+        flight, found = self._flight, list[Audit]()
+        for index, rows, said in self._said:
+            assert flight.drawn is not None
+            values, arrived = {output: flight.output[rows]}, flight.requests[0].arrived
+            found.append(Audit(index, release, flight.drawn.number, values, said, None, arrived, last))
+        return found
 
 
 def audits_of(

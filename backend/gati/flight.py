@@ -62,10 +62,14 @@ class Request:
 
 
 class Drawn(NamedTuple):
-    """Rows drawn at random before anything was known of them, bool [rows], and what the breaker calls the draw."""
+    """Rows drawn at random before anything was known of them, bool [rows], and what the breaker calls the draw.
+
+    Held, none of them is told what a head says: the backbone answers, and shows at once whether that agrees.
+    """
 
     number: int
     rows: np.ndarray
+    held: bool
 
 
 class Ran(NamedTuple):

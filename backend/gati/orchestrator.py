@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from gati.agreement import parse_agreement
-from gati.audits import Audit, audits_of
+from gati.audits import Audit, Held, audits_of
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.device import Hidden
@@ -61,7 +61,8 @@ class Orchestrator:
         observer: Who is told what was served.
         audit_share: Share of requests drawn for an audit, 0..1; more, where the release's breaker asks for it.
         later: Takes audits, to be run by `audit` when the answers have left.
-        busy: Whether too many audits wait already: then none is drawn. Asked before anything is known of a request, so
+        busy: Whether too many audits wait already: then none is drawn, or, while the breaker is eager, drawn requests
+            are held, so that bad heads are found out under any load. Asked before anything is known of a request, so
             that whether it counts does not depend on what becomes of it.
         cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
     """
@@ -101,7 +102,8 @@ class Orchestrator:
             self._draw(flight, release.breaker)
         audits: list[Audit] = []
         try:
-            if heads is None or not self._run_joined(flight, release, audits):
+            held = flight.drawn is not None and flight.drawn.held
+            if heads is None or held or not self._run_joined(flight, release, audits):
                 self._walk(flight, release, heads, audits)
         except GatiError as error:
             flight.fail(error)
@@ -131,21 +133,25 @@ class Orchestrator:
 
     def _draw(self, flight: Flight, breaker: Breaker) -> None:
         """Draws requests, each with the same chance, from what a head may answer; what becomes of them is open yet."""
-        share = self._audit_share * EAGER if breaker.eager else self._audit_share
-        if not share or self._busy():
+        eager, busy = breaker.eager, self._busy()
+        share = self._audit_share * EAGER if eager else self._audit_share
+        if not share or (busy and not eager):
             return
         rows = [row for row in range(flight.rows) if random.random() < share and flight.cacheable[row]]
         if rows:
             chosen = np.zeros(flight.rows, np.bool_)
             chosen[rows] = True
-            flight.drawn = Drawn(breaker.draw(len(rows)), chosen)
+            flight.drawn = Drawn(breaker.draw(len(rows)), chosen, held=busy)
 
     def _follow_up(self, drawn: Drawn, breaker: Breaker, audits: Sequence[Audit]) -> None:
         """Hands over the hits that were drawn. The others do not differ: the backbone answered, or nobody did."""
         others = np.count_nonzero(drawn.rows) - sum(len(audit.served) for audit in audits)
         breaker.settle(drawn.number, int(others))
         for audit in audits:
-            self._later(audit)
+            if audit.at == self._last:  # there is nothing left to run
+                self.audit(audit)
+            else:
+                self._later(audit)
 
     def _run_joined(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
         """Runs a flight through stages and heads joined; False where it has to go stage by stage.
@@ -190,6 +196,7 @@ class Orchestrator:
         rows = np.arange(flight.rows)
         values: Mapping[str, Hidden] = flight.values
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
+        held = Held(flight)
         for stage in release.stages:
             values = self._advance(stage, values, flight.ran)
             index = stage.last
@@ -204,6 +211,7 @@ class Orchestrator:
             hit = prediction.hit & (flight.cacheable if len(rows) == flight.rows else flight.cacheable[rows])
             if prediction.key is not None:
                 keys.append((release.state[index], rows[~hit], prediction.key[~hit]))
+            hit = held.hold(index, rows, hit, prediction.answer)
             hits = np.count_nonzero(hit)
             if hits == len(rows):
                 flight.finish(rows, prediction.answer, index, release.number)
@@ -214,6 +222,7 @@ class Orchestrator:
                 flight.finish(rows[hit], prediction.answer[hit], index, release.number)
                 audits += audits_of(index, release, flight, rows, hit, values, index)
                 rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
+        audits += held.audits(release, self._last, self._chain.output.name)
         if heads is not None:
             _learn(flight, release, keys)
 

@@ -316,12 +316,70 @@ def test_which_stages_ran_is_told_of_requests_and_of_audits() -> None:
     assert house.ran == [2]
 
 
+def known_to_be_good(house: House) -> Breaker:
+    breaker = house.live.breaker
+    breaker.settle(breaker.draw(1000), 1000)
+    assert not breaker.eager
+    return breaker
+
+
 def test_while_too_many_audits_wait_nothing_counts_as_drawn_not_even_a_miss() -> None:
     house = House(audit=1)
     house.busy = True
+    known_to_be_good(house)
     house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [9, 1, 2, 0])])
     assert not house.audits
-    assert house.live.breaker.state()["blocks"] == [[0, 0, 0, 0, 0]]
+    assert house.exits("a") == [0, LAST]
+    assert house.live.breaker.state()["blocks"] == [[0, 1000, 1000, 0, 0]]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_while_too_many_audits_wait_and_there_is_doubt_the_backbone_answers_what_is_drawn(joined: bool) -> None:
+    house = cascading(rows=5, audit=1) if joined else House(audit=1)
+    house.busy = True
+    rows = [[0, 1, 2, 0], [9, 1, 2, 0], [1, 3, 3, 0], [0, 1, 1, 0], [0, 1, 2, np.nan]]
+    house.orchestrator.serve([house.request("a", *rows), house.request("exact", [0, 1, 2, 0], exact=True)])
+    assert not house.audits
+    assert (house.exits("a"), house.labels("a")) == ([LAST] * 5, [1, 1, 3, 1, 1])
+    assert house.agreed == [False, True, True]
+    assert house.live.breaker.state()["blocks"] == [[0, 4, 3, 1, 0]]
+    assert not house.unjoined
+
+
+def test_of_a_batch_those_that_are_not_held_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(audit=0.5 / EAGER)
+    house.busy = True
+    chance = iter([0.1, 0.9, 0.1, 0.9])
+    monkeypatch.setattr("random.random", lambda: next(chance))
+    house.orchestrator.serve([house.request("a", [0, 1, 2, 0], [0, 1, 2, 0], [1, 1, 1, 0], [9, 1, 2, 0])])
+    assert (house.exits("a"), house.labels("a")) == ([LAST, 0, LAST, LAST], [1, 2, 1, 1])
+    assert house.agreed == [False, True]
+    assert house.live.breaker.state()["blocks"] == [[0, 2, 1, 1, 0]]
+
+
+def test_a_row_that_is_held_counts_for_the_head_that_would_have_answered_and_teaches_no_memory_before_it() -> None:
+    house = House(audit=1)
+    house.busy, house.keys = True, True
+    house.shapes = {MEMORY_KEYS: (3, 2), MEMORY_ANSWERS: (3, 4)}
+    house.live = house.release(1)
+
+    def sure(index: int, hidden: np.ndarray, state: Any) -> Prediction:
+        return Prediction(np.eye(4, dtype=np.float32)[[2 - index]], hidden[:, 0] <= index, hidden[:, :2])
+
+    house.predict = sure  # type: ignore[method-assign]
+    house.orchestrator.serve([house.request("a", [0, 1, 0, 0])])
+    assert house.agreed == [False], "the second head is right, too late"
+    assert house.live.breaker.state()["blocks"] == [[0, 1, 0, 1, 0]]
+    assert (house.live.state[0].feeds()[MEMORY_KEYS] > 1e14).all()
+
+
+def test_a_request_that_is_held_and_fails_differs_from_nothing() -> None:
+    house = House(audit=1, fails={LAST: UnavailableError("away")})
+    house.busy = True
+    house.orchestrator.serve([house.request("a", [0, 1, 2, 0])])
+    assert isinstance(house.told["a"], UnavailableError)
+    assert not house.agreed
+    assert house.live.breaker.state()["blocks"] == [[0, 1, 1, 0, 0]]
 
 
 def test_hits_of_a_batch_whose_misses_fail_are_audited_all_the_same() -> None:

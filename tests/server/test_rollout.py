@@ -149,8 +149,8 @@ def two(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher that waits for seconds only."""
-    monkeypatch.setattr(control, "LOAD_SECONDS", 5.0)
-    monkeypatch.setattr(control, "LIVE_SECONDS", 3.0)
+    monkeypatch.setattr(control, "LOAD_SECONDS", 10.0)
+    monkeypatch.setattr(control, "LIVE_SECONDS", 6.0)
     monkeypatch.setattr(control, "PROBE_SECONDS", 1.0)
 
 
