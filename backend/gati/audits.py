@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gati.device import Hidden
-from gati.flight import Flight
+from gati.flight import NOBODY, Flight
 from gati.live import LiveRelease
 
 
@@ -36,32 +36,32 @@ class Held:
 
     def __init__(self, flight: Flight) -> None:
         self._flight = flight
-        self._rows = flight.drawn.rows if flight.drawn is not None and flight.drawn.held else None
+        self._drawn = flight.drawn if flight.drawn is not None and flight.drawn.held else None
+        self._open = NOBODY if self._drawn is None else self._drawn.rows.copy()
         self._said: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._open = self._rows
 
     def hold(self, index: int, rows: np.ndarray, hit: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Takes in what a head says to rows of the flight; gives those that leave, bool [rows]: none that is held.
 
         The first head to be sure of a row would have answered it.
         """
-        if self._rows is None or self._open is None:
+        if self._drawn is None:
             return hit
         first = hit & self._open[rows]
         if first.any():
             self._said.append((index, rows[first], answers[first]))
-            self._open = self._open.copy()
             self._open[rows[first]] = False
-        return hit & ~self._rows[rows]
+        return hit & ~self._drawn.rows[rows]
 
     def audits(self, release: LiveRelease, last: int, output: str) -> list[Audit]:
         """What heads said, beside what the backbone has answered; recorded is its answer, as any."""
-        flight, found = self._flight, list[Audit]()
-        for index, rows, said in self._said:
-            assert flight.drawn is not None
-            values, arrived = {output: flight.output[rows]}, flight.requests[0].arrived
-            found.append(Audit(index, release, flight.drawn.number, values, said, None, arrived, last))
-        return found
+        if self._drawn is None:
+            return []
+        flight, number = self._flight, self._drawn.number
+        return [
+            Audit(index, release, number, {output: flight.output[rows]}, said, None, flight.requests[0].arrived, last)
+            for index, rows, said in self._said
+        ]
 
 
 def audits_of(
