@@ -27,9 +27,9 @@ DEFAULT_OUTPUT = Path("demo")
 @click.option(
     "--requests",
     type=click.IntRange(100),
-    default=3000,
+    default=2000,
     show_default=True,
-    help="Measured in each half; the refresh needs some 1,500 to certify with.",
+    help="Measured in each half, after 1,000 to a new release; the refresh needs some 1,500 in all to certify with.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option

@@ -26,6 +26,8 @@ HOT, SHARE = 2, 0.9
 SAMPLES = 1600
 BLOCK = 300
 """Requests to one model before it is the other's turn, when they are compared."""
+NEW = 1_000
+"""Requests for which a release is new: audited closely, until that shows that it keeps its promise (gati.doubt)."""
 PAUSE_SECONDS = 0.02
 """Between two requests of the load that runs while heads are republished."""
 
@@ -140,8 +142,13 @@ def _warm_up(traffic: Traffic, address: str) -> None:
 
 
 def _measure(name: str, traffic: Traffic, address: str, requests: int, timeline: Timeline) -> Phase:
-    """Asks the plain model and the chain in turns, so that whatever slows the machine down slows both."""
-    click.echo(f"\n{requests} requests, each to the plain model and to the chain, {name} ...")
+    """Asks the plain model and the chain in turns, so that whatever slows the machine down slows both.
+
+    The chain's release is new, and half of its first requests are audited: these come before.
+    """
+    click.echo(f"\n{NEW} requests to a new release, then {requests} to the plain model and to the chain, {name} ...")
+    with timeline.part() as add:
+        add(drive(lambda: Client(address, MODEL), (view[None] for view in traffic.take(NEW))))
     with timeline.part() as add:
         plain, chain = alternate(
             lambda: Client(address, f"{MODEL}-plain"),
