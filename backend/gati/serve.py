@@ -57,7 +57,12 @@ from gati.settings import (
     help=f"When samples are deleted: 30d, 12h, 90m, 45s, or {FOREVER}.  [default: {DEFAULT_AGE}]",
 )
 @click.option("--store-mib", type=click.IntRange(1), help="Budget for a model's samples in MiB.  [default: 1024]")
-@click.option("--audit", type=click.FloatRange(0, 1), help="Share of hits also run to the end.  [default: 0.02]")
+@click.option(
+    "--audit",
+    type=click.FloatRange(0, 1),
+    help="Share of requests drawn to see whether the backbone agrees: hits are also run to the end. 25 times as many "
+    "are drawn until a release has shown that it keeps its promise.  [default: 0.02]",
+)
 @click.option(
     "--workers", type=click.IntRange(0), help="Threads for requests; 0: Triton's own.  [default: 0 inline, 4 bls]"
 )
