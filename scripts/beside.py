@@ -13,14 +13,12 @@ import click
 import numpy as np
 
 from gati.chain import read_chain
+from gati.orchestrator import NEW
 from gati.server import HOST, Ports, Server
 from gati.settings import NO_STORE, STORE
 from gati_client import Client
 from gati_client.load import alternate, summary
 from gati_export.samples import check_samples, load_samples
-
-NO_LONGER_NEW = 1_000
-"""Requests after which a release is audited as seldom as it will be, mostly."""
 
 
 @click.command()
@@ -38,7 +36,7 @@ def main(repository: Path, model: str, samples: Path, requests: int, turn: int) 
     with Server(repository, Ports(0, 0, 0), {STORE: NO_STORE}) as server:
         address = f"{HOST}:{server.ports.grpc}"
         with Client(address, model) as client:
-            for place in range(NO_LONGER_NEW):
+            for place in range(NEW):
                 client.infer(feeds[place % requests])
         seen = alternate(
             lambda: Client(address, f"{model}-plain"), lambda: Client(address, model), iter(feeds), block=turn

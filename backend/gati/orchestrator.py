@@ -26,6 +26,8 @@ EAGER = 25
 found out, and else audits cost little. By default each second request is drawn: heads that differ on 2 % where 1 % is
 promised close after some 1,600 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
 (`scripts/simulate_audits.py`)."""
+NEW = 1_000
+"""Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
 
 
 class Observer(Protocol):

@@ -11,7 +11,6 @@ import pytest
 
 from gati.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
 from gati.orchestrator import EAGER
-from gati.settings import Settings
 
 EPSILON, DELTA = 0.01, 0.05
 STREAMS = 1000
@@ -257,27 +256,6 @@ def test_it_is_eager_about_exits_that_are_left_and_about_no_others() -> None:
         tell(breaker, 1, [1])
     assert not breaker.open_exits
     assert not breaker.eager
-
-
-def requests_and_draws(differs: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
-    """How many requests until the heads are closed, or all there are; and how many of them were drawn."""
-    breaker, drawn, usual = Breaker(EPSILON, DELTA, (0,)), 0, Settings.audit_share
-    for place, (chance, differed) in enumerate(zip(random.random(len(differs)), differs, strict=True)):
-        if chance < (EAGER * usual if breaker.eager else usual):
-            drawn += 1
-            breaker.settle(breaker.draw(1), int(not differed), int(differed), 0)
-        if breaker.alarm is not None:
-            return place + 1, drawn
-    return len(differs), drawn
-
-
-def test_heads_that_differ_twice_as_often_as_promised_are_soon_found_out_and_good_ones_left_alone() -> None:
-    random = np.random.default_rng(6)
-    bad = [requests_and_draws(random.random(10_000) < 2.15 * EPSILON, random)[0] for _ in range(20)]
-    assert np.median(bad) < 3_000
-    good = [requests_and_draws(random.random(20_000) < EPSILON / 5, random) for _ in range(10)]
-    assert all(requests == 20_000 for requests, _ in good)
-    assert np.mean([drawn for _, drawn in good]) < 0.06 * 20_000
 
 
 # What it says of itself

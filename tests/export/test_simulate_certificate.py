@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scripted import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "simulate_certificate.py"
-spec = importlib.util.spec_from_file_location("simulate_certificate", SCRIPT)
-assert spec and spec.loader
-script = importlib.util.module_from_spec(spec)
-sys.modules["simulate_certificate"] = script  # dataclasses look their module up
-spec.loader.exec_module(script)
-
+script = load_script("simulate_certificate")
 EPSILON, DELTA = 0.05, 0.05
 
 

@@ -19,6 +19,7 @@ import onnxruntime as ort
 from gati import __version__
 from gati.chain import Chain, Mode
 from gati.errors import SamplesError
+from gati.orchestrator import NEW
 from gati.server import HOST, Ports, Server
 from gati.session import CPU, DEVICE, Device, open_session, run, threads
 from gati.settings import workspace
@@ -37,8 +38,6 @@ from gati_export.bench.traffic import Feeds, Traffic, write_inputs
 
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""
-NO_LONGER_NEW = 500
-"""Requests to which, asked twice, a release is mostly audited as seldom as it will be from then on (gati.doubt)."""
 CACHE_BYTES = 1 << 28
 BATCH = 32
 
@@ -228,8 +227,8 @@ class _Run:
         return self._rows
 
     def _judge(self) -> dict[str, Verdict]:
-        """What each contender answers; it warms them, too, until they are audited as seldom as they will be."""
-        self._first = self._traffic.take(max(self._plan.requests, NO_LONGER_NEW))
+        """What each contender answers; asked twice, it warms them, too, until they are audited as they will be."""
+        self._first = self._traffic.take(max(self._plan.requests, NEW // 2))
         outputs = outputs_of(self._session, self._plan.chain, self._first)
         verdicts = {}
         for done, contender in enumerate(self._arena.contenders):

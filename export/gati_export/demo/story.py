@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from gati.orchestrator import NEW
 from gati_client import Client
 from gati_client.load import Observations, alternate, drive
 from gati_client.workload import hot
@@ -26,8 +27,6 @@ HOT, SHARE = 2, 0.9
 SAMPLES = 1600
 BLOCK = 300
 """Requests to one model before it is the other's turn, when they are compared."""
-NEW = 1_000
-"""Requests for which a release is new: audited closely, until that shows that it keeps its promise (gati.doubt)."""
 PAUSE_SECONDS = 0.02
 """Between two requests of the load that runs while heads are republished."""
 
