@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -114,6 +116,19 @@ def remembering_head(chain: Chain, index: int, entries: int = 16) -> bytes:
         state={MEMORY_KEYS: [entries, width], MEMORY_ANSWERS: [entries, chain.classes]},
         key=width,
     )
+
+
+def label_tail(chain: Chain) -> tuple[Chain, bytes]:
+    """A chain that gives a label beside its scores, and the graph that makes it of these."""
+    infos = [
+        helper.make_tensor_value_info(chain.output.name, TensorProto.FLOAT, ["n", chain.classes]),
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]),
+    ]
+    node = helper.make_node("ArgMax", [chain.output.name], ["label"], axis=1, keepdims=0)
+    graph = helper.make_graph([node], "tail", infos[:1], infos[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    outputs = (chain.output, Tensor("label", "INT64", ()))
+    return replace(chain, outputs=outputs, tail=hashlib.sha256(model).hexdigest()), model
 
 
 def _head(

@@ -211,6 +211,28 @@ def mlp() -> Network:
     return Network(nn.Sequential(*layers[:-1], nn.Softmax(-1)).eval(), inputs)
 
 
+class Labelled(nn.Module):
+    """Wide layers, and what people make of scores; the loudness of a row comes as one number."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        sizes = [16, width, width, width, width]
+        self.layers = nn.Sequential(*(part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())))
+        self.fc = nn.Linear(width, CLASSES)
+
+    def forward(self, x: torch.Tensor, loudness: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = self.fc(self.layers(x * loudness[:, None]))
+        return {"probabilities": scores.softmax(-1), "label": scores.argmax(-1), "best": scores.topk(2).indices}
+
+
+def labelled(width: int = 1024) -> Network:
+    """Probabilities, labels, and the two best, none of which is computed of another. Inputs x, loudness: [rows]."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 16)).astype(np.float32)
+    return decided(Network(Labelled(width).eval(), {"x": x, "loudness": np.ones(12, np.float32)}))
+
+
 def vgg() -> Network:
     """Plain convolutions and pools. Input: float32 [rows, 3, 16, 16]."""
     torch.manual_seed(0)

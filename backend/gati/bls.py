@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gati.chain import Chain
+from gati.chain import Chain, as_sent
 from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import RequestError, UnavailableError
@@ -49,8 +49,9 @@ class BlsEngine:
         return tuple(Stage(s.index, s.inputs, partial(self._run_segment, s.index)) for s in self._chain.segments)
 
     def _run_segment(self, index: int, feeds: Mapping[str, Hidden]) -> np.ndarray:
-        segment = self._chain.segments[index]
-        return self._calls.run(self._chain.segment_model(index), SEGMENT_VERSION, feeds, [segment.output.name])[0]
+        name, output = self._chain.segment_model(index), self._chain.segments[index].output.name
+        sent = {read: as_sent(np.asarray(value)) for read, value in feeds.items()}
+        return self._calls.run(name, SEGMENT_VERSION, sent, [output])[0]
 
     def load_heads(self, release: Release) -> tuple[BlsHeads, dict[int, HeadSpec]]:
         """Checks that the server has loaded a release's heads, and calls each once; see gati.engine."""

@@ -1,4 +1,4 @@
-"""The chain's manifest, `<model>/1/chain.json`: its inputs and output, its segments, and how it is run."""
+"""The chain's manifest, `<model>/1/chain.json`: its inputs and outputs, its segments, and how it is run."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ class Tensor:
         """Zeros of shape [batch, *shape], with dimensions that may vary set to 8."""
         return np.zeros((batch, *(8 if d < 0 else d for d in self.shape)), self.numpy)
 
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Its dimensions as Triton has them: rows of one number are [batch, 1] to clients, and [batch] to models."""
+        return self.shape or (1,)
+
+
+def as_sent(rows: np.ndarray) -> np.ndarray:
+    """Rows of an input as a client sends them; see `Tensor.dims`."""
+    return rows[:, None] if rows.ndim == 1 else rows
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -83,7 +93,7 @@ class Chain:
         model: Name of the chain on the server.
         mode: `inline` (sessions in the orchestrator's process) or `bls` (Triton models).
         inputs: The backbone's inputs.
-        output: The backbone's output, [batch, classes].
+        output: The backbone's scores, [batch, classes], which heads foretell.
         segments: In order; the last one ends in `output`.
         epsilon: Largest share of requests whose answer may differ from the backbone's.
         delta: 1 − confidence of that statement.
@@ -94,6 +104,8 @@ class Chain:
         p99: Seconds in the engine that 99 % of requests may take; None for any.
         views: Images that heads learn from at least, shifted and mirrored ones among them.
         engine: What runs segments in BLS mode, as their configurations have it.
+        outputs: What the backbone gives, where that is not its scores alone; see `served`.
+        tail: SHA-256 of `tail.onnx` beside the manifest, which makes of scores what else is served; empty without one.
     """
 
     model: str
@@ -110,6 +122,13 @@ class Chain:
     p99: float | None = None
     views: int = 0
     engine: Engine = "onnxruntime"
+    outputs: tuple[Tensor, ...] = ()
+    tail: str = ""
+
+    @property
+    def served(self) -> tuple[Tensor, ...]:
+        """The backbone's outputs, in its order; its scores need not be among them."""
+        return self.outputs or (self.output,)
 
     @property
     def classes(self) -> int:
@@ -151,14 +170,19 @@ class Chain:
         Raises:
             RepositoryError: If it can't be read, or is another one.
         """
-        path = self.segment_path(repository, index)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if hashlib.sha256(content).hexdigest() != self.segments[index].sha256:
-            raise _foreign(path)
-        return content
+        return _read(self.segment_path(repository, index), self.segments[index].sha256)
+
+    def tail_path(self, repository: Path) -> Path:
+        """Where the tail lies, if the chain has one."""
+        return chain_path(repository, self.model).with_name("tail.onnx")
+
+    def read_tail(self, repository: Path) -> bytes:
+        """The tail's file, held against its digest.
+
+        Raises:
+            RepositoryError: If it can't be read, or is another one.
+        """
+        return _read(self.tail_path(repository), self.tail)
 
     def check_plan(self, repository: Path, index: int) -> None:
         """Holds a segment's plan, if it has one, against its digest.
@@ -202,6 +226,7 @@ class Chain:
                     "inputs": tuple(_tensor(t) for t in fields["inputs"]),
                     "output": _tensor(fields["output"]),
                     "segments": tuple(_segment(s) for s in fields["segments"]),
+                    "outputs": tuple(_tensor(t) for t in fields.get("outputs", ())),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -223,12 +248,22 @@ def _segment(fields: dict[str, Any]) -> Segment:
     return Segment(**{**fields, "inputs": tuple(fields["inputs"]), "output": _tensor(fields["output"])})
 
 
+def _read(path: Path, expected: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise _foreign(path)
+    return content
+
+
 def _unreadable(path: Path, error: OSError) -> RepositoryError:
     return RepositoryError(f"{path} can't be read ({error.strerror}).")
 
 
 def _foreign(path: Path) -> RepositoryError:
-    return RepositoryError(f"{path} is not the segment that chain.json names; export the model again.")
+    return RepositoryError(f"{path} is not the one that chain.json names; export the model again.")
 
 
 def chain_path(repository: Path, model: str) -> Path:

@@ -27,7 +27,7 @@ class TritonPythonModel:
         except GatiError as error:
             # Triton prints the whole stack of an exception, unless it is its own.
             raise pb_utils.TritonModelException(str(error)) from None
-        self._wire = Wire(self._service.chain, self._service.live_release, pb_utils)
+        self._wire = Wire(self._service.chain, self._service.live_release, pb_utils, self._service.tail)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answers each request when its answer is known: the last ones by what this returns.

@@ -29,6 +29,7 @@ from gati.parent import when_orphaned
 from gati.pulse import beat
 from gati.samples import Samples
 from gati.settings import Settings, workspace
+from gati.tail import Tail
 from gati.watch import SECONDS, ReleaseWatch, Ticker
 from gati.wire import NONE_CLOSED
 from gati.workers import Workers
@@ -58,6 +59,7 @@ class Service:
         self._logger = pb_utils.Logger
         self._model = model
         self.chain = read_chain(repository, model)
+        self.tail = Tail(repository, self.chain) if self.chain.tail else None
         settings = Settings.from_environment(os.environ, repository)
         inline = self.chain.mode == "inline"
         self._metrics = Metrics(pb_utils, model)

@@ -11,6 +11,7 @@ import numpy as np
 from gati.chain import Chain
 from gati.errors import GatiError, RequestError
 from gati.flight import Answer, Request
+from gati.tail import Tail
 
 EXIT, RELEASE = "exit", "release"
 MODE, CACHED, EXACT, PROBE = "gati_mode", "cached", "exact", "probe"
@@ -26,12 +27,16 @@ class Wire:
         chain: The chain whose inputs and output are spoken of.
         live: Gives the number of the live release, 0 for none, and the first exit that is closed, or `NONE_CLOSED`.
         pb_utils: Triton's `triton_python_backend_utils`.
+        tail: Computes what else than its scores the chain gives, if it does.
     """
 
-    def __init__(self, chain: Chain, live: Callable[[], tuple[int, int]], pb_utils: Any) -> None:
+    def __init__(
+        self, chain: Chain, live: Callable[[], tuple[int, int]], pb_utils: Any, tail: Tail | None = None
+    ) -> None:
         self._chain = chain
         self._live = live
         self._pb = pb_utils
+        self._tail = tail
 
     def sender(self, request: Any) -> Callable[[Any, bool], None]:
         """What sends a request its response, whenever that is known."""
@@ -95,12 +100,20 @@ class Wire:
 
     def _response(self, answer: Answer | GatiError, wanted: frozenset[str]) -> Any:
         if isinstance(answer, GatiError):
-            code = getattr(self._pb.TritonError, answer.status)
-            return self._pb.InferenceResponse(error=self._pb.TritonError(str(answer), code))
+            return self._refusal(answer)
         outputs = {self._chain.output.name: answer.output, EXIT: answer.exit, RELEASE: answer.release}
+        if self._tail is not None:
+            try:
+                outputs |= self._tail.outputs(answer.output, wanted)
+            except GatiError as error:
+                return self._refusal(error)
         return self._pb.InferenceResponse(
             [self._pb.Tensor(name, value) for name, value in outputs.items() if name in wanted]
         )
+
+    def _refusal(self, error: GatiError) -> Any:
+        code = getattr(self._pb.TritonError, error.status)
+        return self._pb.InferenceResponse(error=self._pb.TritonError(str(error), code))
 
 
 def mode(parameters: str | None) -> str:

@@ -65,7 +65,7 @@ def fit(spec: TensorSpec, value: Any) -> np.ndarray:
     """An array of the input's shape and dtype.
 
     Casts lose precision at most, never the value: any number to a float, integers to integers that can hold them,
-    booleans to any number; not floats to integers, and no overflow.
+    booleans to any number; not floats to integers, and no overflow. One number a row may come as [rows].
 
     Raises:
         InvalidRequest: If the shape or the dtype does not fit.
@@ -74,6 +74,8 @@ def fit(spec: TensorSpec, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that lies on a GPU
         raise InvalidRequest(f"Input {spec.name!r} can't be made an array ({error}).") from error
+    if spec.shape == (-1, 1) and array.ndim == 1:
+        array = array[:, None]
     _check_shape(spec, array)
     return _cast(spec, array)
 

@@ -86,7 +86,10 @@ class Accelerator:
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(self.engines),
         }
-        profiles = self.profiles({t.name: tuple(t.dims) for t in config.input}, config.max_batch_size)
+        profiles = self.profiles(
+            {t.name: tuple(t.reshape.shape if t.HasField("reshape") else t.dims) for t in config.input},
+            config.max_batch_size,
+        )
         if not varies(config) and not any(set(name) & set(",:") for name in profiles):  # which would end a name
             for place, which in enumerate(("min", "opt", "max")):
                 shapes = (f"{name}:{'x'.join(map(str, profiles[name][place]))}" for name in profiles)
@@ -119,7 +122,7 @@ class Accelerator:
             for tensor in config.input:
                 zeros = sample.inputs[tensor.name]
                 zeros.data_type, zeros.zero_data = tensor.data_type, True
-                zeros.dims.extend(self.shapes[tensor.name])
+                zeros.dims.extend(self.shapes[tensor.name] or (1,))
 
 
 def varies(config: ModelConfig) -> bool:

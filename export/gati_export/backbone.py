@@ -15,13 +15,16 @@ import onnxruntime as ort
 
 from gati.chain import DTYPES, Tensor
 from gati.errors import BackboneError
+from gati.head import HIT, SCORE
 from gati.session import open_session
+from gati.wire import EXIT, RELEASE
 from gati_export.samples import check_samples, pick
+from gati_export.tail import Tail, divide
 
 LIMIT = 1_800_000_000
 """Bytes of weights above which a network does not fit a single ONNX file (protobuf ends at 2 GiB)."""
 
-RESERVED = ("score", "hit", "exit", "release")
+RESERVED = (SCORE, HIT, EXIT, RELEASE)
 """Names that heads and the chain give to their own outputs."""
 
 STATE = ("key", "class_mix", "memory_keys", "memory_answers")
@@ -31,6 +34,8 @@ DTYPE_OF = {ir.DataType.from_numpy(dtype): name for name, dtype in DTYPES.items(
 """Triton's datatype names by ONNX's."""
 
 FLOATS = ("FP16", "FP32", "FP64")
+FLOAT_TYPES = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
+"""The same by ONNX Runtime's names of types."""
 
 ReadSamples = Callable[[Sequence[str] | None], Mapping[str, np.ndarray]]
 """Reads samples for inputs of these names, or all that there are where the names are not known yet."""
@@ -38,14 +43,15 @@ ReadSamples = Callable[[Sequence[str] | None], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A network with one output of scores, [batch, classes].
+    """A network that gives scores, [batch, classes], and perhaps what follows from these.
 
     Attributes:
         path: Its ONNX file: the user's own, or what the user's PyTorch network was exported to.
-        model: Its graph, for cutting: weights in memory, local functions inlined.
+        model: Its graph up to the scores, for cutting: weights in memory, local functions inlined.
         inputs: What it reads, batch first; initialisers are not among them.
         output: Its scores, of which the largest is the answer.
         max_batch: 1 where the batch dimension is fixed at 1, else 0: any.
+        tail: What it makes of its scores; None where it gives nothing else.
     """
 
     path: Path
@@ -53,19 +59,20 @@ class Backbone:
     inputs: tuple[Tensor, ...]
     output: Tensor
     max_batch: int
+    tail: Tail | None = None
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        return _open(self.path)
-
-    def session(self) -> ort.InferenceSession:
-        """The network's own file on ONNX Runtime, opened once."""
-        return self._session
+        """Of the network's own file, or of its graph where the file keeps the scores to itself."""
+        session = _open(self.path)
+        if self.output.name in (node.name for node in session.get_outputs()):
+            return session
+        return open_session(ir.to_proto(self.model).SerializeToString())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """Computes the scores [batch, classes] of inputs by name, each [batch, …]; names not its own are ignored."""
-        result = self._session.run(None, {tensor.name: feeds[tensor.name] for tensor in self.inputs})
-        return np.asarray(result[0])
+        given = {tensor.name: feeds[tensor.name] for tensor in self.inputs}
+        return np.asarray(self._session.run([self.output.name], given)[0])
 
     def batch(self, samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
         """The first `size` rows of samples, repeated where there are fewer; zeros where there are no samples."""
@@ -73,7 +80,12 @@ class Backbone:
 
 
 def load_backbone(
-    source: str, samples: Mapping[str, np.ndarray] | ReadSamples | None, workdir: Path, *, numbers: bool = False
+    source: str,
+    samples: Mapping[str, np.ndarray] | ReadSamples | None,
+    workdir: Path,
+    *,
+    numbers: bool = False,
+    outputs: Sequence[str] = (),
 ) -> Backbone:
     """Loads a network and checks that it can be cut and served.
 
@@ -84,6 +96,7 @@ def load_backbone(
             exported without.
         workdir: Folder for the ONNX file of a PyTorch network.
         numbers: Whether its output is numbers, of which one will do, and not scores of classes.
+        outputs: Which of its outputs are to be served; all, if none is named.
 
     Raises:
         BackboneError: If the network can't be read, run, cut, or served.
@@ -101,23 +114,35 @@ def load_backbone(
             program.export_module(source, samples, path)
     elif path.suffix != ".onnx":
         raise BackboneError(f"{source!r} is no backbone; give an .onnx file, a .pt2 file, or package.module:function.")
-    return _checked(path, samples, numbers)
+    return _checked(path, samples, numbers, outputs)
 
 
-def _checked(path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None, numbers: bool) -> Backbone:
+def _checked(
+    path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None, numbers: bool, outputs: Sequence[str]
+) -> Backbone:
     model = _read(path)
     session = _open(path)
-    if len(session.get_outputs()) != 1:
-        names = ", ".join(node.name for node in session.get_outputs())
-        raise BackboneError(f"{path.name} has several outputs ({names}); export it with the scores as its only one.")
+    _rename_reserved(model)
     if callable(samples):
         samples = samples([value.name or "" for value in model.graph.inputs])
     inputs = _inputs(model, samples)
-    output = _output(model, session)
-    _check_names([*(tensor.name for tensor in inputs), output.name])
     fixed = _is_fixed(model)
     samples = None if samples is None else check_samples(samples, inputs)
-    trial = Backbone(path, model, inputs, output, int(fixed))
+    ends = _ends(model, outputs)
+    types = {node.name: node.type for node in session.get_outputs()}
+    tail = None
+    if len(ends) == 1 and types[ends[0].name or ""] in FLOAT_TYPES:
+        output = _only_output(ends[0], types)
+    else:
+        batches = [_batch(inputs, samples, size) for size in ((1,) if fixed else (2, 1))]
+        found = divide(model, ends, batches, 1 if numbers else 2)
+        if found is None:
+            raise _without_scores(path, types, ends)
+        output, tail = found
+    _check_names([*(tensor.name for tensor in inputs), output.name], RESERVED)
+    _check_names([value.name or "" for value in ends], (EXIT, RELEASE))
+    _keep_only(model, output.name)
+    trial = Backbone(path, model, inputs, output, int(fixed), tail)
     scores = _try(trial, samples, 1)
     if scores.ndim == 2 and scores.shape == (1, 1) and not numbers:
         raise BackboneError(
@@ -130,8 +155,8 @@ def _checked(path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None,
             "regressions, whose output is [batch, classes] or [batch, numbers]."
         )
     output = Tensor(output.name, output.dtype, (scores.shape[1],))
-    _rename_reserved(model)
-    return Backbone(path, model, inputs, output, int(fixed or not _takes_two(trial, samples, scores.shape[1])))
+    fixed = fixed or not _takes_two(trial, samples, scores.shape[1])
+    return Backbone(path, model, inputs, output, int(fixed), tail)
 
 
 def _read(path: Path) -> ir.Model:
@@ -222,20 +247,44 @@ def _is_fixed(model: ir.Model) -> bool:
     return all(fixed)
 
 
-def _output(model: ir.Model, session: ort.InferenceSession) -> Tensor:
-    """The only output, as declared; ONNX Runtime infers its type where the file does not say."""
-    node = session.get_outputs()[0]
-    types = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
-    if node.type not in types:
-        raise BackboneError(f"Output {node.name!r} is {node.type}; export the network with floating-point scores.")
-    if model.graph.outputs[0].is_graph_input():
+def _ends(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
+    """The outputs of these names, or all if there are none, in the network's order."""
+    ends = list(model.graph.outputs)
+    there = [value.name or "" for value in ends]
+    missing = next((name for name in names if name not in there), None)
+    if missing is not None:
+        raise BackboneError(f"The network has no output {missing!r}; it has {', '.join(there)}.")
+    return [value for value in ends if value.name in names or not names]
+
+
+def _only_output(value: ir.Value, types: Mapping[str, str]) -> Tensor:
+    """The scores where the network gives nothing else; how many classes there are is still to be seen."""
+    if value.is_graph_input():
         raise BackboneError("The network gives its input back; there is nothing to cut.")
-    return Tensor(node.name, types[node.type], (-1,))
+    return Tensor(value.name or "", FLOAT_TYPES[types[value.name or ""]], (-1,))
 
 
-def _check_names(names: list[str]) -> None:
+def _without_scores(path: Path, types: Mapping[str, str], ends: Sequence[ir.Value]) -> BackboneError:
+    names = [value.name or "" for value in ends]
+    if len(ends) == 1:
+        return BackboneError(f"Output {names[0]!r} is {types[names[0]]}, and no scores lead to it; give these as well.")
+    return BackboneError(
+        f"{path.name} has several outputs ({', '.join(names)}), and no scores of which alone all of them are computed "
+        "without weights; name those to serve (--outputs)."
+    )
+
+
+def _keep_only(model: ir.Model, output: str) -> None:
+    """Leaves out what is behind the scores."""
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    model.graph.outputs.clear()
+    model.graph.outputs.append(values[output])
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _check_names(names: Sequence[str], taken: Sequence[str]) -> None:
     for name in names:
-        if name in RESERVED:
+        if name in taken:
             raise BackboneError(f"The name {name!r} is taken by gati's own outputs; rename the network's {name!r}.")
 
 

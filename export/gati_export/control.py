@@ -91,7 +91,7 @@ class Control:
         """
         inputs = []
         for tensor in chain.inputs:
-            value = np.zeros((1, *(max(d, 1) for d in tensor.shape)), tensor.numpy)
+            value = np.zeros((1, *(max(d, 1) for d in tensor.dims)), tensor.numpy)
             inputs.append(triton.InferInput(tensor.name, list(value.shape), tensor.dtype))
             inputs[-1].set_data_from_numpy(value)
         try:

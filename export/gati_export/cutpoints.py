@@ -7,15 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati.session import open_session
 from gati_export.backbone import DTYPE_OF, FLOATS, Backbone, shorten
 from gati_export.compute import Shape, counts, macs
 from gati_export.graph import Separator, separators
+from gati_export.pieces import run_up_to
 
 LATEST = 0.95
 """Share of the compute after which a hit would save too little."""
@@ -89,17 +88,10 @@ def _run(
     backbone: Backbone, values: Collection[ir.Value], feeds: Mapping[str, np.ndarray]
 ) -> dict[ir.Value, np.ndarray]:
     """Runs the backbone, and gives tensors inside it."""
-    if not values:
-        return {}
-    proto = ir.to_proto(backbone.model)
-    del proto.graph.output[:]
-    # without a type: ONNX Runtime infers it, where a file may say something else or nothing
-    proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in values)
     try:
-        results = open_session(proto.SerializeToString()).run(None, dict(feeds))
+        return run_up_to(backbone.model, values, feeds)
     except Exception as error:  # ONNX Runtime's classes have no root of their own
         raise BackboneError(f"{backbone.path.name} can't be run up to hidden tensors ({shorten(error)}).") from error
-    return {value: array for value, array in zip(values, results, strict=True) if isinstance(array, np.ndarray)}
 
 
 def _run_resized(

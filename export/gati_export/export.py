@@ -50,6 +50,7 @@ class Plan:
         repository: Where the model repository is, or is to be.
         name: The chain's name on the server.
         decode: How encoded images among the samples become arrays.
+        outputs: Which of the backbone's outputs are to be served; all, if none is named.
         terms: What heads have to keep to.
         memory_share: What share of the backbone's size all heads together may take; None for any.
         extra: More samples, to train on and never to calibrate with, such as those that the backbone was trained on.
@@ -67,6 +68,7 @@ class Plan:
     repository: Path
     name: str
     decode: Decode | None = None
+    outputs: tuple[str, ...] = ()
     terms: Terms = field(default_factory=Terms)
     memory_share: float | None = None
     extra: Path | None = None
@@ -111,6 +113,8 @@ class Exported:
             "notes": self.notes,
             "mode_seconds": self.mode_seconds,
             "cut_points_found": self.found,
+            "scores": self.chain.output.name,
+            "outputs": [tensor.name for tensor in self.chain.served],
             "segments": [asdict(segment) for segment in self.chain.segments],
             "largest_difference": self.difference,
             "compared_samples": self.compared,
@@ -183,7 +187,8 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
         found.update(load_samples(plan.samples, names=names, decode=plan.decode))
         return found
 
-    backbone = load_backbone(plan.backbone, read, work, numbers=of_numbers(plan.terms.agreement))
+    numbers = of_numbers(plan.terms.agreement)
+    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs)
     samples = check_samples(found, backbone.inputs)
     return up_to_date(backbone, samples), samples
 
@@ -205,6 +210,8 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
         max_batch=backbone.max_batch or plan.max_batch,
         engine=plan.engine,
     )
+    if backbone.tail is not None:
+        chain = replace(chain, outputs=backbone.tail.outputs, tail=backbone.tail.write(chain.tail_path(staged)))
     segments = write_segments(cut(backbone, chosen), lambda index: chain.segment_path(staged, index).parent)
     return replace(chain, segments=segments)
 

@@ -14,7 +14,8 @@ have to carry for as long as the trunk reads it, so that no cut lets the network
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -72,17 +73,19 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def nodes_between(graph: ir.Graph, starts: Collection[ir.Value], end: ir.Value) -> tuple[list[ir.Node], list[ir.Value]]:
-    """Walks back from `end` to `starts`.
+def nodes_between(
+    graph: ir.Graph, starts: Collection[ir.Value], ends: Collection[ir.Value]
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Walks back from `ends` to `starts`.
 
     Returns:
-        The nodes that `end` needs, in the graph's order; and the values without a producer that they read:
+        The nodes that `ends` need, in the graph's order; and the values without a producer that they read:
         inputs and initialisers, in the order of first use.
     """
     bounds = set(starts)
     seen = set(bounds)
     needed: set[ir.Node] = set()
-    stack = [end]
+    stack = list(ends)
     while stack:
         value = stack.pop()
         node = value.producer()
@@ -163,21 +166,39 @@ def separators(graph: ir.Graph, macs: Mapping[ir.Node, int]) -> list[Separator]:
     The output itself is left out: nothing comes after it.
     """
     output = graph.outputs[0]
-    nodes, _ = nodes_between(graph, (), output)
+    nodes, _ = nodes_between(graph, (), [output])
     kinds = classify(nodes, graph.inputs, macs)
     trunk = [node for node in nodes if kinds[node.outputs[0]] == Kind.TRUNK]
-    last = {value: position for position, node in enumerate(trunk) for value in reads(node)}
-    last[output] = len(trunk)
     index = {node: position for position, node in enumerate(graph)}
-    total, done = sum(macs.get(node, 0) for node in trunk), 0
-    live = _sources(trunk, kinds)
-    found = []
-    for position, node in enumerate(trunk):
-        done += macs.get(node, 0)
+    done = list(itertools.accumulate(macs.get(node, 0) for node in trunk))
+    return [
+        Separator(value, index[trunk[position]], done[position], done[-1])
+        for position, value in _alone(trunk, _sources(trunk, kinds), [output])
+        if value is not output
+    ]
+
+
+def bottlenecks(graph: ir.Graph, ends: Collection[ir.Value]) -> list[ir.Value]:
+    """Values of which alone all of `ends` are computed, in the order of computation, by the same sweep.
+
+    Unlike separators they let nothing of the inputs by, not even what is cheap to compute again.
+    """
+    nodes, _ = nodes_between(graph, (), ends)
+    kinds = classify(nodes, graph.inputs, {})
+    varying = [node for node in nodes if kinds[node.outputs[0]] != Kind.CONSTANT]
+    return [value for _, value in _alone(varying, {*graph.inputs}, ends)]
+
+
+def _alone(
+    nodes: Sequence[ir.Node], live: Collection[ir.Value], ends: Collection[ir.Value]
+) -> Iterator[tuple[int, ir.Value]]:
+    """Values that alone are live right after their producers, whose positions come with them."""
+    last = {value: position for position, node in enumerate(nodes) for value in reads(node)}
+    last |= dict.fromkeys(ends, len(nodes))
+    for position, node in enumerate(nodes):
         live = {value for value in (*live, *node.outputs) if last.get(value, -1) > position}
-        if len(live) == 1 and output not in live and (value := next(iter(live))) in node.outputs:
-            found.append(Separator(value, index[node], done, total))
-    return found
+        if len(live) == 1 and (value := next(iter(live))) in node.outputs:
+            yield position, value
 
 
 def _sources(trunk: list[ir.Node], kinds: Mapping[ir.Value, Kind]) -> set[ir.Value]:

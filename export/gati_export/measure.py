@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
-from gati.chain import Chain, Mode
+from gati.chain import Chain, Mode, as_sent
 from gati.errors import GatiError, UnavailableError
 from gati.server import HOST, Ports, Server
 from gati.settings import NO_STORE, STORE
@@ -57,7 +57,8 @@ def _mean_seconds(address: str, chain: Chain, samples: Mapping[str, np.ndarray])
     with triton.InferenceServerClient(address) as client:
         taken = []
         for i in range(WARM_UP + REQUESTS):
-            inputs = [_input(tensor.name, tensor.dtype, samples[tensor.name][[i % count]]) for tensor in chain.inputs]
+            rows = {tensor: as_sent(samples[tensor.name][[i % count]]) for tensor in chain.inputs}
+            inputs = [_input(tensor.name, tensor.dtype, value) for tensor, value in rows.items()]
             start = time.perf_counter()
             client.infer(chain.model, inputs)
             taken.append(time.perf_counter() - start)

@@ -37,16 +37,16 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
     module = _build(spec)
     names = _argument_names(spec, module, samples)
     batches = {size: _tensors(module, samples, names, size) for size in (1, 2)}
-    output = _output_name(spec, module, batches[1])
+    outputs = _output_names(spec, module, batches[1])
     with exporting():
         try:
             # a size of 1 would be taken for a constant, hence 2
-            program = _to_onnx(module, batches[2], output, {name: {0: BATCH} for name in names})
+            program = _to_onnx(module, batches[2], outputs, {name: {0: BATCH} for name in names})
             if not _is_free(program):
                 raise BackboneError("The batch became a constant.")
         except Exception as dynamic:  # the exporter raises whatever the module did
             try:
-                program = _to_onnx(module, batches[1], output, None)
+                program = _to_onnx(module, batches[1], outputs, None)
             except Exception:
                 raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(dynamic)}).") from dynamic
         _save(program, path)
@@ -68,7 +68,7 @@ def export_saved(source: Path, path: Path) -> None:
                 f"{source.name} is not a program written by torch.export.save, or is damaged."
             ) from error
         try:
-            _save(_to_onnx(saved, None, "output", None), path)
+            _save(_to_onnx(saved, None, _saved_names(saved), None), path)
         except Exception as error:
             raise BackboneError(f"{source.name} can't be exported to ONNX ({_first_line(error)}).") from error
 
@@ -114,29 +114,42 @@ def _tensors(
     return tensors
 
 
-def _output_name(spec: str, module: nn.Module, tensors: dict[str, torch.Tensor]) -> str:
-    """Calls the module once; its output is named by the module where it returns a mapping."""
+def _output_names(spec: str, module: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Calls the module once; its outputs are named by the module where it returns a mapping."""
     try:
         with torch.no_grad():
             result = module(**tensors)
     except Exception as error:  # the user's own code
         raise BackboneError(f"{spec} fails on the samples ({_first_line(error)}); check their shapes.") from error
-    outputs: dict[str, Any] = {"output": result}
+    outputs = _by_name(result)
+    strange = next((name for name, output in outputs.items() if not isinstance(output, torch.Tensor)), None)
+    if strange is not None or not outputs:
+        what = "nothing" if strange is None else f"{type(outputs[strange]).__name__} for {strange!r}"
+        raise BackboneError(f"{spec} returns {what}; wrap it so that it returns tensors.")
+    return [*outputs]
+
+
+def _saved_names(saved: torch.export.ExportedProgram) -> list[str]:
+    """Names of a saved program's outputs, by what its module returned."""
+    spec = saved.call_spec.out_spec
+    return ["output"] if spec is None else [*_by_name(spec.unflatten(range(spec.num_leaves)))]
+
+
+def _by_name(result: Any) -> dict[str, Any]:
+    """What a module returned, by the names that its outputs get."""
     if isinstance(result, Mapping):
-        outputs = dict(result)
-    elif isinstance(result, (tuple, list)):
-        outputs = {f"output_{index}": item for index, item in enumerate(result)}
-    if len(outputs) != 1 or not isinstance(next(iter(outputs.values())), torch.Tensor):
-        raise BackboneError(f"{spec} returns {len(outputs)} outputs; wrap it so that it returns one tensor of scores.")
-    name = next(iter(outputs))
-    return "output" if isinstance(result, (tuple, list)) else str(name)
+        return {str(name): output for name, output in result.items()}
+    outputs = result if isinstance(result, (tuple, list)) else [result]
+    if len(outputs) == 1:
+        return {"output": outputs[0]}
+    return {f"output_{place}": output for place, output in enumerate(outputs)}
 
 
 def _to_onnx(
-    program: Any, tensors: dict[str, torch.Tensor] | None, output: str, dynamic: Any
+    program: Any, tensors: dict[str, torch.Tensor] | None, outputs: list[str], dynamic: Any
 ) -> torch.onnx.ONNXProgram:
     exported = torch.onnx.export(
-        program, (), kwargs=tensors, dynamic_shapes=dynamic, output_names=[output], dynamo=True, verbose=False
+        program, (), kwargs=tensors, dynamic_shapes=dynamic, output_names=outputs, dynamo=True, verbose=False
     )
     if exported is None:
         raise BackboneError("PyTorch's exporter gave nothing.")

@@ -71,7 +71,7 @@ def check_config(path: Path, expected: ModelConfig) -> None:
 def _segment_config(chain: Chain, segment: Segment, accelerator: Accelerator | None) -> ModelConfig:
     known = {t.name: t for t in (*chain.inputs, *(s.output for s in chain.segments))}
     inputs = [known[name] for name in segment.inputs]
-    config = onnx_config(chain.segment_model(segment.index), inputs, segment.output, chain.max_batch)
+    config = onnx_config(chain.segment_model(segment.index), inputs, [segment.output], chain.max_batch)
     config.parameters[SPIN].string_value = "0"  # many small models on the same cores
     if accelerator is not None:
         use = accelerator.use_plan if segment.plan else accelerator.accelerate
@@ -85,7 +85,7 @@ def write_plain(repository: Path, chain: Chain, backbone: Path, accelerator: Acc
     folder = repository / name / "1"
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(onnx.load(backbone), folder / "model.onnx")  # weights that lay beside the file come into it
-    config = onnx_config(name, chain.inputs, chain.output, chain.max_batch)
+    config = onnx_config(name, chain.inputs, chain.served, chain.max_batch)
     if accelerator is not None:
         accelerator.accelerate(config, accelerator.whole)
     write_config(repository, config)
@@ -97,21 +97,22 @@ def plain_name(model: str) -> str:
 
 
 def chain_config(chain: Chain) -> ModelConfig:
-    """The chain's own configuration: the backbone's inputs and output, and the optional outputs."""
+    """The chain's own configuration: the backbone's inputs and outputs, and where each row was answered."""
     config = _config(chain.model, "gati", chain.max_batch)
     for tensor in chain.inputs:
         _add(config.input, tensor)
-    for tensor in (chain.output, Tensor(EXIT, "INT32", (1,)), Tensor(RELEASE, "INT64", (1,))):
+    for tensor in (*chain.served, Tensor(EXIT, "INT32", (1,)), Tensor(RELEASE, "INT64", (1,))):
         _add(config.output, tensor)
     return config
 
 
-def onnx_config(model: str, inputs: Sequence[Tensor], output: Tensor, max_batch: int) -> ModelConfig:
-    """The configuration of an ONNX model that has one output."""
+def onnx_config(model: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], max_batch: int) -> ModelConfig:
+    """The configuration of an ONNX model."""
     config = _config(model, "onnxruntime", max_batch)
     for tensor in inputs:
         _add(config.input, tensor)
-    _add(config.output, output)
+    for tensor in outputs:
+        _add(config.output, tensor)
     return config
 
 
@@ -143,7 +144,9 @@ def _config(model: str, backend: str, max_batch: int) -> ModelConfig:
 
 
 def _add(tensors: Any, tensor: Tensor) -> None:
-    tensors.add(name=tensor.name, data_type=DataType.Value(f"TYPE_{tensor.dtype}"), dims=tensor.shape)
+    added = tensors.add(name=tensor.name, data_type=DataType.Value(f"TYPE_{tensor.dtype}"), dims=tensor.dims)
+    if not tensor.shape:
+        added.reshape.SetInParent()
 
 
 def copy_config(source: Path, repository: Path, name: str) -> None:

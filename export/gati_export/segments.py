@@ -16,7 +16,7 @@ from gati.session import open_session
 from gati_export.activations import run_segments
 from gati_export.backbone import LIMIT, Backbone
 from gati_export.cutpoints import CutPoint
-from gati_export.graph import nodes_between
+from gati_export.pieces import declare, extract, model_of
 
 BATCH = 8
 """Rows of the larger batches that segments are checked on."""
@@ -62,13 +62,13 @@ def cut(backbone: Backbone, cutpoints: Sequence[CutPoint]) -> list[SegmentGraph]
     graphs = []
     for index, tensor in enumerate(tensors):
         start = tensors[index - 1] if index else None
-        graph = _extract(backbone.model.graph, values[start.name] if start else None, values[tensor.name])
+        graph = extract(backbone.model.graph, values[start.name] if start else None, [values[tensor.name]])
         if start:
-            _declare(graph.inputs[0], start, batch)
+            declare(graph.inputs[0], start, batch)
             _read_batch_from_cut(graph)
-        _declare(graph.outputs[0], tensor, batch)
+        declare(graph.outputs[0], tensor, batch)
         inputs = tuple(value.name or "" for value in graph.inputs)
-        graphs.append(SegmentGraph(index, inputs, tensor, _model(backbone.model, graph)))
+        graphs.append(SegmentGraph(index, inputs, tensor, model_of(backbone.model, graph)))
     return graphs
 
 
@@ -79,49 +79,6 @@ def _batch_dimension(backbone: Backbone) -> int | ir.SymbolicDim:
     if dim is None or (isinstance(dim, ir.SymbolicDim) and dim.value is None):
         return ir.SymbolicDim("batch")
     return dim
-
-
-def _extract(graph: ir.Graph, start: ir.Value | None, end: ir.Value) -> ir.Graph:
-    """Copies what leads from `start`, or from the inputs, to `end`.
-
-    `onnx_ir.convenience.extract` does nearly this, but it has to be told the inputs, and orders initialisers by chance,
-    which would give every export another digest.
-    """
-    nodes, roots = nodes_between(graph, () if start is None else (start,), end)
-    inputs = [value for value in graph.inputs if value in set(roots)]
-    view = ir.GraphView(
-        inputs if start is None else [start, *inputs],
-        [end],
-        nodes=nodes,
-        initializers=[value for value in roots if value.is_initializer()],
-        opset_imports=graph.opset_imports,
-        name=graph.name,
-        doc_string=graph.doc_string,
-        metadata_props=graph.metadata_props,
-    )
-    return view.clone()
-
-
-def _model(whole: ir.Model, graph: ir.Graph) -> ir.Model:
-    return ir.Model(
-        graph,
-        ir_version=whole.ir_version,
-        producer_name=whole.producer_name,
-        producer_version=whole.producer_version,
-        domain=whole.domain,
-        model_version=whole.model_version,
-        doc_string=whole.doc_string,
-        metadata_props=dict(whole.metadata_props),
-    )
-
-
-def _declare(value: ir.Value, tensor: Tensor, batch: int | ir.SymbolicDim) -> None:
-    """Says a boundary's type and shape as they were seen: files often don't, or only in part."""
-    known = value.shape if value.shape is not None and len(value.shape) == len(tensor.shape) + 1 else None
-    free = [known[i] if known and not isinstance(known[i], int) else None for i in range(1, len(tensor.shape) + 1)]
-    dims = [dim if dim >= 0 else free[i] for i, dim in enumerate(tensor.shape)]
-    value.type = ir.TensorType(ir.DataType.from_numpy(tensor.numpy))
-    value.shape = ir.Shape([batch, *dims])
 
 
 def _read_batch_from_cut(graph: ir.Graph) -> None:

@@ -175,6 +175,9 @@ class Copy:
             key = f"{config.name}/config.pbtxt"
             self._fetch(key, staged, LARGEST_MANIFEST)
             check_config(staged / key, config)
+        if chain.tail:
+            self._fetch(f"{chain.model}/1/tail.onnx", staged, LARGEST_FILE)
+            chain.read_tail(staged)
         self._fetch(f"{chain.model}/1/chain.json", staged, LARGEST_MANIFEST)
         if read_chain(staged, chain.model) != chain:
             raise RepositoryError(f"{chain.model!r} in {self._origin.url} was changed as it was read.")
@@ -239,6 +242,7 @@ class Copy:
             raise PublishError(f"Another publisher was first with {chain.model!r} in {self._origin.url}.")
         keys = [f"{chain.segment_model(segment.index)}/1/model.onnx" for segment in chain.segments]
         keys += [f"{config.name}/config.pbtxt" for config in configs(chain)]
+        keys += [f"{chain.model}/1/tail.onnx"] if chain.tail else []
         for key in [*keys, f"{chain.model}/1/chain.json"]:
             self._origin.put(key, self._repository / key)
         return None

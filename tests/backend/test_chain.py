@@ -115,7 +115,7 @@ def test_a_segment_is_held_against_its_digest(tmp_path: Path) -> None:
         chain.check_segment(tmp_path, 1)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"a segment")
-    with pytest.raises(RepositoryError, match=r"not the segment that chain\.json names"):
+    with pytest.raises(RepositoryError, match=r"not the one that chain\.json names"):
         chain.check_segment(tmp_path, 1)
     mine = replace(chain, segments=tuple(replace(s, sha256=sha256_of(path)) for s in chain.segments))
     mine.check_segment(tmp_path, 1)

@@ -87,12 +87,13 @@ def test_frames_resemble_the_one_before_and_stay_in_range() -> None:
 
 
 def test_input_data_is_what_was_drawn(tmp_path: Path) -> None:
-    requests = pool(3)
+    requests = pool(3) | {"loudness": np.ones(3, np.float32)}
     write_inputs(tmp_path / "inputs.json", requests)
     steps = json.loads((tmp_path / "inputs.json").read_text())["data"]
     content = [np.frombuffer(base64.b64decode(step["image"]["content"]["b64"]), np.float32) for step in steps]
     np.testing.assert_array_equal(np.stack(content).reshape(3, 3, 8, 8), requests["image"])
     assert steps[0]["image"]["shape"] == [3, 8, 8]
+    assert steps[0]["loudness"]["shape"] == [1]
 
 
 def latency(mean: float) -> Latency:

@@ -94,6 +94,12 @@ def test_shapes_that_do_not_fit(value: object, words: str) -> None:
     assert str(error.value).endswith(".")
 
 
+def test_one_number_a_row_may_come_without_a_dimension_of_its_own() -> None:
+    assert fit(TensorSpec("x", "FP32", (-1, 1)), [1, 2]).tolist() == [[1], [2]]
+    with pytest.raises(InvalidRequest, match="empty batch"):
+        fit(TensorSpec("x", "FP32", (-1, 1)), [])
+
+
 def test_ways_to_give_inputs() -> None:
     array = np.ones((2, 3), np.float32)
     for given_ in (encode(ONE, array, {}), encode(ONE, {"x": array}, {}), encode(ONE, None, {"x": array})):

@@ -114,6 +114,18 @@ def test_what_takes_zeros_is_warm_before_it_is_ready(tmp_path: Path) -> None:
     assert warm_ups(configs["two-segment-1"]) == warm_ups(configs["two-plain"]) == {}  # they would not be loaded
 
 
+def test_one_number_a_row_is_two_dimensions_to_triton_and_one_to_the_engine(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    chain = replace(two.chain, inputs=(*two.chain.inputs, Tensor("loudness", "FP32", ())))
+    accelerator = Accelerator(ENGINES, {"loudness": (), "x": (6, 3), "mask": (6,)}, True, [True, True])
+    write_plain(two.repository, chain, two.paths[0], accelerator)
+    config = text_format.Parse((two.repository / "two-plain" / "config.pbtxt").read_text(), ModelConfig())
+    assert [*config.input[2].dims] == [1]
+    assert config.input[2].HasField("reshape") and not config.input[2].reshape.shape
+    assert parameters(config)["trt_profile_max_shapes"] == "x:32x6x3,mask:32x6,loudness:32"
+    assert warm_ups(config)[32]["loudness"] == [1]
+
+
 def test_a_shape_that_varies_is_left_to_what_comes(tmp_path: Path) -> None:
     config = Two(tmp_path, varies=True).configs()["two-segment-0"]
     assert not any("profile" in name for name in parameters(config))
@@ -179,7 +191,7 @@ def test_a_plan_is_held_against_its_digest(tmp_path: Path) -> None:
     chain.check_plan(two.repository, 0)
     chain.check_plan(two.repository, 1)  # it has none
     path.write_bytes(b"another")
-    with pytest.raises(RepositoryError, match=r"model\.plan is not the segment that chain\.json names"):
+    with pytest.raises(RepositoryError, match=r"model\.plan is not the one that chain\.json names"):
         chain.check_plan(two.repository, 0)
 
 

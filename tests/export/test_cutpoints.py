@@ -237,7 +237,7 @@ def test_separators_are_those_whose_removal_disconnects_the_output(tmp_path, gra
 
 def _disconnecting(graph) -> set[str]:
     """Removes each value in turn, and searches back from the output for a first node of the trunk."""
-    nodes, _ = nodes_between(graph, (), graph.outputs[0])
+    nodes, _ = nodes_between(graph, (), graph.outputs[:1])
     kinds = classify(nodes, graph.inputs, {n: 1 for n in graph if n.op_type == "MatMul"})
     trunk = [node for node in nodes if kinds[node.outputs[0]] == Kind.TRUNK]
     first = [n for n in trunk if all(kinds[v] != Kind.TRUNK for v in reads(n))]

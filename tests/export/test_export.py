@@ -462,14 +462,8 @@ def text(folder: Path) -> str:
 
 def two_outputs(folder: Path) -> str:
     graph = network()
-    graph.node("Softmax", "scores", name="probabilities")
-    return graph.save(folder / "bad.onnx", "scores", "probabilities").name
-
-
-def int_output(folder: Path) -> str:
-    graph = network()
-    graph.node("ArgMax", "scores", name="label", axis=1)
-    return graph.save(folder / "bad.onnx", "label", dtype=TensorProto.INT64).name
+    graph.linear("scores", CLASSES, 3, name="embedding")
+    return graph.save(folder / "bad.onnx", "scores", "embedding").name
 
 
 def batch_of_four(folder: Path) -> str:
@@ -518,8 +512,7 @@ class Wrong(nn.Module):
         ("none.onnx", "There is no file none.onnx"),
         ("none.pt2", "There is no file none.pt2"),
         ("samples.npz", "give an .onnx file, a .pt2 file, or package.module:function"),
-        (two_outputs, "several outputs (scores, probabilities)"),
-        (int_output, "floating-point scores"),
+        (two_outputs, "several outputs (scores, embedding)"),
         (batch_of_four, "batch fixed at 4"),
         (two_towers, "can't be cut"),
         (custom_operator, "com.example"),

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from conftest import MODEL, Exported, Serve
 from drafts import ALWAYS, marked_draft, release_files
-from handmade import toy_chain
+from handmade import label_tail, toy_chain
 from handmade import toy_sample as sample
 from publishers import SECONDS, run, start
 from running import eventually, started
 from stores import KEY, SECRET, Store
 
 from gati import recorder as recording
-from gati.chain import Chain
+from gati.chain import Chain, read_chain
 from gati.cli import main
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.recorder import Recorder, shard, write_shard
@@ -29,6 +29,7 @@ from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
 from gati_export.origin import Origin
 from gati_export.publish import publish, withdraw
+from gati_export.repository import write_repository
 from gati_export.rollout import settle
 from gati_export.store import count_since, read_recent
 from gati_export.sync import Copy, follow
@@ -183,7 +184,7 @@ def _other_config(text: bytes) -> bytes:
 HARMS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "another name": ("{model}/1/chain.json", lambda text: text.replace(b'"digits"', b'"../digits"'), "says that it is"),
     "code": ("{model}/config.pbtxt", _other_config, "not as gati writes it"),
-    "another segment": ("{model}-segment-0/1/model.onnx", lambda text: text[:-1], "is not the segment"),
+    "another segment": ("{model}-segment-0/1/model.onnx", lambda text: text[:-1], "is not the one that"),
     "no end": ("{model}-segment-1/config.pbtxt", lambda text: text + b"#" * (1 << 20), "larger than"),
 }
 
@@ -198,6 +199,22 @@ def test_a_chain_with_harm_in_it_is_not_taken(
     done = Copy(tmp_path / "pod", Origin(url)).pull()
     assert len(done.refused) == 1 and reason in done.refused[0]
     assert not list((tmp_path / "pod").iterdir())
+
+
+def test_what_a_chain_makes_of_its_scores_comes_with_it(
+    store: Store, exported: Exported, url: str, tmp_path: Path
+) -> None:
+    repository = exported.copy(tmp_path / "publisher")
+    chain, tail = label_tail(exported.chain)
+    chain.tail_path(repository).write_bytes(tail)
+    write_repository(repository, chain)
+    Copy(repository, Origin(url)).push()
+    assert chain.read_tail(pulled(url, tmp_path / "pod")) == tail
+    assert read_chain(tmp_path / "pod", MODEL) == chain
+    place(store, url, {f"{MODEL}/1/tail.onnx": tail[:-1]})
+    refused = Copy(tmp_path / "other", Origin(url)).pull().refused
+    assert len(refused) == 1 and "tail.onnx is not the one that chain.json names" in refused[0]
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_keys_that_lead_out_of_the_folder_lead_nowhere(

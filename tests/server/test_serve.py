@@ -281,7 +281,7 @@ def _damaged_config(repository: Path) -> None:
 HARM: dict[str, tuple[Callable[[Path], None], str]] = {
     "chain.json cut": (lambda r: _halve(r / MODEL / "1" / "chain.json"), r"chain.json is damaged"),
     "segment cut": (lambda r: _halve(_segment(r, 1)), f"{MODEL}-segment-1"),
-    "another segment": (_other, "is not the segment that chain.json names"),
+    "another segment": (_other, "is not the one that chain.json names"),
     "unknown backend": (_without_backend, "nonesuch"),
     "config.pbtxt damaged": (_damaged_config, f"'{PLAIN}'"),
 }

@@ -126,8 +126,9 @@ def set_up(
     for segment in chain.segments:
         chain.check_segment(source, segment.index)
     release = next(valid_releases(source, chain), None)
-    arena = Arena(folder, source, chain, device, release)
-    _add_plain(arena)
+    # what follows from scores is the same for everybody, and left out
+    arena = Arena(folder, source, replace(chain, outputs=(), tail=""), device, release)
+    _add_plain(arena, None if chain.tail else source / plain_name(chain.model))
     _add_served(arena, modes)
     report("Set up", 0.3)
     _add_mechanism(arena)
@@ -144,12 +145,11 @@ def set_up(
     return arena
 
 
-def _add_plain(arena: Arena) -> None:
+def _add_plain(arena: Arena, exported: Path | None) -> None:
     """The backbone: as it was exported with --plain, or put together from its segments."""
-    there = arena.source / plain_name(arena.chain.model) / "1" / "model.onnx"
-    if there.exists():
-        _write_model(arena, PLAIN, there)
-        copy_config(there.parents[1], arena.repository, PLAIN)
+    if exported is not None and exported.exists():
+        _write_model(arena, PLAIN, exported / "1" / "model.onnx")
+        copy_config(exported, arena.repository, PLAIN)
         move(arena.repository, PLAIN, arena.device)
     else:
         _write_model(arena, PLAIN, _fused(arena, range(len(arena.chain.segments))))
@@ -202,7 +202,7 @@ def _write_model(arena: Arena, name: str, model: Path | bytes, cached: bool = Fa
         path.write_bytes(model)
     else:
         _link(model, path)
-    config = onnx_config(name, arena.chain.inputs, arena.chain.output, arena.chain.max_batch)
+    config = onnx_config(name, arena.chain.inputs, [arena.chain.output], arena.chain.max_batch)
     config.response_cache.enable = cached
     write_config(arena.repository, config)
     move(arena.repository, name, arena.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.chain import Tensor
+from gati.chain import Tensor, as_sent
 from gati.errors import SamplesError
 from gati_client.workload import film, frames, hot, iid
 
@@ -90,7 +90,8 @@ def _filmed(name: str, pool: np.ndarray, seed: int) -> Iterator[Feeds]:
 def write_inputs(path: Path, requests: Feeds) -> None:
     """Writes requests [n, ...] as perf_analyzer's input data, one step a request."""
     count = len(next(iter(requests.values())))
-    steps = [{name: _encoded(values[row]) for name, values in requests.items()} for row in range(count)]
+    sent = {name: as_sent(values) for name, values in requests.items()}
+    steps = [{name: _encoded(values[row]) for name, values in sent.items()} for row in range(count)]
     path.write_text(json.dumps({"data": steps}), encoding="ascii")
 
 

@@ -38,6 +38,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 )
 @click.option("--name", help="The model's name on the server.  [default: after BACKBONE]")
 @click.option(
+    "--outputs",
+    metavar="NAMES",
+    help="Which of BACKBONE's outputs to serve, with commas between, if not all.",
+)
+@click.option(
     "--image",
     metavar="HOW",
     help="How encoded images become arrays: '[WxH] rgb|gray [mean=..] [std=..] [chw|hwc]', or package.module:function "
@@ -82,6 +87,7 @@ def export(
     samples: Path,
     repository: Path,
     name: str | None,
+    outputs: str | None,
     image: str | None,
     terms: Terms,
     memory_share: float | None,
@@ -98,9 +104,10 @@ def export(
     """Cut BACKBONE into segments, train heads on its own answers to SAMPLES, and write a model repository.
 
     BACKBONE is an ONNX file, a torch.export program (.pt2), or package.module:callable that returns an nn.Module. It
-    has one output of scores, [batch, classes]. SAMPLES are arrays, or Parquet columns, named as its inputs; no labels
-    are needed. The answers served differ from BACKBONE's on at most a share --epsilon of requests like SAMPLES, with
-    confidence 1 - --delta: that takes 299 samples held out at the defaults, so give 1,400 or more.
+    gives scores, [batch, classes], and perhaps what follows from these alone, as a label does. SAMPLES are arrays, or
+    Parquet columns, named as its inputs; no labels are needed. The answers served differ from BACKBONE's on at most a
+    share --epsilon of requests like SAMPLES, with confidence 1 - --delta: that takes 299 samples held out at the
+    defaults, so give 1,400 or more.
 
     \b
     gati export resnet18.onnx --samples images.npz --repository models
@@ -122,6 +129,7 @@ def export(
         repository=repository,
         name=_checked_name(_default_name(backbone) if name is None else name),
         decode=parse_decode(image) if image else None,
+        outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else (),
         terms=terms,
         memory_share=memory_share,
         extra=extra,
@@ -160,6 +168,9 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
         f"Cut at {len(chain.segments) - 1} of {exported.found} cut points; on {exported.compared} samples the segments "
         f"answer as the backbone does (largest difference {exported.difference:.1e})."
     )
+    if chain.tail:
+        follow = ", ".join(tensor.name for tensor in chain.served if tensor != chain.output)
+        click.echo(f"Heads foretell {chain.output.name!r}; of that, whoever answers, {follow} is computed.")
     if exported.mode_seconds:
         times = ", ".join(f"{mode} {seconds * 1e3:.2f} ms" for mode, seconds in exported.mode_seconds.items())
         click.echo(f"Mode {chain.mode} (mean of a request here: {times}).")
