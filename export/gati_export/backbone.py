@@ -19,7 +19,7 @@ from gati.head import HIT, SCORE
 from gati.session import open_session
 from gati.wire import EXIT, RELEASE
 from gati_export.samples import check_samples, pick
-from gati_export.tail import Tail, divide
+from gati_export.tail import Tail, divide, flattened, is_pixel
 
 LIMIT = 1_800_000_000
 """Bytes of weights above which a network does not fit a single ONNX file (protobuf ends at 2 GiB)."""
@@ -130,10 +130,12 @@ def _checked(
     samples = None if samples is None else check_samples(samples, inputs)
     ends = _ends(model, outputs)
     types = {node.name: node.type for node in session.get_outputs()}
-    tail = None
-    if len(ends) == 1 and types[ends[0].name or ""] in FLOAT_TYPES:
+    sizes = {node.name: node.shape[1:] for node in session.get_outputs()}
+    tail, alone = None, ends[0].name or ""
+    if len(ends) == 1 and types[alone] in FLOAT_TYPES and not is_pixel(sizes[alone]):
         output = _only_output(ends[0], types)
     else:
+        ends = [flattened(model, end, sizes[end.name or ""]) for end in ends]
         batches = [_batch(inputs, samples, size) for size in ((1,) if fixed else (2, 1))]
         found = divide(model, ends, batches, 1 if numbers else 2)
         if found is None:

@@ -47,6 +47,29 @@ class Tail:
         return hashlib.sha256(data).hexdigest()
 
 
+def is_pixel(sizes: Sequence[int | str]) -> bool:
+    """Whether an output, [batch, *sizes], is one pixel with a channel for each class."""
+    return len(sizes) > 1 and all(size == 1 for size in sizes[1:])
+
+
+def flattened(model: ir.Model, end: ir.Value, sizes: Sequence[int | str]) -> ir.Value:
+    """Leads an output that is one pixel, [batch, classes, 1, 1], by [batch, classes]; others stay as they are."""
+    maker = end.producer()
+    if maker is None or not is_pixel(sizes):
+        return end
+    name, graph = end.name or "", model.graph
+    end.name = f"{name}/pixel"
+    flat = ir.node("Flatten", [end], {"axis": 1})
+    flat.outputs[0].name = f"{name}/scores"
+    shape = ir.Value(name=f"{name}/shape", const_value=ir.tensor(np.array([0, -1, *sizes[1:]], np.int64)))
+    graph.register_initializer(shape)
+    pixel = ir.node("Reshape", [flat.outputs[0], shape])
+    pixel.outputs[0].name = name
+    graph.insert_after(maker, [flat, pixel])
+    graph.outputs[list(graph.outputs).index(end)] = pixel.outputs[0]
+    return pixel.outputs[0]
+
+
 def divide(
     model: ir.Model, ends: Sequence[ir.Value], batches: Sequence[Mapping[str, np.ndarray]], fewest: int
 ) -> tuple[Tensor, Tail] | None:

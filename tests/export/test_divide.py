@@ -99,6 +99,24 @@ def test_a_batch_of_one(tmp_path):
     check(backbone, tmp_path)
 
 
+@pytest.mark.parametrize("batch", ["n", 1])
+def test_scores_that_are_one_pixel_lead_by_a_row_of_them(tmp_path, batch):
+    graph, _, scores = network(batch)
+    pixel = graph.node("Unsqueeze", scores, graph.constant([2, 3]), name="pixel")
+    backbone = loaded(graph, tmp_path, pixel)
+    assert backbone.output == Tensor("pixel/scores", "FP32", (4,))
+    assert backbone.tail.outputs == (Tensor("pixel", "FP32", (4, 1, 1)),)
+    check(backbone, tmp_path)
+
+
+def test_a_pixel_beside_its_label(tmp_path):
+    graph, _, scores = network()
+    pixel = graph.node("Unsqueeze", scores, graph.constant([2, 3]), name="pixel")
+    backbone = loaded(graph, tmp_path, pixel, graph.node("ArgMax", pixel, name="label", axis=1, keepdims=0))
+    assert [tensor.name for tensor in backbone.tail.outputs] == ["pixel", "label"]
+    check(backbone, tmp_path)
+
+
 def test_scores_alone_have_no_tail(tmp_path):
     graph, _, scores = network()
     assert loaded(graph, tmp_path, scores).tail is None
