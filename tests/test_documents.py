@@ -1,4 +1,4 @@
-"""The tables of faults and of threats name tests that exist."""
+"""Documents name what there is: tests, metrics, settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from gati.metrics import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
@@ -22,3 +24,13 @@ def test_each_row_names_a_test_that_exists(document: str, least: int) -> None:
             node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)
         }
         assert not name or name in functions, f"{document} names {path}::{name}"
+
+
+def test_each_metric_and_each_setting_is_told_to_operators() -> None:
+    told = (ROOT / "OPERATING.md").read_text()
+    sources = "".join((ROOT / "backend" / "gati" / name).read_text() for name in ("settings.py", "session.py"))
+    settings = set(re.findall(r'"(GATI_[A-Z_]+)"', sources))
+    assert len(settings) >= 10
+    metrics = {name.removesuffix("_sum").removesuffix("_count") for name in FAMILIES}
+    assert not [name for name in (*settings, *metrics) if name not in told]
+    assert not set(re.findall(r"GATI_[A-Z_]+", told)) - settings

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gati.errors import SamplesError
+from gati.recorder import ANSWER, EXIT, RELEASE, TIME
 from gati_export.images import Decode
 
 NEEDS_DECODE = (
@@ -67,14 +68,15 @@ def _schema(file: Path) -> pa.Schema:
 
 
 def _columns(schema: pa.Schema, names: Sequence[str] | None, decode: Decode | None) -> list[str]:
-    tensors = [f.name for f in schema if _is_list(f.type) or _is_encoded(f.type)]
+    fields = [f for f in schema if f.name not in (ANSWER, EXIT, RELEASE, TIME)]  # beside inputs that were served
+    tensors = [f.name for f in fields if _is_list(f.type) or _is_encoded(f.type)]
     if names is not None:
         if len(names) == 1 and names[0] not in schema.names and len(tensors) == 1:
             return tensors
         return [name for name in names if name in schema.names]
     if decode is None and tensors and all(_is_encoded(schema.field(name).type) for name in tensors):
         raise SamplesError(NEEDS_DECODE.format(name=tensors[0]))
-    return [f.name for f in schema if _is_number(f.type) or _is_list(f.type) or (decode and _is_encoded(f.type))]
+    return [f.name for f in fields if _is_number(f.type) or _is_list(f.type) or (decode and _is_encoded(f.type))]
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from handmade import toy_chain, toy_sample
 from PIL import Image
 
 from gati.chain import Tensor
 from gati.errors import SamplesError
+from gati.recorder import shard, write_shard
 from gati_export.images import parse_decode
 from gati_export.samples import check_samples, load_samples
 
@@ -77,6 +79,15 @@ def test_parquet_lists_take_the_models_shape_or_the_metadatas(tmp_path):
     assert np.array_equal(load_samples(nested, inputs=[X])["x"], rows())
     assert load_samples(plain)["x"].shape == (7, 60)
     assert load_samples(told)["x"].shape == (7, 3, 4, 5)
+
+
+def test_what_was_served_is_samples_like_any(tmp_path):
+    table = shard(toy_chain(), [toy_sample(0), toy_sample(2, known=False)])
+    write_shard(str(tmp_path), table, 1 << 20)
+    for names in (None, ["x"], ["data"]):
+        (found,) = load_samples(tmp_path, names=names).items()
+        np.testing.assert_array_equal(found[1], np.arange(16, dtype=np.float32).reshape(4, 4))
+        assert found[0] == "x"
 
 
 def test_parquet_tensors_and_scalars(tmp_path):
