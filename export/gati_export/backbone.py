@@ -129,18 +129,8 @@ def _checked(
     fixed = _is_fixed(model)
     samples = None if samples is None else check_samples(samples, inputs)
     ends = _ends(model, outputs)
-    types = {node.name: node.type for node in session.get_outputs()}
-    sizes = {node.name: node.shape[1:] for node in session.get_outputs()}
-    tail, alone = None, ends[0].name or ""
-    if len(ends) == 1 and types[alone] in FLOAT_TYPES and not is_pixel(sizes[alone]):
-        output = _only_output(ends[0], types)
-    else:
-        ends = [flattened(model, end, sizes[end.name or ""]) for end in ends]
-        batches = [_batch(inputs, samples, size) for size in ((1,) if fixed else (2, 1))]
-        found = divide(model, ends, batches, 1 if numbers else 2)
-        if found is None:
-            raise _without_scores(path, types, ends)
-        output, tail = found
+    batches = [_batch(inputs, samples, size) for size in ((1,) if fixed else (2, 1))]
+    output, tail = _scores(path, model, session, ends, batches, 1 if numbers else 2)
     _check_names([*(tensor.name for tensor in inputs), output.name], RESERVED)
     _check_names([value.name or "" for value in ends], (EXIT, RELEASE))
     _keep_only(model, output.name)
@@ -259,18 +249,28 @@ def _ends(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
     return [value for value in ends if value.name in names or not names]
 
 
-def _only_output(value: ir.Value, types: Mapping[str, str]) -> Tensor:
-    """The scores where the network gives nothing else; how many classes there are is still to be seen."""
-    if value.is_graph_input():
-        raise BackboneError("The network gives its input back; there is nothing to cut.")
-    return Tensor(value.name or "", FLOAT_TYPES[types[value.name or ""]], (-1,))
-
-
-def _without_scores(path: Path, types: Mapping[str, str], ends: Sequence[ir.Value]) -> BackboneError:
+def _scores(
+    path: Path,
+    model: ir.Model,
+    session: ort.InferenceSession,
+    ends: Sequence[ir.Value],
+    batches: Sequence[Mapping[str, np.ndarray]],
+    fewest: int,
+) -> tuple[Tensor, Tail | None]:
+    """The network's scores, and what it makes of them; how many there are is to be seen where it gives nothing else."""
     names = [value.name or "" for value in ends]
+    nodes = {node.name: node for node in session.get_outputs()}
+    name, alone = names[0], nodes[names[0]]
+    if len(ends) == 1 and alone.type in FLOAT_TYPES and not is_pixel(alone.shape[1:]):
+        if ends[0].is_graph_input():
+            raise BackboneError("The network gives its input back; there is nothing to cut.")
+        return Tensor(name, FLOAT_TYPES[alone.type], (-1,)), None
+    found = divide(model, [flattened(model, end, nodes[end.name or ""].shape[1:]) for end in ends], batches, fewest)
+    if found is not None:
+        return found
     if len(ends) == 1:
-        return BackboneError(f"Output {names[0]!r} is {types[names[0]]}, and no scores lead to it; give these as well.")
-    return BackboneError(
+        raise BackboneError(f"Output {name!r} is {alone.type}, and no scores lead to it; give these as well.")
+    raise BackboneError(
         f"{path.name} has several outputs ({', '.join(names)}), and no scores of which alone all of them are computed "
         "without weights; name those to serve (--outputs)."
     )
