@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 import platform
 from dataclasses import dataclass
@@ -106,10 +105,12 @@ def _times(values: dict[str, float]) -> list[str]:
 
 
 def write_page(path: Path, told: Told, result: dict[str, Any]) -> None:
-    """Writes the HTML page; it needs no network to be read."""
+    """Writes the HTML page, which needs no network to be read, and its pictures beside it as well."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("gati_export", "demo"), autoescape=True)
     page = environment.get_template("report.html").render(
-        result=result, latencies=_picture(_latencies(told)), exits=_picture(_exits(told))
+        result=result,
+        latencies=_picture(_latencies(told), path.with_name("latencies.svg")),
+        exits=_picture(_exits(told), path.with_name("exits.svg")),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -161,9 +162,8 @@ def _mark_releases(axis: Axes, seen: Stream) -> None:
         axis.annotate(f" release {number}", (second, 1.01), xycoords=("data", "axes fraction"), fontsize=9)
 
 
-def _picture(figure: Figure) -> str:
-    """A figure as the address of a picture inside the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
+def _picture(figure: Figure, path: Path) -> str:
+    """Writes a figure; returns it as the address of a picture inside the page."""
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
