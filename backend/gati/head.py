@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gati.steps import Joined
 
 SCORE, HIT, KEY = "score", "hit", "key"
+THRESHOLD = "threshold"
+"""Name of the initialiser that the score is held against."""
 SEGMENTS_KEY = "gati.segments"
 """Metadata of a head's file: JSON list of the SHA-256 of the segments that it was trained behind."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +15,20 @@ import onnxruntime as ort
 
 from gati.chain import DTYPES, Tensor
 from gati.errors import BackboneError
-from gati.head import HIT, SCORE
+from gati.head import HIT, KEY, SCORE, THRESHOLD
 from gati.session import open_session
+from gati.state import STATE_INPUTS
 from gati.wire import EXIT, RELEASE
 from gati_export.samples import check_samples, pick
-from gati_export.tail import Tail, divide, flattened, is_pixel
+from gati_export.tail import Tail, divide, flattened, is_pixel, renamed
 
 LIMIT = 1_800_000_000
 """Bytes of weights above which a network does not fit a single ONNX file (protobuf ends at 2 GiB)."""
 
-RESERVED = (SCORE, HIT, EXIT, RELEASE)
-"""Names that heads and the chain give to their own outputs."""
-
-STATE = ("key", "class_mix", "memory_keys", "memory_answers")
-"""Names of what a head keeps between requests."""
+OF_CHAINS = {EXIT, RELEASE}
+"""Names of a chain's own outputs."""
+OF_HEADS = {SCORE, HIT, KEY, THRESHOLD, *STATE_INPUTS}
+"""Names inside heads, which neither read nor give a tensor of one of these."""
 
 DTYPE_OF = {ir.DataType.from_numpy(dtype): name for name, dtype in DTYPES.items()}
 """Triton's datatype names by ONNX's."""
@@ -129,10 +129,10 @@ def _checked(
     fixed = _is_fixed(model)
     samples = None if samples is None else check_samples(samples, inputs)
     ends = _ends(model, outputs)
+    _check_names([tensor.name for tensor in inputs], OF_CHAINS | OF_HEADS)
+    _check_names([value.name or "" for value in ends], OF_CHAINS)
     batches = [_batch(inputs, samples, size) for size in ((1,) if fixed else (2, 1))]
     output, tail = _scores(path, model, session, ends, batches, 1 if numbers else 2)
-    _check_names([*(tensor.name for tensor in inputs), output.name], RESERVED)
-    _check_names([value.name or "" for value in ends], (EXIT, RELEASE))
     _keep_only(model, output.name)
     trial = Backbone(path, model, inputs, output, int(fixed), tail)
     scores = _try(trial, samples, 1)
@@ -261,11 +261,13 @@ def _scores(
     names = [value.name or "" for value in ends]
     nodes = {node.name: node for node in session.get_outputs()}
     name, alone = names[0], nodes[names[0]]
-    if len(ends) == 1 and alone.type in FLOAT_TYPES and not is_pixel(alone.shape[1:]):
+    if len(ends) == 1 and alone.type in FLOAT_TYPES and not is_pixel(alone.shape[1:]) and name not in OF_HEADS:
         if ends[0].is_graph_input():
             raise BackboneError("The network gives its input back; there is nothing to cut.")
         return Tensor(name, FLOAT_TYPES[alone.type], (-1,)), None
-    found = divide(model, [flattened(model, end, nodes[end.name or ""].shape[1:]) for end in ends], batches, fewest)
+    ends = [flattened(model, end, nodes[end.name or ""].shape[1:]) for end in ends]
+    ends = [renamed(model, end) if end.name in OF_HEADS else end for end in ends]
+    found = divide(model, ends, batches, fewest)
     if found is not None:
         return found
     if len(ends) == 1:
@@ -284,7 +286,7 @@ def _keep_only(model: ir.Model, output: str) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
-def _check_names(names: Sequence[str], taken: Sequence[str]) -> None:
+def _check_names(names: Sequence[str], taken: Collection[str]) -> None:
     for name in names:
         if name in taken:
             raise BackboneError(f"The name {name!r} is taken by gati's own outputs; rename the network's {name!r}.")
@@ -318,5 +320,5 @@ def _rename_reserved(model: ir.Model) -> None:
     """Renames tensors inside the graph that a head on them could not be told apart from its own."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for value in node.outputs:
-            if value.name in (*RESERVED, *STATE) and not value.is_graph_output():
+            if value.name in OF_CHAINS | OF_HEADS and not value.is_graph_output():
                 value.name = f"{value.name}.backbone"

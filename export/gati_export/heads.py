@@ -16,7 +16,7 @@ from torch import nn
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati.head import HIT, KEY, SCORE
+from gati.head import HIT, KEY, SCORE, THRESHOLD
 from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
 from gati_export.exporter import exporting
@@ -24,7 +24,6 @@ from gati_export.families.family import Lookup
 from gati_export.maxima import pool_maxima
 from gati_export.opset import OPSET
 
-THRESHOLD = "threshold"
 """Name of the initializer that holds a head's threshold: FP32, one number."""
 PREFIX = "head/"
 """Of all other names inside a head's graph, so that none of them can be the cut tensor's or the output's."""

@@ -54,20 +54,29 @@ def is_pixel(sizes: Sequence[int | str]) -> bool:
 
 def flattened(model: ir.Model, end: ir.Value, sizes: Sequence[int | str]) -> ir.Value:
     """Leads an output that is one pixel, [batch, classes, 1, 1], by [batch, classes]; others stay as they are."""
-    maker = end.producer()
-    if maker is None or not is_pixel(sizes):
+    if end.producer() is None or not is_pixel(sizes):
         return end
-    name, graph = end.name or "", model.graph
-    end.name = f"{name}/pixel"
+    name = end.name or ""
     flat = ir.node("Flatten", [end], {"axis": 1})
     flat.outputs[0].name = f"{name}/scores"
     shape = ir.Value(name=f"{name}/shape", const_value=ir.tensor(np.array([0, -1, *sizes[1:]], np.int64)))
-    graph.register_initializer(shape)
-    pixel = ir.node("Reshape", [flat.outputs[0], shape])
-    pixel.outputs[0].name = name
-    graph.insert_after(maker, [flat, pixel])
-    graph.outputs[list(graph.outputs).index(end)] = pixel.outputs[0]
-    return pixel.outputs[0]
+    model.graph.register_initializer(shape)
+    return _replaced(model.graph, end, [flat, ir.node("Reshape", [flat.outputs[0], shape])])
+
+
+def renamed(model: ir.Model, end: ir.Value) -> ir.Value:
+    """Leads an output by a tensor of another name, so that heads can give that one."""
+    return _replaced(model.graph, end, [ir.node("Identity", [end])]) if end.producer() else end
+
+
+def _replaced(graph: ir.Graph, end: ir.Value, nodes: Sequence[ir.Node]) -> ir.Value:
+    """Has the last of some nodes behind an output give it in its place."""
+    maker, found = end.producer(), nodes[-1].outputs[0]
+    assert maker is not None
+    found.name, end.name = end.name, f"{end.name}/before"
+    graph.insert_after(maker, nodes)
+    graph.outputs[list(graph.outputs).index(end)] = found
+    return found
 
 
 def divide(
@@ -101,7 +110,7 @@ def divide(
 def _may_be_scores(graph: ir.Graph, ends: Collection[ir.Value]) -> list[ir.Value]:
     """Values of which alone all of `ends` are computed, without weights; the last one first."""
     found = []
-    for value in reversed(bottlenecks(graph, ends)):
+    for value in reversed([value for value in bottlenecks(graph, ends) if [value] != [*ends]]):
         behind, _ = nodes_between(graph, [value], ends)
         if any(map(counts, behind)):
             break

@@ -151,10 +151,11 @@ def two_outputs() -> onnx.ModelProto:
     return graph.model("y", "z")
 
 
-def named(name: str) -> onnx.ModelProto:
+def named(name: str, of: str = "") -> onnx.ModelProto:
+    """A network with an output of this name, or an input, beside an output that is named otherwise."""
     graph = Graph()
-    graph.linear(graph.input("x", ["n", 6]), 6, 4, name=name)
-    return graph.model(name)
+    graph.linear(graph.input(name if of else "x", ["n", 6]), 6, 4, name=of or name)
+    return graph.model(of or name)
 
 
 def mixed_batches() -> onnx.ModelProto:
@@ -206,7 +207,7 @@ def no_inputs() -> onnx.ModelProto:
     [
         (foreign_operator(), r"ONNX Runtime can't run m.onnx \(.*com.example"),
         (two_outputs(), r"several outputs \(y, z\)"),
-        (named("score"), "'score' is taken"),
+        (named("score", of="y"), "'score' is taken"),
         (named("exit"), "'exit' is taken"),
         (mixed_batches(), "fixed at 1 for 'b'"),
         (small(batch=8).model("y"), "batch fixed at 8"),

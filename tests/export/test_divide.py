@@ -117,6 +117,15 @@ def test_a_pixel_beside_its_label(tmp_path):
     check(backbone, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["score", "hit", "key", "threshold", "class_mix"])
+def test_an_output_named_as_something_in_heads_comes_of_one_that_is_not(tmp_path, name):
+    graph, _, scores = network()
+    backbone = loaded(graph, tmp_path, graph.node("Neg", scores, name=name))
+    assert backbone.output.name == f"{name}/before"
+    assert [tensor.name for tensor in backbone.tail.outputs] == [name]
+    check(backbone, tmp_path)
+
+
 def test_scores_alone_have_no_tail(tmp_path):
     graph, _, scores = network()
     assert loaded(graph, tmp_path, scores).tail is None
