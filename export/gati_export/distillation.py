@@ -87,7 +87,10 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def adapt(self, features: Torch) -> None:
-        """Sees the training features [n, ...] once before training: to standardise them, say."""
+        """Sees the training features [n, ...] once before training: to standardise them, say.
+
+        They are float32, or as they are kept, float16 perhaps, where there is a schedule.
+        """
 
     def targets(self, logits: Torch) -> Torch:
         """What is to be learned of the backbone's logits [n, classes]: softened answers."""
@@ -188,7 +191,8 @@ def distil(
         predictor.load_state_dict(dict(start), strict=False)
     else:
         _draw_weights(predictor, seed)
-        predictor.adapt(inputs[order[held_out:]].float())
+        # planes, which a schedule is for, are not copied: those of one cut point may be gigabytes
+        predictor.adapt(inputs if schedule else inputs[order[held_out:]].float())
     for module in predictor.modules():
         if isinstance(module, Dropout):
             module.random = random

@@ -18,6 +18,7 @@ from gati.session import open_session
 from gati_export.distillation import Predictor, Scale, distil
 from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
+from gati_export.families.spatial import Tower
 from gati_export.heads import Head, head_model, stamp, threshold_of, weights_of, with_threshold
 from gati_export.latency import measure
 from gati_export.selector import Confidence, Learned, Scores, Selector
@@ -172,6 +173,18 @@ def test_distillation_learns_is_deterministic_and_starts_warm():
     with torch.no_grad():
         right = warm(torch.from_numpy(fresh)).argmax(1) == truth.argmax(1)
     assert right.float().mean() > 0.8
+
+
+def test_planes_are_learned_from_where_they_lie():
+    seen: list[torch.Tensor] = []
+
+    class Watching(Tower):
+        def adapt(self, features: torch.Tensor) -> None:
+            seen.append(features)
+
+    features = np.random.default_rng(0).normal(size=(300, *CUTS["image"].shape)).astype(np.float16)
+    distil(Watching(CUTS["image"], CLASSES), features, learnable(300, 0)[1], seed=0)
+    assert seen[0].data_ptr() == features.ctypes.data
 
 
 SELECTORS = {"confidence": Confidence, "scores": Scores, "learned": Learned}
