@@ -47,7 +47,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(sys, "path", [*sys.path])
         main(["export", "own_labelled_net:build", *options])
     assert not end.value.code
-    assert "of that, whoever answers, probabilities, label, best is computed" in said.getvalue()
+    assert "follows what else is served: probabilities, label, best." in said.getvalue()
     return folder / "models"
 
 

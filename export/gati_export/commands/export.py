@@ -170,7 +170,9 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
     )
     if chain.tail:
         follow = ", ".join(tensor.name for tensor in chain.served if tensor != chain.output)
-        click.echo(f"Heads foretell {chain.output.name!r}; of that, whoever answers, {follow} is computed.")
+        click.echo(
+            f"Heads foretell {chain.output.name!r}; from it, whoever answers, follows what else is served: {follow}."
+        )
     if exported.mode_seconds:
         times = ", ".join(f"{mode} {seconds * 1e3:.2f} ms" for mode, seconds in exported.mode_seconds.items())
         click.echo(f"Mode {chain.mode} (mean of a request here: {times}).")
