@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from gati.cascade import Cascade, assemble
@@ -24,7 +24,7 @@ from gati.errors import RepositoryError, RequestError
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.ladder import Ladder, channels_last_pays, sizes_up_to
-from gati.layout import InseparableError, Split, close, open_on_passed, probe, split
+from gati.layout import InseparableError, Passed, Split, close, open_on_passed, probe, split
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
 from gati.state import HeadState
@@ -55,8 +55,8 @@ class _Plan:
         """How much the network takes."""
         return self.split.weights.bytes if self.split else sum(f.stat().st_size for files in self.files for f in files)
 
-    def passed(self, name: str) -> NodeProto | None:
-        """What makes a cut tensor of what passes in its place; None where it passes itself. See gati.layout."""
+    def passed(self, name: str) -> Passed | None:
+        """What passes in place of a cut tensor; None where it passes itself. See gati.layout."""
         return self.split.passed.get(name) if self.split else None
 
 

@@ -5,8 +5,9 @@ optimised has to turn its tensor into planes at its end, and the next piece back
 cut. So the whole is optimised first, as it would be without cuts, and then cut where its tensors are blocks. Heads
 are made to read blocks as well, which saves their convolutions the same.
 
-It also moves transpositions, so that what goes on from a cut may be the tensor before it was transposed. Then that is
-what passes, and heads begin with the transposition.
+It also moves transpositions, and of quantised networks leaves out what makes integers of floating point and back again.
+So what goes on from a cut may be the tensor before it was transposed, or integers. Then that is what passes, and heads
+begin with what makes the cut tensor of it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from gati.chain import Tensor
 from gati.session import open_session, run
 from gati.weights import Weights
 
-TO_PLANES, TRANSPOSE = "ReorderOutput", "Transpose"
+TO_PLANES, TRANSPOSE, DEQUANTISE = "ReorderOutput", "Transpose", "DequantizeLinear"
 """ONNX Runtime's operator from blocks to planes, and ONNX's."""
 AS_IT_WAS = "/as it was"
 """What a cut tensor is called where it passes as something else under its name."""
@@ -39,6 +40,21 @@ class InseparableError(Exception):
 
 
 @dataclass(frozen=True)
+class Passed:
+    """Something that passes at a cut, under the cut tensor's name, in place of it.
+
+    Attributes:
+        kind: ONNX's number for the type of its elements.
+        nodes: What makes the cut tensor of it, in order.
+        constants: What these read besides.
+    """
+
+    kind: int
+    nodes: Sequence[NodeProto]
+    constants: Sequence[TensorProto] = ()
+
+
+@dataclass(frozen=True)
 class Split:
     """An optimised graph in pieces, each of which reads the cut tensor before it, and gives the one after it.
 
@@ -47,14 +63,14 @@ class Split:
         pieces: Their graphs, whose large tensors are in `weights`.
         weights: These.
         values: What they gave for the model's feeds, by name: blocks, where a tensor passes as such.
-        passed: Of cut tensors that pass as something else under their names, what makes them of that.
+        passed: What passes under the names of cut tensors that do not pass themselves.
     """
 
     sessions: tuple[ort.InferenceSession, ...]
     pieces: tuple[ModelProto, ...]
     weights: Weights
     values: dict[str, np.ndarray]
-    passed: Mapping[str, NodeProto]
+    passed: Mapping[str, Passed]
 
 
 def split(
@@ -101,28 +117,31 @@ def split(
     return Split(sessions, pieces, weights, values, passed)
 
 
-def open_on_passed(head: bytes, cut: Tensor, passed: NodeProto) -> tuple[ort.InferenceSession, ModelProto]:
+def open_on_passed(head: bytes, cut: Tensor, passed: Passed) -> tuple[ort.InferenceSession, ModelProto]:
     """Opens a head such that it reads what passes under its cut tensor's name; gives its graph as well.
 
     Args:
         head: The head.
         cut: Its cut tensor.
-        passed: What makes that of what passes; see `Split`.
+        passed: What passes in its place.
 
     Raises:
         InseparableError: If that can't be done.
     """
-    return _on_blocks(head, cut) if passed.op_type == TO_PLANES else _on_transposed(head, cut, passed)
+    on_blocks = passed.nodes[0].op_type == TO_PLANES
+    return _on_blocks(head, cut) if on_blocks else _behind(head, cut, passed)
 
 
-def _on_transposed(head: bytes, cut: Tensor, passed: NodeProto) -> tuple[ort.InferenceSession, ModelProto]:
-    """It begins with the transposition."""
+def _behind(head: bytes, cut: Tensor, passed: Passed) -> tuple[ort.InferenceSession, ModelProto]:
+    """It begins with what makes the cut tensor of what passes."""
     model = onnx.load_model_from_string(head)
     for node in model.graph.node:
         node.input[:] = [cut.name + AS_IT_WAS if name == cut.name else name for name in node.input]
-    model.graph.node.insert(0, passed)
+    for node in reversed(passed.nodes):
+        model.graph.node.insert(0, node)
+    model.graph.initializer.extend(passed.constants)
     given = next(value for value in model.graph.input if value.name == cut.name)
-    given.CopyFrom(_shapeless(given))
+    given.CopyFrom(_value(cut.name, passed.kind))
     return open_session(model.SerializeToString()), model
 
 
@@ -174,27 +193,54 @@ def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort
         return session, graph
 
 
-def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, NodeProto]:
-    """Gives what goes on from cut tensors their names, and these another; returns what makes these of it."""
-    makers = {node.output[0]: node for node in graph.node if node.output[0] in cuts}
-    readers = Counter(name for node in graph.node for name in {*node.input})
-    passed = {cut: node for cut, node in makers.items() if _is_passed(node, readers)}
-    renamed = {node.input[0]: cut for cut, node in passed.items()} | {cut: cut + AS_IT_WAS for cut in passed}
+def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, Passed]:
+    """Gives what goes on from cut tensors their names, and these another."""
+    passed: dict[str, Passed] = {}
+    for output in graph.output:
+        if output.name in cuts and (found := _passed(graph, output)) is not None:
+            passed[output.name] = found
+            output.type.tensor_type.elem_type = found.kind
+    renamed = {found.nodes[0].input[0]: cut for cut, found in passed.items()} | {c: c + AS_IT_WAS for c in passed}
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
     return passed
 
 
-def _is_passed(maker: NodeProto, readers: Mapping[str, int]) -> bool:
-    """Whether what goes on from a cut tensor is what this one makes it of: blocks; or others read that as well.
+def _passed(graph: GraphProto, cut: ValueInfoProto) -> Passed | None:
+    """What goes on from a cut in place of its tensor: blocks, or what others read that it is made of, if anything."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers = Counter(name for node in graph.node for name in {*node.input})
+    kind, nodes, read = cut.type.tensor_type.elem_type, list[NodeProto](), list[TensorProto]()
+    maker = makers.get(cut.name)
+    if maker is not None and maker.op_type == TO_PLANES:
+        return Passed(kind, [maker])
+    while maker is not None and (_keeps_batch(maker) or _dequantises(maker, constants)):
+        nodes.insert(0, maker)
+        read += [constants[name] for name in maker.input[1:]]
+        if maker.op_type == DEQUANTISE:
+            kind = read[-1].data_type
+            del maker.attribute[:]  # of axes and blocks, which a lone scale has not; a head's version may not know them
+        if readers[maker.input[0]] > 1:
+            return Passed(kind, nodes, read)
+        maker = makers.get(maker.input[0])
+    return None
 
-    The batch has to stay where it is.
-    """
-    if maker.op_type == TO_PLANES:
-        return True
-    order = [list(attribute.ints) for attribute in maker.attribute if attribute.name == "perm"]
-    return maker.op_type == TRANSPOSE and readers[maker.input[0]] > 1 and bool(order) and order[0][0] == 0
+
+def _keeps_batch(node: NodeProto) -> bool:
+    """Whether a node transposes, and the batch stays where it is."""
+    order = [list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"]
+    return node.op_type == TRANSPOSE and bool(order) and order[0][0] == 0
+
+
+def _dequantises(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a node makes float32 of integers, all by the same scale and zero point, which are constants."""
+    return (
+        (node.op_type, node.domain, len(node.input)) == (DEQUANTISE, "", 3)
+        and all(name in constants and len(numpy_helper.to_array(constants[name]).shape) == 0 for name in node.input[1:])
+        and constants[node.input[1]].data_type == TensorProto.FLOAT
+    )
 
 
 def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> ModelProto:

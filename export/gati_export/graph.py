@@ -22,8 +22,8 @@ from enum import IntEnum
 import onnx_ir as ir
 
 _LIGHT = {
-    "arithmetic": "Abs Add Ceil Clip Cos CumSum Div Erf Exp Floor Log Max Mean Min Mod Mul Neg Pow Reciprocal Relu "
-    "Round Sigmoid Sign Sin Softmax Sqrt Sub Sum Tanh",
+    "arithmetic": "Abs Add Ceil Clip Cos CumSum DequantizeLinear Div Erf Exp Floor Log Max Mean Min Mod Mul Neg Pow "
+    "QuantizeLinear Reciprocal Relu Round Sigmoid Sign Sin Softmax Sqrt Sub Sum Tanh",
     "logic": "And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Equal Greater GreaterOrEqual IsInf IsNaN Less "
     "LessOrEqual Not Or Where Xor",
     "reduction": "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from gati.chain import Chain
 from gati.device import DeviceRunner, usable
 from gati.fuse import fuse, stages
 from gati.inline import LARGEST_JOINED, cut_as_run
-from gati.layout import open_on_passed
+from gati.layout import Passed, open_on_passed
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
 from gati_export.replay import state_of
@@ -212,7 +212,7 @@ class _Parts:
 
     sessions: Sequence[ort.InferenceSession]
     feeds: Sequence[Feeds]
-    passed: Mapping[str, NodeProto]
+    passed: Mapping[str, Passed]
 
 
 def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Feeds) -> _Parts:

@@ -17,6 +17,7 @@ from gati_export.activations import run_segments
 from gati_export.backbone import LIMIT, Backbone
 from gati_export.cutpoints import CutPoint
 from gati_export.pieces import declare, extract, model_of
+from gati_export.quantised import begin_with, end_with, pair_before, pair_behind
 
 BATCH = 8
 """Rows of the larger batches that segments are checked on."""
@@ -66,6 +67,10 @@ def cut(backbone: Backbone, cutpoints: Sequence[CutPoint]) -> list[SegmentGraph]
         if start:
             declare(graph.inputs[0], start, batch)
             _read_batch_from_cut(graph)
+            if pair := pair_before(values[start.name]):
+                begin_with(graph, pair)
+        if pair := pair_behind(values[tensor.name]):
+            end_with(graph, pair)
         declare(graph.outputs[0], tensor, batch)
         inputs = tuple(value.name or "" for value in graph.inputs)
         graphs.append(SegmentGraph(index, inputs, tensor, model_of(backbone.model, graph)))

@@ -146,16 +146,51 @@ def turned() -> bytes:
     return model(helper.make_graph(nodes, "turned", inputs, outputs, held))
 
 
+def in_integers() -> bytes:
+    """Two convolutions as quantised networks have them, and what is quantised already once more between them."""
+    nodes = [
+        *pair("image", "i", "image_scale"),
+        helper.make_node("DequantizeLinear", ["w1", "w_scale", "w_zero"], ["v1"]),
+        helper.make_node("Conv", ["i", "v1"], ["a"], pads=[1, 1, 1, 1]),
+        *pair("a", "first", "a_scale"),
+        *pair("first", "again", "a_scale"),
+        helper.make_node("DequantizeLinear", ["w2", "w_scale", "w_zero"], ["v2"]),
+        helper.make_node("Conv", ["again", "v2"], ["c"], pads=[1, 1, 1, 1]),
+        *pair("c", "output", "c_scale"),
+    ]
+    rng = np.random.default_rng(0)
+    numbers = {f"{name}_scale": np.float32(scale) for name, scale in {"image": 0.03, "w": 0.005, "a": 0.05}.items()}
+    numbers |= {"c_scale": np.float32(0.1), "zero": np.uint8(128), "w_zero": np.int8(0)}
+    numbers |= {f"w{i}": rng.integers(-64, 64, (16, c, 3, 3)).astype(np.int8) for i, c in ((1, 3), (2, 16))}
+    held = [numpy_helper.from_array(np.asarray(number), name) for name, number in numbers.items()]
+    inputs, outputs = [value("image", "batch", 3, SIZE, SIZE)], [value("output", "batch", 16, SIZE, SIZE)]
+    return model(helper.make_graph(nodes, "quantised", inputs, outputs, held))
+
+
+def pair(given: str, made: str, scale: str) -> list[onnx.NodeProto]:
+    quantise = helper.make_node("QuantizeLinear", [given, scale, "zero"], [f"{made}/integers"])
+    return [quantise, helper.make_node("DequantizeLinear", [f"{made}/integers", scale, "zero"], [made])]
+
+
 @pytest.mark.parametrize("rows", [1, 3])
-def test_what_goes_on_before_it_is_transposed_passes_and_heads_transpose_it(rows: int) -> None:
+@pytest.mark.parametrize(
+    ("network", "kind", "makes"),
+    [
+        (turned, TensorProto.FLOAT, ["Transpose"]),
+        (in_integers, TensorProto.UINT8, ["Transpose", "DequantizeLinear"]),
+    ],
+)
+def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(network, kind, makes, rows) -> None:
     image = {"image": feeds(rows)["image"]}
-    found = split(parse(turned()), [cut("first", 16)], [{"image"}, {"first"}], {"image": feeds(1)["image"]})
-    assert found.passed["first"].op_type == "Transpose"
-    whole = parse(turned())
+    found = split(parse(network()), [cut("first", 16)], [{"image"}, {"first"}], {"image": feeds(1)["image"]})
+    assert found.passed["first"].kind == kind
+    assert [node.op_type for node in found.passed["first"].nodes] == makes
+    whole = parse(network())
     whole.graph.output.append(value("first", "batch", 16, SIZE, SIZE))
     output, planes = run(open_session(whole.SerializeToString()), ["output", "first"], image)
+    assert len(np.unique(planes)) > 20
     passed = run(found.sessions[0], ["first"], image)[0]
-    np.testing.assert_allclose(passed.transpose(0, 3, 1, 2), planes, atol=1e-5)
+    assert passed.dtype == helper.tensor_dtype_to_np_dtype(kind)
     np.testing.assert_allclose(run(found.sessions[1], ["output"], {"first": passed})[0], output, atol=1e-5)
     mix = np.random.default_rng(0).normal(size=(16 * SIZE * SIZE, 4)).astype(np.float32)
     session, _ = open_on_passed(head(16), cut("first", 16), found.passed["first"])

@@ -24,6 +24,7 @@ from gati.chain import Chain, chain_path, read_chain
 from gati.cli import main
 from gati.release import head_path, valid_releases
 from gati.session import open_session
+from gati_export.bench.int8 import quantise
 
 ENOUGH, FEW = 1500, 40
 MODULE = """
@@ -51,6 +52,7 @@ CASES = {
     "vgg": Case(lambda: decided(networks.vgg()), "onnx", FEW),
     "mobilenet": Case(lambda: decided(networks.mobilenet()), "onnx", FEW),
     "preactivation": Case(lambda: decided(networks.resnet(pre=True)), "pt2", FEW),
+    "quantised": Case(lambda: decided(networks.resnet()), "int8", ENOUGH),
 }
 ENOUGH_CASES = [name for name, case in CASES.items() if case.samples == ENOUGH]
 
@@ -93,8 +95,11 @@ class Family:
 
 def write_backbone(name: str, case: Case, network: Network, folder: Path) -> str:
     """Writes a network in the form that a user would have it in; returns what to call it on the command line."""
-    if case.form == "onnx":
-        return networks.export_onnx(network.module, network.inputs, folder / f"{name}.onnx", dynamic=case.dynamic).name
+    if case.form in ("onnx", "int8"):
+        path = networks.export_onnx(network.module, network.inputs, folder / f"{name}.onnx", dynamic=case.dynamic)
+        if case.form == "int8":
+            quantise(path, path, network.inputs, narrow=True)
+        return path.name
     if case.form == "pt2":
         batch = {0: torch.export.Dim("batch", min=1, max=64)}
         tensors = tuple(torch.from_numpy(rows[:2]) for rows in network.inputs.values())
@@ -251,7 +256,7 @@ def test_the_plain_model_is_the_backbone_unmodified(inline, families, name):
     rows = some(family.rows, slice(0, 4))
     plain = ask(inline, family, rows, f"{name}-plain")
     assert close(plain.as_numpy(family.chain.output.name), family.backbone(rows))
-    if CASES[name].form == "onnx":
+    if CASES[name].form in ("onnx", "int8"):
         given = onnx.load(family.repository.parent / f"{name}.onnx")
         assert onnx.load(family.repository / f"{name}-plain" / "1" / "model.onnx") == given
 

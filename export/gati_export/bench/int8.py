@@ -1,10 +1,11 @@
-"""The backbone in int8, as ONNX Runtime's own tool makes it: python -m gati_export.bench.int8 IN OUT INPUTS.npz.
+"""The backbone in int8, as ONNX Runtime's own tool makes it: python -m gati_export.bench.int8 IN OUT INPUTS.npz BITS.
 
 A program of its own: the tool opens sessions that don't work beside a shared thread pool.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,15 +18,18 @@ from gati.errors import BenchError
 
 SAMPLES = 200
 """To calibrate with: the tool keeps what each layer says to all of them."""
+WHOLE, NARROW = "8", "7"
+"""Bits of a weight, as the program is told."""
 
 
-def quantise(model: Path, to: Path, samples: Mapping[str, np.ndarray]) -> None:
+def quantise(model: Path, to: Path, samples: Mapping[str, np.ndarray], *, narrow: bool | None = None) -> None:
     """Writes the quantised model: static, QDQ, weights by channel.
 
     Args:
         model: The backbone's file.
         to: Where it goes.
         samples: To calibrate with, inputs by name, [n, ...].
+        narrow: Whether weights get 7 bits of the 8; if None, as this processor needs it.
 
     Raises:
         BenchError: If the tool fails.
@@ -33,14 +37,24 @@ def quantise(model: Path, to: Path, samples: Mapping[str, np.ndarray]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder, "inputs.npz")
         np.savez(inputs, **{name: values[:SAMPLES] for name, values in samples.items()})
-        command = [sys.executable, "-m", __name__, str(model), str(to), str(inputs)]
+        bits = NARROW if (_overflows() if narrow is None else narrow) else WHOLE
+        command = [sys.executable, "-m", __name__, str(model), str(to), str(inputs), bits]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "it said nothing").splitlines()[-1]
         raise BenchError(f"ONNX Runtime's quantisation failed: {reason[:300]}")
 
 
-def _quantise(model: str, to: str, inputs: str) -> None:
+def _overflows() -> bool:
+    """Whether this processor adds up products of 8 bits in 16, as x86 does without VNNI: large weights overflow."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2]))
+    except OSError:
+        return False
+    return "avx2" in flags and flags.isdisjoint({"avx512_vnni", "avx_vnni"})
+
+
+def _quantise(model: str, to: str, inputs: str, bits: str) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -64,6 +78,7 @@ def _quantise(model: str, to: str, inputs: str) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=bits == NARROW,
     )
 
 

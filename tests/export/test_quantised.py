@@ -1,0 +1,81 @@
+"""Quantised networks: wherever they are cut, integers stay integers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import networks
+import numpy as np
+import onnx
+import pytest
+
+from gati.fuse import fuse
+from gati.session import open_session, run
+from gati_export.backbone import load_backbone
+from gati_export.bench.int8 import quantise
+from gati_export.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.quantised import DEQUANTISE, QUANTISE
+from gati_export.segments import check_segments, cut, write_segments
+
+FAMILIES = {"resnet": networks.resnet, "text": networks.text_transformer, "mlp": networks.mlp}
+CUTS = {"resnet": 4, "text": 5, "mlp": 2}
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory) -> dict[str, Path]:
+    """A network of each family, in int8."""
+    folder, paths = tmp_path_factory.mktemp("quantised"), {}
+    for name, make in FAMILIES.items():
+        network = make()
+        whole = networks.export_onnx(network.module, network.inputs, folder / f"{name}-float.onnx")
+        paths[name] = folder / f"{name}.onnx"
+        quantise(whole, paths[name], network.inputs, narrow=True)
+    return paths
+
+
+def with_pairs_apart(path: Path, to: Path, ops: tuple[str, ...]) -> Path:
+    """Has each that reads one of these operators read one of its own, as other tools write it."""
+    model = onnx.load(path)
+    for op in reversed(ops):
+        for node in [node for node in model.graph.node if node.op_type == op and len(node.input) == 3]:
+            readers = [other for other in model.graph.node if node.output[0] in other.input]
+            for number, reader in enumerate(readers[1:]):
+                own = onnx.NodeProto.FromString(node.SerializeToString())
+                own.name, own.output[0] = f"{node.name}/{number}", f"{node.output[0]}/{number}"
+                reader.input[:] = [own.output[0] if name == node.output[0] else name for name in reader.input]
+                model.graph.node.insert(list(model.graph.node).index(node), own)
+    onnx.save(model, to)
+    return to
+
+
+def operators(path: Path, folder: Path) -> Counter[str]:
+    """What ONNX Runtime runs of a model; what only converts is left out."""
+    open_session(path, optimised=folder / "optimised.onnx")
+    found = Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+    return Counter({op: n for op, n in found.items() if op not in (QUANTISE, DEQUANTISE, "Transpose")})
+
+
+@pytest.mark.parametrize("apart", [(), (DEQUANTISE,), (QUANTISE, DEQUANTISE)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cut_everywhere_it_computes_in_integers_what_the_whole_does(quantised, tmp_path, name, apart):
+    inputs = FAMILIES[name]().inputs
+    path = with_pairs_apart(quantised[name], tmp_path / "given.onnx", apart)
+    backbone = load_backbone(str(path), inputs, tmp_path)
+    points = find_cutpoints(backbone, inputs)
+    chosen = choose_cutpoints(points)
+    assert len(chosen) >= CUTS[name]
+    for where, at in (("everywhere", points), ("chosen", chosen)):
+        folder = tmp_path / where
+        segments = write_segments(cut(backbone, at), lambda index, folder=folder: folder / str(index))
+        files = [folder / str(segment.index) / "model.onnx" for segment in segments]
+        for file in files:
+            onnx.checker.check_model(file, full_check=True)
+        assert check_segments(backbone, files, inputs) == 0.0
+        joined = fuse([file.read_bytes() for file in files])
+        expected = backbone.run(inputs)
+        np.testing.assert_array_equal(run(open_session(joined), [backbone.output.name], inputs)[0], expected)
+    if name != "text":  # whose mask is made once for each segment
+        pieces = sum((operators(file, tmp_path) for file in files), Counter())
+        assert pieces == operators(path, tmp_path)
+        assert {op for op in pieces if op in ("Conv", "Gemm", "MatMul", "Add")} == set()
