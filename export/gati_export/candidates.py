@@ -13,13 +13,13 @@ import torch
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
-from gati.session import open_session, threads
+from gati.session import CPU, open_session, threads
 from gati_export.activations import LARGE, Progress, Reducer, Segments, View, collect, learnable, run_batches
 from gati_export.distillation import Scale, torch_threads
 from gati_export.families import lookups
 from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import Head, head_model, weights_of
-from gati_export.latency import Times, measure_heads
+from gati_export.latency import Times, measure_heads, measured_on
 from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse, sound
 from gati_export.splitting import Split
 
@@ -133,6 +133,10 @@ def fit_candidates(
     notes = {index: list(why) for index, (_, why) in plan.items()}
     if chain.mode == "bls":
         plan = {index: ([one for one in found if not one.state], why) for index, (found, why) in plan.items()}
+    on_processor = chain.mode == "bls" or measured_on(chain) == CPU
+    for found, _ in plan.values():
+        for lookup in found:
+            lookup.integers = on_processor
     training = _Training(split.train, split.tune, split.groups, seed)
     rows = np.concatenate([training.train, training.tune])
     learned: list[tuple[int, Lookup]] = []

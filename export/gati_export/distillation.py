@@ -92,6 +92,16 @@ class Predictor(nn.Module):
         They are float32, or as they are kept, float16 perhaps, where there is a schedule.
         """
 
+    def going_on(self, start: Mapping[str, Torch]) -> Mapping[str, Torch]:
+        """The weights to go on from, of the numbers that an earlier predictor's file holds, by name."""
+        return start
+
+    def round(self, features: Torch) -> None:
+        """Sees training features once after training, as `adapt` does before: to compute in integers, if it can.
+
+        That is asked of those that are to be run on a processor.
+        """
+
     def targets(self, logits: Torch) -> Torch:
         """What is to be learned of the backbone's logits [n, classes]: softened answers."""
         return torch.softmax(logits, 1)
@@ -170,6 +180,8 @@ def distil(
     logits: Torch,
     seed: int,
     start: Mapping[str, Torch] | None = None,
+    *,
+    integers: bool = False,
 ) -> None:
     """Trains a predictor to answer as the backbone does; the same seed gives the same weights.
 
@@ -179,6 +191,7 @@ def distil(
         logits: The backbone's, [n, classes].
         seed: Of the order of samples and of dropout.
         start: Weights to go on from, as of an earlier predictor of the same shapes; others are not used.
+        integers: Whether it may compute in integers afterwards.
     """
     inputs = torch.from_numpy(np.ascontiguousarray(features))
     targets = predictor.targets(logits)
@@ -186,6 +199,7 @@ def distil(
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(inputs), generator=random)
     held_out = 0 if schedule else max(1, int(HELD_OUT * len(order)))
+    start = None if start is None else predictor.going_on(start)
     warm = start is not None and _fits(predictor, start)
     if start is not None and warm:
         predictor.load_state_dict(dict(start), strict=False)
@@ -201,6 +215,8 @@ def distil(
     else:
         _descend(predictor, inputs.float(), targets, order[held_out:], order[:held_out], random)
     predictor.eval()
+    if integers:
+        predictor.round(inputs)
 
 
 def _cycle(

@@ -21,6 +21,7 @@ from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
 from gati_export.exporter import exporting
 from gati_export.families.family import Lookup
+from gati_export.families.integers import IN_ONNX
 from gati_export.maxima import pool_maxima
 from gati_export.opset import OPSET
 
@@ -97,6 +98,7 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
             input_names=[cut.name, *head.lookup.state],
             output_names=[output.name, SCORE, HIT] + [KEY] * (MEMORY_KEYS in head.lookup.state),
             dynamic_shapes=(free, *([tuple({} for _ in state)] if state else [])),
+            custom_translation_table=IN_ONNX,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

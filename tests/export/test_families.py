@@ -114,6 +114,8 @@ FILES = [
     ("branchynet", "image"),
     ("nearest", "channels_last"),
     ("regression", "image"),
+    ("integers", "image"),
+    ("integers", "half"),
 ]
 
 
@@ -122,7 +124,10 @@ def test_files_answer_as_the_modules_do_and_keep_the_contract(
     family: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule(monkeypatch, {}, {})
-    cut = CUTS[kind]
+    cut, apart = CUTS[kind], 1e-4
+    if family == "integers":
+        monkeypatch.setattr(Lookup, "integers", True)
+        family, apart = "spatial", 0.05  # a number in the middle of two integers becomes either
     train, tune, fresh = (course(cut, 120, seed, run=4) for seed in range(3))
     chain = one_cut_chain(cut)
     for student in [each for lookup in family_of(family)(cut, CLASSES) for each in taught(lookup, train, tune)]:
@@ -138,7 +143,7 @@ def test_files_answer_as_the_modules_do_and_keep_the_contract(
                 expected = [value.numpy() for value in head(*asked)]
             expected[2] = said[1] >= np.float32(0.6)  # the module's threshold is out of reach
             for value, known in zip(said, expected, strict=True):
-                np.testing.assert_allclose(value, known, rtol=1e-3, atol=1e-4, err_msg=student.name)
+                np.testing.assert_allclose(value, known, rtol=1e-3, atol=apart, err_msg=student.name)
         for value in (np.nan, np.inf, -np.inf):
             broken = fresh.hidden[-5:].copy()
             broken.reshape(5, -1)[3, -1] = value
@@ -165,9 +170,15 @@ def test_the_same_seed_gives_the_same_weights(family: str, monkeypatch: pytest.M
                 assert any(not torch.equal(one[name], third[name]) for name in one)
 
 
-@pytest.mark.parametrize(("family", "derived"), [("pooled", 0), ("pooled", 1), ("spatial", 0)])
-def test_a_warm_start_keeps_what_was_learned(family: str, derived: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "derived", "integers"),
+    [("pooled", 0, False), ("pooled", 1, False), ("spatial", 0, False), ("spatial", 0, True), ("spatial", 1, True)],
+)
+def test_a_warm_start_keeps_what_was_learned(
+    family: str, derived: int, integers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     schedule(monkeypatch, {spatial.Tower: 60}, {})
+    monkeypatch.setattr(Lookup, "integers", integers)
     cut = CUTS["half"]
     train, tune, fresh = (course(cut, count, seed) for seed, count in enumerate((500, 200, 500)))
     few = train.part(0, 60)
@@ -177,7 +188,11 @@ def test_a_warm_start_keeps_what_was_learned(family: str, derived: int, monkeypa
     shares = {}
     for start in ("warm", "cold", "misfit"):
         lookup = family_of(family)(cut, CLASSES)[0]
-        given = {"warm": weights, "cold": None, "misfit": {name: tensor[:1] for name, tensor in weights.items()}}[start]
+        given = {
+            "warm": weights,
+            "cold": None,
+            "misfit": {name: tensor.reshape(-1)[:1] for name, tensor in weights.items()},
+        }[start]
         lookup.learn(few.lesson(lookup), tune.lesson(lookup), 1, given)
         shares[start] = (answers(lookup.eval(), fresh, {}) == fresh.labels).mean()
     before = (answers(first[0], fresh, {}) == fresh.labels).mean()

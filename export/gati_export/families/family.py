@@ -63,11 +63,13 @@ class Lookup(nn.Module):
         name: Of the family, and of the variant where it has several: `gati-pool`.
         view: What `reduce` gives. Lookups at the same cut point with the same view share features.
         state: Shapes of what the orchestrator is asked to keep between requests, by name (`gati.state`).
+        integers: Whether to compute in integers what can be: for a processor, where that takes less.
     """
 
     name: str
     view: str
     state: Mapping[str, tuple[int, ...]] = {}
+    integers = False
 
     def reduce(self, hidden: Torch) -> Torch:
         """Reduces activations, float32 [batch, ...], to features [batch, ...].
@@ -124,7 +126,8 @@ class Distilled(Lookup):
 
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
         """Distils the predictor, then fits the selector on samples that the predictor has not seen."""
-        distil(self.predictor, train.features, train.logits, seed, predictor_weights(start))
+        before = predictor_weights(start)
+        distil(self.predictor, train.features, train.logits, seed, before, integers=self.integers)
         with torch.no_grad():
             logits = self.predictor(torch.from_numpy(tune.features.astype(np.float32)))
         self.selector.fit(logits, (logits.argmax(1) == tune.logits.argmax(1)).numpy())

@@ -6,6 +6,7 @@ Early activations hold edges and textures: averaging them away leaves little to 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -18,6 +19,7 @@ from gati.errors import BackboneError
 from gati_export.distillation import Dropout, Predictor, Schedule
 from gati_export.families.adaptive import Adaptable
 from gati_export.families.family import Lookup
+from gati_export.families.integers import Integers, weights_before
 from gati_export.families.layout import planes
 
 NAME = "spatial"
@@ -30,6 +32,8 @@ WIDTHS = (64, 96, 128)
 """Channels of the tower, from planes of 16 pixels down to those of 4."""
 NARROW = WIDTHS[0]
 """Channels on planes of 4 pixels, where classes are no more: twice as many told ten classes apart no better."""
+EXAMPLES = 256
+"""Training samples by which numbers are rounded."""
 
 
 def lookups(cut: Tensor, classes: int) -> list[Lookup]:
@@ -66,15 +70,24 @@ class Tower(Predictor):
         for before, after in pairwise(widths):
             layers += [nn.MaxPool2d(2), *_convolution(before, after, 3)]
         self.layers = nn.Sequential(*layers)
+        self.integers: Integers | None = None
         self.last = nn.Sequential(Dropout(dropout), nn.Linear(2 * widths[-1], classes))
 
     def reduce(self, hidden: Torch) -> Torch:
         """Averages activations [batch, channels, height, width] down to about 16×16."""
         return functional.avg_pool2d(hidden, self.shrink) if self.shrink > 1 else hidden
 
+    def going_on(self, start: Mapping[str, Torch]) -> Mapping[str, Torch]:
+        """The weights that an earlier tower was trained to."""
+        return weights_before(start, self.layers, "layers")
+
+    def round(self, features: Torch) -> None:
+        """Computes in integers from now on."""
+        self.integers = Integers(self.layers, features[:EXAMPLES].float())
+
     def forward(self, features: Torch) -> Torch:
         """Logits [batch, classes] from features [batch, channels, height, width]."""
-        seen = self.layers(features)
+        seen = self.integers(self.layers, features) if self.integers else self.layers(features)
         return self.last(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))
 
 
