@@ -128,7 +128,7 @@ def _cutpoint(
         return "tensors have other shapes than a row for each sample"
     dtype = DTYPE_OF.get(ir.DataType.from_numpy(arrays[0].dtype))
     if dtype not in FLOATS or not arrays[0].size:
-        return "there are no floating-point numbers, and heads need some; give the network before it was quantised"
+        return "there are no floating-point numbers, and heads need some; quantise the network in QDQ form"
     tensor = Tensor(value.name or "", dtype, _row_shape(value, arrays[0], varied))
     return CutPoint(tensor, separator.node, separator.done / separator.total, arrays[0].size)
 

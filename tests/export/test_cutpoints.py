@@ -190,7 +190,7 @@ def quantised() -> Graph:
 
 
 @pytest.mark.parametrize(
-    ("graph", "says"), [(recurrent(), "the batch is the second dimension"), (quantised(), "before it was quantised")]
+    ("graph", "says"), [(recurrent(), "the batch is the second dimension"), (quantised(), "in QDQ form")]
 )
 def test_it_is_said_why_no_head_could_read(tmp_path, graph, says):
     with pytest.raises(BackboneError, match=f"between its layers, .*{says}"):
