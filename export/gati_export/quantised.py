@@ -35,8 +35,13 @@ def pair_behind(value: ir.Value) -> Pair | None:
     first = pairs[0] if pairs else None
     if first is None or value.is_graph_output():
         return None
-    alike = all(pair and pair.quantise.inputs[1:] == first.quantise.inputs[1:] for pair in pairs)
-    return first if alike else None
+    return first if all(pair and _numbers(pair) == _numbers(first) for pair in pairs) else None
+
+
+def _numbers(pair: Pair) -> list[bytes]:
+    """What a pair quantises with."""
+    tensors = [ir.convenience.get_const_tensor(value) for value in pair.quantise.inputs[1:] if value]
+    return [tensor.numpy().tobytes() for tensor in tensors if tensor is not None]
 
 
 def _pair(quantise: ir.Node | None, dequantise: ir.Node | None) -> Pair | None:
