@@ -16,7 +16,7 @@ from gati.chain import Tensor
 from gati.session import open_session, run
 from gati_export.distillation import Scale, Schedule
 from gati_export.families import spatial
-from gati_export.families.family import Lookup
+from gati_export.families.family import Distilled
 from gati_export.families.integers import LARGEST, Integers, weights_before
 from gati_export.heads import Head, head_model
 
@@ -27,37 +27,31 @@ CUTS = [
 ]
 
 
-def towers(cut: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Lookup, Lookup]:
-    """One in floating point and one in integers, trained alike."""
-    monkeypatch.setattr(spatial.Tower, "schedule", Schedule(epochs=1, least=40, most=40, batch=64, peak=6e-3))
-    train, tune = course(cut, 400, 0), course(cut, 200, 1)
-    made = []
-    for integers in (False, True):
-        (lookup,) = spatial.lookups(cut, CLASSES)
-        lookup.integers = integers
-        lookup.learn(train.lesson(lookup), tune.lesson(lookup), 0, None)
-        made.append(lookup.eval())
-    return made[0], made[1]
-
-
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.name)
 def test_a_tower_in_integers_is_smaller_and_says_nearly_the_same(
     cut: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = course(cut, 300, 2)
-    files = [head_model(Head(each, Scale("logits"), OUTPUT), cut, OUTPUT) for each in towers(cut, monkeypatch)]
-    answers, operators = [], []
-    for file in files:
-        (tmp_path / "head.onnx").write_bytes(file)
-        session = open_session(tmp_path / "head.onnx", optimised=tmp_path / "optimised.onnx")
-        answers.append(run(session, [OUTPUT.name], {cut.name: fresh.hidden})[0])
-        operators.append(Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node))
-    convolutions = operators[0]["Conv"] + operators[0]["FusedConv"]
-    assert convolutions and operators[1]["QLinearConv"] == convolutions
-    assert not operators[1]["Conv"] + operators[1]["FusedConv"]
-    assert len(files[1]) < 0.45 * len(files[0])
-    assert (answers[0].argmax(1) == answers[1].argmax(1)).mean() > 0.97
-    assert 0 < np.abs(answers[0] - answers[1]).mean() < 0.05 * answers[0].std()
+    monkeypatch.setattr(spatial.Tower, "schedule", Schedule(epochs=1, least=40, most=40, batch=64, peak=6e-3))
+    train, tune, fresh = course(cut, 400, 0), course(cut, 200, 1), course(cut, 300, 2)
+    (lookup,) = spatial.lookups(cut, CLASSES)
+    lookup.integers = True
+    lookup.learn(train.lesson(lookup), tune.lesson(lookup), 0, None)
+    assert isinstance(lookup, Distilled)
+    tower = lookup.eval().predictor
+    assert isinstance(tower, spatial.Tower)
+    file = tmp_path / "head.onnx"
+    file.write_bytes(head_model(Head(lookup, Scale("logits"), OUTPUT), cut, OUTPUT))
+    session = open_session(file, optimised=tmp_path / "optimised.onnx")
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert operators["QLinearConv"] == sum(isinstance(layer, nn.Conv2d) for layer in tower.layers)
+    assert not operators["Conv"] + operators["FusedConv"]
+    assert file.stat().st_size < 0.45 * 4 * sum(weights.numel() for weights in tower.parameters())
+    said = run(session, [OUTPUT.name], {cut.name: fresh.hidden})[0]
+    tower.integers = None
+    with torch.no_grad():
+        exact = tower(tower.reduce(torch.from_numpy(fresh.hidden))).numpy()
+    assert (said.argmax(1) == exact.argmax(1)).mean() > 0.97
+    assert 0 < np.abs(said - exact).mean() < 0.05 * exact.std()
 
 
 def layers(seed: int) -> nn.Sequential:
