@@ -9,13 +9,15 @@ import numpy as np
 
 from gati.agreement import Agreement
 from gati_export.candidates import Candidates
-from gati_export.compose import Composition, Limits, Option, compose, seconds_until
+from gati_export.compose import Composition, Limits, Option, compose, evaluate, seconds_until
 from gati_export.pareto import Point, explain, oracle, pareto
 from gati_export.path import path
 from gati_export.replay import Said, replay
 
 STEPS, REPLAYED_STEPS = 256, 40
 """Settings that are tried in certification: more than enough, and what replays one by one leave time for."""
+NEAR, MOST = 4.0, 0.8
+"""Of the latter, most are spent where errors are within this factor of what is allowed."""
 EFFORT = 2_000
 """How long the search for a composition may go on; a second or two."""
 EPSILONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -73,7 +75,9 @@ def choose(
     for among in sets:
         composition = _composed(options, among, seconds, limits)
         chosen = [said[place] for place in composition.chosen]
-        steps = path(options, composition, seconds, STEPS if _stateless(chosen) else REPLAYED_STEPS)
+        steps = path(options, composition, seconds, STEPS)
+        if not _stateless(chosen):
+            steps = steps[_worth_a_replay(options, composition, seconds, steps, limits, remembers=_remember(chosen))]
         taken = 0.0
         if len(sets) > 1:
             used = [options[place] for place in composition.chosen]
@@ -96,9 +100,37 @@ def _stateless(said: Sequence[Said]) -> bool:
     return all(one.rows is None for one in said)
 
 
+def _remember(said: Sequence[Said]) -> bool:
+    return any(one.rows is not None and one.rows.remembers for one in said)
+
+
+def _worth_a_replay(
+    options: Sequence[Option],
+    composition: Composition,
+    seconds: np.ndarray,
+    steps: np.ndarray,
+    limits: Limits,
+    *,
+    remembers: bool,
+) -> np.ndarray:
+    """Places of a few steps of a path, the strictest among them: the last that passes should leave little unused.
+
+    Most are taken where the tuning samples have about as many errors as are allowed, as far as that can be told without
+    a replay; evenly all along the path where it can't, as with memories.
+    """
+    wrong = [evaluate(options, composition.chosen, step.tolist(), seconds).wrong.mean() for step in steps]
+    near = (np.array(wrong) >= limits.epsilon / NEAR) & (np.array(wrong) <= limits.epsilon * NEAR)
+    weights = np.ones(len(steps))
+    if not remembers and near.any() and not near.all():
+        weights = np.where(near, MOST / near.sum(), (1 - MOST) / (~near).sum())
+    reached = np.cumsum(weights) / weights.sum()
+    places = np.searchsorted(reached, np.linspace(0, 1, REPLAYED_STEPS))
+    return np.unique(np.minimum(places, len(steps) - 1))
+
+
 def _sets(said: Sequence[Said]) -> list[list[int]]:
     """Places of the candidates to compose: all, and where there are both, memories alone and all others."""
-    memories = [place for place, one in enumerate(said) if one.rows is not None and one.rows.remembers]
+    memories = [place for place, one in enumerate(said) if _remember([one])]
     others = [place for place in range(len(said)) if place not in memories]
     return [[*range(len(said))], memories, others] if memories and others else [[*range(len(said))]]
 

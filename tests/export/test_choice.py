@@ -9,7 +9,7 @@ import pytest
 
 from gati.agreement import parse_agreement
 from gati_export.candidates import Candidate, Candidates
-from gati_export.choice import choose
+from gati_export.choice import REPLAYED_STEPS, choose
 from gati_export.compose import Limits
 from gati_export.latency import Times
 from gati_export.replay import Rows, Said
@@ -64,3 +64,29 @@ def test_a_memory_learns_from_a_head_behind_it_if_that_does_not_do_alone(late: f
     times = Times(np.array([0.01, late, 0.99 - late]), np.zeros(2))
     choice = choose(Candidates(heads, {}, times), said, ANSWERS, AGREEMENT, Limits(0.0))
     assert tuple(heads[place].name for place in choice.composition.chosen) == expected
+
+
+class Mixed(Memory):
+    """A head that follows the mix of answers and remembers no rows; whose scores do not depend on it here."""
+
+    remembers = False
+
+
+def test_most_replays_are_spent_where_errors_are_about_as_many_as_allowed() -> None:
+    random = np.random.default_rng(0)
+    scores = np.sort(random.random(4000).astype(np.float32))[::-1]
+    truth = np.eye(CLASSES, dtype=np.float32)[random.integers(0, CLASSES, 4000)]
+    wrong = random.random(4000) > scores
+    answers = np.where(wrong[:, None], np.roll(truth, 1, axis=1), truth)
+    heads = [Candidate(0, "sure+mix", b"", 0.001)]
+    times = Times(np.array([0.01, 0.99]), np.zeros(1))
+    paths = []
+    for rows in (cast(Rows, Mixed()), cast(Rows, Memory()), None):
+        said = [Said(scores, answers, rows)]
+        paths.append(choose(Candidates(heads, {}, times), said, truth, AGREEMENT, Limits(0.01)).path)
+    shares = [np.array([(wrong & (scores >= step)).mean() for step in path[:, 0]]) for path in paths]
+    few, even, whole = (np.sum((share > 0.005) & (share < 0.02)) for share in shares)
+    assert len(paths[0]) <= REPLAYED_STEPS and len(paths[1]) <= REPLAYED_STEPS < len(paths[2])
+    assert paths[0][0] == paths[1][0] == paths[2][0] and {*paths[0][:, 0]} <= {*paths[2][:, 0]}
+    assert even < few <= whole and few > 1.5 * even
+    assert shares[0][-1] == shares[2][-1]
