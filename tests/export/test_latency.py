@@ -49,7 +49,7 @@ def test_heads_with_state_are_measured_on_blocks(
     chain, paths, samples = convolutions
     one = {name: rows[:1] for name, rows in samples.items()}
     passed = cut_as_run(chain, [path.read_bytes() for path in paths], [range(1), range(1, 2)], one).passed
-    assert passed[chain.segments[0].output.name].op_type == TO_PLANES
+    assert [node.op_type for node in passed[chain.segments[0].output.name].nodes] == [TO_PLANES]
     heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
     assert all(seconds > 0 for seconds in measure_heads(chain, paths, heads, samples))
 
