@@ -52,7 +52,7 @@ CASES = {
     "vgg": Case(lambda: decided(networks.vgg()), "onnx", FEW),
     "mobilenet": Case(lambda: decided(networks.mobilenet()), "onnx", FEW),
     "preactivation": Case(lambda: decided(networks.resnet(pre=True)), "pt2", FEW),
-    "quantised": Case(lambda: decided(networks.resnet()), "int8", ENOUGH),
+    "quantised": Case(lambda: decided(networks.resnet()), "int8", FEW),
 }
 ENOUGH_CASES = [name for name, case in CASES.items() if case.samples == ENOUGH]
 
