@@ -127,29 +127,20 @@ def fit_candidates(
     Raises:
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
     """
-    plan = {index: lookups(families, chain.segments[index].output, chain.classes) for index in chain.heads}
-    places = learnable(chain, samples)
-    plan = {index: found if index in places else ([], [BEFORE]) for index, found in plan.items()}
-    notes = {index: list(why) for index, (_, why) in plan.items()}
-    if chain.mode == "bls":
-        plan = {index: ([one for one in found if not one.state], why) for index, (found, why) in plan.items()}
-    on_processor = chain.mode == "bls" or measured_on(chain) == CPU
-    for found, _ in plan.values():
-        for lookup in found:
-            lookup.integers = on_processor
+    plan, notes = _plan(chain, samples, families)
     training = _Training(split.train, split.tune, split.groups, seed)
     rows = np.concatenate([training.train, training.tune])
     learned: list[tuple[int, Lookup]] = []
     scale = Scale("logits")
-    total, done = sum(len(found) for found, _ in plan.values()), 0
-    for cuts in _passes({index: found for index, (found, _) in plan.items()}, chain, len(rows)):
-        reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index][0]}
+    total, done = sum(map(len, plan.values())), 0
+    for cuts in _passes(plan, chain, len(rows)):
+        reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index]}
         seen = collect(chain, sessions, samples, reducers, progress, rows)
         _check_outputs(seen.outputs, numbers)
         scale = scale if numbers else Scale.of(seen.outputs[: len(training.train)])
         training.logits = scale.logits(seen.outputs)
         training.features = seen.features
-        tasks = [(index, lookup) for index in cuts for lookup in plan[index][0]]
+        tasks = [(index, lookup) for index in cuts for lookup in plan[index]]
         for index, found in training.train_all(tasks, init):
             learned += [(index, lookup) for lookup in found if not (lookup.state and chain.mode == "bls")]
             done += 1
@@ -157,6 +148,24 @@ def fit_candidates(
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
     return Candidates(timed(chain, sessions, models, samples, known or {}), notes, times)
+
+
+def _plan(
+    chain: Chain, samples: Mapping[str, np.ndarray], families: Sequence[str]
+) -> tuple[dict[int, list[Lookup]], dict[int, list[str]]]:
+    """Untrained lookups of all families by cut point, and why a family has none there."""
+    plan, notes = dict[int, list[Lookup]](), dict[int, list[str]]()
+    places = learnable(chain, samples)
+    on_processor = chain.mode == "bls" or measured_on(chain) == CPU
+    for index in chain.heads:
+        found, why = lookups(families, chain.segments[index].output, chain.classes)
+        if index not in places:
+            found, why = [], [BEFORE]
+        plan[index] = [lookup for lookup in found if not (lookup.state and chain.mode == "bls")]
+        notes[index] = list(why)
+        for lookup in plan[index]:
+            lookup.integers = on_processor
+    return plan, notes
 
 
 def timed(

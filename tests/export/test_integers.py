@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from lessons import CLASSES, OUTPUT, course
+from lessons import CLASSES, OUTPUT, course, one_cut_chain
 from torch import nn
 
 from gati.chain import Tensor
-from gati.session import open_session, run
+from gati.session import DEVICE, open_session, run
+from gati_export import candidates
 from gati_export.distillation import Scale, Schedule
 from gati_export.families import spatial
 from gati_export.families.family import Distilled
@@ -102,3 +104,16 @@ def test_the_weights_before_come_back_of_the_integers() -> None:
     for place in (0, 4):
         weight = made[place].weight.detach()
         assert torch.allclose(found[f"layers.{place}.weight"], weight, atol=float(weight.abs().max()) / LARGEST)
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "integers"), [("inline", "cpu", True), ("inline", "cuda", False), ("bls", "cuda", True)]
+)
+def test_heads_for_a_gpu_stay_in_floating_point(
+    mode: str, device: str, integers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In BLS mode, heads run on the processor whatever segments do."""
+    monkeypatch.setenv(DEVICE, device)
+    monkeypatch.setattr(candidates, "learnable", lambda *_: {0})
+    plan, _ = candidates._plan(replace(one_cut_chain(CUTS[1]), mode=mode), {}, ["spatial"])
+    assert [lookup.integers for lookup in plan[0]] == [integers]
