@@ -28,7 +28,7 @@ from gati.session import open_session, run
 from gati.weights import Weights
 
 TO_PLANES, TRANSPOSE, DEQUANTISE = "ReorderOutput", "Transpose", "DequantizeLinear"
-"""ONNX Runtime's operator from blocks to planes, and ONNX's."""
+"""ONNX Runtime's operator from blocks to planes, and two of ONNX's."""
 AS_IT_WAS = "/as it was"
 """What a cut tensor is called where it passes as something else under its name."""
 TOLERANCE = 1e-3
@@ -195,9 +195,12 @@ def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort
 
 def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, Passed]:
     """Gives what goes on from cut tensors their names, and these another."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in {*node.input})
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     passed: dict[str, Passed] = {}
     for output in graph.output:
-        if output.name in cuts and (found := _passed(graph, output)) is not None:
+        if output.name in cuts and (found := _passed(output, makers, readers, constants)) is not None:
             passed[output.name] = found
             output.type.tensor_type.elem_type = found.kind
     renamed = {found.nodes[0].input[0]: cut for cut, found in passed.items()} | {c: c + AS_IT_WAS for c in passed}
@@ -207,11 +210,13 @@ def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, Passed]:
     return passed
 
 
-def _passed(graph: GraphProto, cut: ValueInfoProto) -> Passed | None:
+def _passed(
+    cut: ValueInfoProto,
+    makers: Mapping[str, NodeProto],
+    readers: Mapping[str, int],
+    constants: Mapping[str, TensorProto],
+) -> Passed | None:
     """What goes on from a cut in place of its tensor: blocks, or what others read that it is made of, if anything."""
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    readers = Counter(name for node in graph.node for name in {*node.input})
     kind, nodes, read = cut.type.tensor_type.elem_type, list[NodeProto](), list[TensorProto]()
     maker = makers.get(cut.name)
     if maker is not None and maker.op_type == TO_PLANES:

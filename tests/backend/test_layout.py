@@ -174,13 +174,15 @@ def pair(given: str, made: str, scale: str) -> list[onnx.NodeProto]:
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
-    ("network", "kind", "makes"),
+    ("network", "kind", "makes", "scale", "zero"),
     [
-        (turned, TensorProto.FLOAT, ["Transpose"]),
-        (in_integers, TensorProto.UINT8, ["Transpose", "DequantizeLinear"]),
+        (turned, TensorProto.FLOAT, ["Transpose"], 1.0, 0),
+        (in_integers, TensorProto.UINT8, ["Transpose", "DequantizeLinear"], 0.05, 128),
     ],
 )
-def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(network, kind, makes, rows) -> None:
+def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(
+    network, kind, makes, scale, zero, rows
+) -> None:
     image = {"image": feeds(rows)["image"]}
     found = split(parse(network()), [cut("first", 16)], [{"image"}, {"first"}], {"image": feeds(1)["image"]})
     assert found.passed["first"].kind == kind
@@ -191,6 +193,7 @@ def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(netw
     assert len(np.unique(planes)) > 20
     passed = run(found.sessions[0], ["first"], image)[0]
     assert passed.dtype == helper.tensor_dtype_to_np_dtype(kind)
+    np.testing.assert_allclose((passed.transpose(0, 3, 1, 2).astype(np.float32) - zero) * scale, planes, atol=1e-5)
     np.testing.assert_allclose(run(found.sessions[1], ["output"], {"first": passed})[0], output, atol=1e-5)
     mix = np.random.default_rng(0).normal(size=(16 * SIZE * SIZE, 4)).astype(np.float32)
     session, _ = open_on_passed(head(16), cut("first", 16), found.passed["first"])

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import networks
 import numpy as np
 import onnx
 import pytest
+from handmade import draft, sure_head
 
+from gati.chain import Chain
 from gati.fuse import fuse
+from gati.inline import InlineEngine
+from gati.release import read_release
 from gati.session import open_session, run
 from gati_export.backbone import load_backbone
 from gati_export.bench.int8 import quantise
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.heads import CLOSED, with_threshold
+from gati_export.publish import publish
 from gati_export.quantised import DEQUANTISE, QUANTISE
+from gati_export.repository import write_repository
 from gati_export.segments import check_segments, cut, write_segments
 
 FAMILIES = {"resnet": networks.resnet, "text": networks.text_transformer, "mlp": networks.mlp}
@@ -83,3 +91,29 @@ def test_cut_everywhere_it_computes_in_integers_what_the_whole_does(quantised, t
         pieces = sum((operators(file, tmp_path) for file in files), Counter())
         assert pieces == operators(quantised[name], tmp_path)
         assert {op for op in pieces if op in ("Conv", "Gemm", "MatMul", "Add")} == set()
+
+
+def test_integers_pass_from_stage_to_stage_and_heads_read_them(quantised, tmp_path):
+    inputs = FAMILIES["resnet"]().inputs
+    backbone = load_backbone(str(quantised["resnet"]), inputs, tmp_path)
+    blank = Chain("quantised", "inline", backbone.inputs, backbone.output, (), 0.01, 0.05, 8)
+    points = choose_cutpoints(find_cutpoints(backbone, inputs))[:2]
+    segments = write_segments(cut(backbone, points), lambda index: blank.segment_path(tmp_path, index).parent)
+    chain = replace(blank, segments=segments)
+    write_repository(tmp_path, chain)
+    heads = {0: with_threshold(sure_head(chain, 0, 1), CLOSED), 1: sure_head(chain, 1, 2)}
+    said: list[str] = []
+    engine = InlineEngine(tmp_path, chain, say=said.append)
+    release = publish(tmp_path, chain, draft(heads))
+    served, _ = engine.load_heads(read_release(tmp_path, chain, release.number))
+    joined = served.load_joined()
+    assert joined is not None and not said
+    left: list[int] = []
+    row = {name: values[:1] for name, values in inputs.items()}
+    joined.run(row, {}, lambda _rows, answers, exit_: left.extend([exit_, int(answers.argmax())]))
+    assert left == [1, 2]
+    values = dict(inputs)
+    for stage in engine.load_stages([0, 1]):
+        values[segments[stage.last].output.name] = stage.run({name: values[name] for name in stage.inputs})
+    assert [values[point.tensor.name].dtype for point in points] == [np.uint8, np.uint8]
+    np.testing.assert_array_equal(values[backbone.output.name], backbone.run(inputs))

@@ -3,6 +3,9 @@
 ONNX Runtime convolves integers where what a convolution reads, its weights and what it gives are quantised. Weights
 have 7 of the 8 bits, since x86 without VNNI adds up two products in 16, where larger ones would overflow: heads say the
 same wherever they are served.
+
+PyTorch's own operators for this (`quantized_decomposed`) are exported with casts and clips that ONNX Runtime does not
+fold: it would quantise the weights at each lookup.
 """
 
 from __future__ import annotations
