@@ -43,7 +43,7 @@ from gati_export.latency import measure_segments
 from gati_export.publish import Draft, publish
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
-from gati_export.splitting import EXTRA_SHARES, find_runs, fingerprint, split
+from gati_export.splitting import find_runs, fingerprint, split
 from gati_export.terms import ENOUGH, Terms
 from gati_export.training import Heard, Trained, decide
 from gati_export.views import with_views
@@ -275,7 +275,7 @@ def _train(
     backbone = load_backbone(str(folder / "backbone.onnx"), lambda _: traffic, work)
     traffic = check_samples(traffic, backbone.inputs)
     extra = check_samples(load_samples(folder / "extra.npz"), backbone.inputs)
-    samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), EXTRA_SHARES), extra)
+    samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), extra=True), extra)
     samples, parts = with_views(backbone.inputs, samples, parts, views, seed)
     points = choose_cutpoints(find_cutpoints(backbone, traffic), cut_points)
     chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)

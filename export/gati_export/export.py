@@ -30,7 +30,7 @@ from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import check_segments, cut, with_shares, write_segments
-from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
+from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
 
@@ -166,7 +166,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
         chain = replace(chain, memory=int(plan.memory_share * whole))
     terms = Terms.of(chain, plan.terms.seed)
     extra = _extra(plan, backbone)
-    parts = split(samples, find_runs(samples), SHARES if extra is None else EXTRA_SHARES)
+    parts = split(samples, find_runs(samples), extra=extra is not None)
     trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
     chain, accelerator, notes = _compile(plan, staged, chain, paths, head, report)

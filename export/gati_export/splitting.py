@@ -16,8 +16,8 @@ from scipy.sparse.csgraph import connected_components
 
 SHARES = 0.60, 0.15
 """Of the samples, those that train and those that tune; the rest, 25 %, calibrates."""
-EXTRA_SHARES = 0.0, 0.30
-"""The same where there are other samples to train on."""
+EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
+"""The same where there are other samples to train on, and where these come in runs, which those others don't show."""
 
 CLOSE = 0.5
 """Samples are of one run up to this share of their typical distance to others.
@@ -55,9 +55,7 @@ class Split:
     groups: np.ndarray
 
 
-def split(
-    samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, shares: tuple[float, float] = SHARES
-) -> Split:
+def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, extra: bool = False) -> Split:
     """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
 
     An input goes to the same part whenever it is seen, so no copy of a calibration sample was trained on; and neither
@@ -66,7 +64,7 @@ def split(
     Args:
         samples: Model inputs by name, [n, ...] each.
         runs: The run of each sample, int [n], as `find_runs` gives them; None if each is its own.
-        shares: Of those that train and those that tune, where it is not that; the rest calibrates.
+        extra: Whether there are others to train on, so that more of these can tune and calibrate.
     """
     found = list(digests(samples, range(count(samples))))
     contents: dict[bytes, int] = {}
@@ -78,9 +76,16 @@ def split(
     for group, digest in zip(groups.tolist(), found, strict=True):
         spokesman[group] = min(spokesman.get(group, digest), digest, key=lambda each: each[8:])
     draws = np.array([int.from_bytes(spokesman[group][:8]) / 2**64 for group in groups.tolist()])
-    part = np.digitize(draws, np.cumsum(shares))
+    part = np.digitize(draws, np.cumsum(shares(runs, extra=extra)))
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
     return Split(train, tune, calibrate, groups)
+
+
+def shares(runs: np.ndarray | None, *, extra: bool) -> tuple[float, float]:
+    """Of samples of these runs, what trains and what tunes; the rest calibrates."""
+    if not extra:
+        return SHARES
+    return EXTRA_SHARES if runs is None or len(np.unique(runs)) == len(runs) else RUN_SHARES
 
 
 def fingerprint(samples: Mapping[str, np.ndarray], index: np.ndarray) -> str:

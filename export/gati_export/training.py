@@ -27,7 +27,7 @@ from gati_export.families import chosen_families
 from gati_export.heads import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
 from gati_export.replay import Said
-from gati_export.splitting import EXTRA_SHARES, SHARES, Split, fingerprint
+from gati_export.splitting import Split, fingerprint, shares
 from gati_export.terms import Terms
 from gati_export.views import with_views
 
@@ -172,7 +172,7 @@ def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.nd
     if calibrating:
         needed = observations_needed(split.groups[split.calibrate], terms.epsilon, terms.delta)
     if calibrating < needed:
-        kept = 1 - sum(EXTRA_SHARES if extra else SHARES)
+        kept = 1 - sum(shares(split.groups, extra=extra is not None))
         total = int(np.ceil(1.1 * needed / kept / 100) * 100)
         more = f"give about {total} in all that differ" if there < total else "give more that differ"
         return (

@@ -345,6 +345,22 @@ def test_an_empty_memory_is_sure_of_nothing_and_a_full_one_forgets_the_oldest(me
     assert same[5:].all() and not same[:5].any()
 
 
+def test_a_memory_is_surer_of_what_is_nearer_and_of_what_was_further_ahead(memory: recent.Recent) -> None:
+    scene = course(CUTS["vector"], 1, 7)
+    key = look(memory, scene.hidden, HeadState(dict(memory.state)).feeds()).key
+    assert key is not None
+    scores = np.empty((4, 4))
+    for i, away in enumerate((0.0, 1.0, 2.0, 4.0)):
+        for j, margin in enumerate((0.0, 1.0, 2.0, 4.0)):
+            state = HeadState(dict(memory.state))
+            state.remember(key.numpy() + away * np.eye(1, key.shape[1]), margin * np.eye(1, CLASSES))
+            scores[i, j] = float(look(memory, scene.hidden, state.feeds()).score)
+    assert (np.diff(scores, axis=0)[:, 1:] < 0).all()
+    assert (np.diff(scores, axis=1) > 0).all()
+    odds = np.log(scores / (1 - scores))
+    assert (np.diff(odds[:, 3] - odds[:, 0]) < 0).all()  # a lead counts for less the further away it was
+
+
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "log-probabilities"])
 def test_a_memory_answers_as_the_backbone_did(memory: recent.Recent, kind: str) -> None:
     scenes = course(CUTS["vector"], 40, 5)

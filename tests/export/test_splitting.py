@@ -88,11 +88,19 @@ def test_runs_and_copies_are_joined_and_go_to_one_part(rows):
     assert all(len(set(part[groups == group])) == 1 for group in groups)
 
 
-@pytest.mark.parametrize("size", [1, 10])
-def test_parts_have_their_shares_whatever_the_size_of_groups(size):
-    parts = split({"x": np.arange(4000 * size)[:, None]}, np.arange(4000 * size) // size)
+@pytest.mark.parametrize(
+    ("size", "extra", "expected"),
+    [
+        (1, False, [0.60, 0.15, 0.25]),
+        (10, False, [0.60, 0.15, 0.25]),
+        (1, True, [0.00, 0.30, 0.70]),
+        (10, True, [0.10, 0.27, 0.63]),  # what varies within a run is to be seen in runs alone
+    ],
+)
+def test_parts_have_their_shares_whatever_the_size_of_groups(size, extra, expected):
+    parts = split({"x": np.arange(4000 * size)[:, None]}, np.arange(4000 * size) // size, extra=extra)
     shares = [len(part) / (4000 * size) for part in (parts.train, parts.tune, parts.calibrate)]
-    np.testing.assert_allclose(shares, [0.60, 0.15, 0.25], atol=0.03)
+    np.testing.assert_allclose(shares, expected, atol=0.03)
 
 
 def test_fingerprint_is_of_the_rows_and_their_number():

@@ -19,7 +19,7 @@ from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.heads import with_threshold
 from gati_export.latency import measure_segments
-from gati_export.splitting import EXTRA_SHARES, SHARES, find_runs, split
+from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
 from gati_export.training import enlarged, train_heads
 
@@ -50,7 +50,7 @@ def peer_heads(
         The heads of each peer by cut point, thresholds inside, and why a peer has none, in sentences.
     """
     terms = replace(Terms.of(chain, 0), memory=None, p99=None)
-    parts = split(samples, find_runs(samples), SHARES if extra is None else EXTRA_SHARES)
+    parts = split(samples, find_runs(samples), extra=extra is not None)
     found: dict[str, dict[int, bytes]] = {}
     notes = []
     for peer, family in CERTIFIED.items():

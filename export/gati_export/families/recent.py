@@ -5,7 +5,7 @@ activation, and the output of the backbone, or of the later head that answered, 
 (`gati.state`); one whose key is near enough to a remembered one is answered alike. The projection is learned from the
 runs of near-duplicates among the samples: it keeps what tells scenes apart, and little of what varies within one
 (Fisher's discriminant). The selector judges by the distance, by the distance of the nearest entry with another answer,
-and by how sure that answer was.
+and by how far the answer was ahead of the second best, for that distance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gati_export.logistic import FREE, POSITIVE, regress
 
 NAME = "recent"
 ENTRIES, DIMENSIONS = 64, 48
-SIGNALS = 4
+SIGNALS = 3
 NEAR, FAR = 1e-5, 400.0
 """Distances are cut off here: beyond it, nothing is remembered."""
 FIRMNESS = 1.0
@@ -41,6 +41,7 @@ class Recent(Lookup):
 
     weight: Torch
     bias: Torch
+    reach: Torch
     ahead: Torch
 
     def __init__(self, cut: Tensor, classes: int) -> None:
@@ -52,6 +53,7 @@ class Recent(Lookup):
         self.state = {MEMORY_KEYS: (ENTRIES, self.whitening.dimensions), MEMORY_ANSWERS: (ENTRIES, classes)}
         self.register_buffer("weight", torch.zeros(SIGNALS))
         self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("reach", torch.ones(()))
         self.register_buffer("ahead", torch.tensor([[1.0], [-1.0]]), persistent=False)
 
     def reduce(self, hidden: Torch) -> Torch:
@@ -70,34 +72,48 @@ class Recent(Lookup):
         if len(agree) and agree.any():
             self._fit(found, agree)
 
-    def _fit(self, found: np.ndarray, agree: np.ndarray) -> None:
+    def _fit(self, found: Torch, agree: np.ndarray) -> None:
         """Logistic regression; a signal of certainty never counts against."""
-        scale = found.std(0) + 1e-6
-        rows = np.column_stack([found / scale, np.ones(len(found))])
+        self.reach.copy_(found[:, 0].median() / 2)
+        signals = self.signals(found).double().numpy()
+        scale = signals.std(0) + 1e-6
+        rows = np.column_stack([signals / scale, np.ones(len(signals))])
         penalties = np.append(np.full(SIGNALS, FIRMNESS), 0)
         prior = np.append(np.full(SIGNALS, 1 / SIGNALS), 0)  # where all agree, nothing says which are surer
         weights = regress(rows, agree.astype(float), penalties, [POSITIVE] * SIGNALS + [FREE], prior)
         self.weight.copy_(torch.from_numpy(weights[:-1] / scale))
         self.bias.copy_(torch.tensor(weights[-1]))
 
-    def signals(self, keys: Torch, state: Mapping[str, Torch]) -> tuple[Torch, Torch]:
-        """What speaks for the nearest entry, [batch, SIGNALS], larger for surer; and its answer, [batch, classes]."""
+    def nearest(self, keys: Torch, state: Mapping[str, Torch]) -> tuple[Torch, Torch]:
+        """What is known of the nearest entry, [batch, 3], and its answer, [batch, classes].
+
+        That is its distance, the logarithm of how many times as far the nearest with another answer is, and by how much
+        its answer is ahead of the second best.
+        """
         ring, said = state[MEMORY_KEYS], state[MEMORY_ANSWERS]
         distance = torch.linalg.vector_norm(keys[:, None] - ring, dim=2).clamp(NEAR, FAR)
         near = distance.amin(1, keepdim=True)
         answers = said.index_select(0, distance.argmin(1))
         others = said.argmax(1) != answers.argmax(1, keepdim=True)
         rival = torch.where(others, distance, FAR).amin(1, keepdim=True)
-        margin = torch.softmax(answers, 1).topk(2, 1).values @ self.ahead
         apart = torch.log(rival / near).clamp(0.0, 5.0)
-        return torch.cat([-near, apart, margin, -torch.log(1.0001 - margin)], 1), answers
+        return torch.cat([near, apart, answers.topk(2, 1).values @ self.ahead], 1), answers
+
+    def signals(self, found: Torch) -> Torch:
+        """What speaks for the nearest entry, [batch, SIGNALS], larger for surer.
+
+        The backbone changes its mind where what has changed since outweighs the margin that its answer had. Changes
+        that the key does not show are as large as usual ones: `reach`, half the distance that is usual.
+        """
+        near, apart, margin = found.split(1, 1)
+        return torch.cat([-near, apart, margin / (near + self.reach)], 1)
 
     def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
         """Answers as the nearest entry does; 0 is the score of anything while the ring is empty."""
         keys = self.whitening(features)
-        found, answers = self.signals(keys, state)
-        score = torch.sigmoid(found @ self.weight + self.bias)
-        return Found(answers, torch.where(found[:, 0] > -FAR, score, 0.0), keys)
+        found, answers = self.nearest(keys, state)
+        score = torch.sigmoid(self.signals(found) @ self.weight + self.bias)
+        return Found(answers, torch.where(found[:, 0] < FAR, score, 0.0), keys)
 
 
 def _neighbours(groups: np.ndarray) -> np.ndarray:
@@ -107,19 +123,23 @@ def _neighbours(groups: np.ndarray) -> np.ndarray:
     return np.stack([order[1:][same], order[:-1][same]], 1)
 
 
-def _rehearse(recent: Recent, keys: Torch, tune: Lesson) -> tuple[np.ndarray, np.ndarray]:
-    """Replays samples in order, the first of each run and one in eight others being remembered."""
+def _rehearse(recent: Recent, keys: Torch, tune: Lesson) -> tuple[Torch, np.ndarray]:
+    """Replays samples in order, the first of each run and one in eight others being remembered.
+
+    Returns:
+        What was found, as `Recent.nearest` gives it, [n, 3], and whether it was right, bool [n].
+    """
     ring = torch.full((ENTRIES, keys.shape[1]), float(EMPTY))
     said = torch.zeros(ENTRIES, tune.logits.shape[1])
     state = {MEMORY_KEYS: ring, MEMORY_ANSWERS: said}
     found, agree, place, seen = [], [], 0, set()
     for row, group in enumerate(tune.groups.tolist()):
         if place:
-            signals, answer = recent.signals(keys[row : row + 1], state)
-            found.append(signals[0].numpy())
+            near, answer = recent.nearest(keys[row : row + 1], state)
+            found.append(near)
             agree.append(int(answer.argmax()) == tune.labels[row])
         if group not in seen or row % 8 == 0:
             ring[place % ENTRIES], said[place % ENTRIES] = keys[row], tune.logits[row]
             place += 1
             seen.add(group)
-    return np.array(found, np.float64).reshape(-1, SIGNALS), np.array(agree, bool)
+    return torch.cat(found) if found else torch.empty(0, SIGNALS), np.array(agree, bool)
