@@ -84,9 +84,30 @@ def test_most_replays_are_spent_where_errors_are_about_as_many_as_allowed() -> N
     for rows in (cast(Rows, Mixed()), cast(Rows, Memory()), None):
         said = [Said(scores, answers, rows)]
         paths.append(choose(Candidates(heads, {}, times), said, truth, AGREEMENT, Limits(0.01)).path)
-    shares = [np.array([(wrong & (scores >= step)).mean() for step in path[:, 0]]) for path in paths]
-    few, even, whole = (np.sum((share > 0.005) & (share < 0.02)) for share in shares)
-    assert len(paths[0]) <= REPLAYED_STEPS and len(paths[1]) <= REPLAYED_STEPS < len(paths[2])
-    assert paths[0][0] == paths[1][0] == paths[2][0] and {*paths[0][:, 0]} <= {*paths[2][:, 0]}
-    assert even < few <= whole and few > 1.5 * even
-    assert shares[0][-1] == shares[2][-1]
+    *replayed, whole = paths
+    even = whole[np.linspace(0, len(whole) - 1, REPLAYED_STEPS).astype(int)]
+
+    def near(steps: np.ndarray) -> int:
+        shares = np.array([(wrong & (scores >= step)).mean() for step in steps[:, 0]])
+        return int(np.sum((shares > 0.005) & (shares < 0.02)))
+
+    for few in replayed:
+        assert len(few) <= REPLAYED_STEPS < len(whole) and {*few[:, 0]} <= {*whole[:, 0]}
+        assert few[0] == whole[0] and few[-1] == whole[-1]
+        assert 1.5 * near(even) < near(few) <= near(whole)
+
+
+class Gullible(Memory):
+    """A memory that, asked alone, knows half of what begins a scene, and in a chain answers anything, wrongly."""
+
+    def ask(self, row: int) -> tuple[np.ndarray, float]:
+        return np.roll(ANSWERS[row], 1), 0.9
+
+
+def test_a_memory_alone_is_taken_where_another_errs_on_what_it_leaves() -> None:
+    half = FIRST & (np.arange(len(ANSWERS)) // RUN % 2 == 0)
+    said = [Said(sure(~FIRST), ANSWERS, cast(Rows, Memory())), Said(sure(half), ANSWERS, cast(Rows, Gullible()))]
+    heads = [Candidate(0, "memory", b"", 0.005), Candidate(1, "gullible", b"", 0.005)]
+    times = Times(np.array([0.01, 0.09, 0.90]), np.zeros(2))
+    choice = choose(Candidates(heads, {}, times), said, ANSWERS, AGREEMENT, Limits(0.0))
+    assert [heads[place].name for place in choice.composition.chosen] == ["memory"]
