@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from gati.chain import read_chain
-from gati.orchestrator import NEW
+from gati.draws import NEW
 from gati.server import HOST, Ports, Server
 from gati.settings import NO_STORE, STORE
 from gati_client import Client

@@ -110,7 +110,7 @@ class Served:
         self._releases = ReleaseWatch(repository, chain, engine, lambda *_: None, lambda _: None)
         for _ in range(2):  # the second completes what the first has found
             self._releases.look()
-        self._orchestrator = Orchestrator(chain, lambda: self._releases.live, cast(Observer, self), 0, lambda _: None)
+        self._orchestrator = Orchestrator(chain, lambda: self._releases.live, cast(Observer, self), lambda _: None)
 
     def answer(self, feeds: dict[str, np.ndarray]) -> Answer:
         """Asks one request."""

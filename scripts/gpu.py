@@ -117,7 +117,7 @@ def backbone_of(depth: int, folder: Path) -> Backbone:
 
 def orchestrated(chain: Chain, live: LiveRelease, feeds: dict[str, np.ndarray], exact: bool = False) -> Way:
     """A chain as it is served."""
-    orchestrator = Orchestrator(chain, lambda: live, cast(Observer, Silent()), 0, lambda _: None)
+    orchestrator = Orchestrator(chain, lambda: live, cast(Observer, Silent()), lambda _: None)
     return lambda: orchestrator.serve([Request(feeds, exact, lambda *_: None)])
 
 
@@ -231,7 +231,7 @@ def _answers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where samples leave, and what they are answered, [n] each."""
     told: list[Answer] = []
-    orchestrator = Orchestrator(chain, lambda: live, cast(Observer, Silent()), 0, lambda _: None)
+    orchestrator = Orchestrator(chain, lambda: live, cast(Observer, Silent()), lambda _: None)
     for start in range(0, PICTURES, batch):
         feeds = {name: values[start : start + batch] for name, values in rows.items()}
         orchestrator.serve([Request(feeds, False, lambda answer, _: told.append(cast(Answer, answer)))])

@@ -62,7 +62,7 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
             values[segment.output.name] = stage.run({name: values[name] for name in stage.inputs})
 
     def orchestrated(live: LiveRelease, *, exact: bool) -> Callable[[], object]:
-        orchestrator = Orchestrator(chain, lambda: live, silent, 0, silent.later)
+        orchestrator = Orchestrator(chain, lambda: live, silent, silent.later)
         return lambda: orchestrator.serve([Request(feeds, exact, lambda *_: None)])
 
     ways: dict[str, Callable[[], object]] = {

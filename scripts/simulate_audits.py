@@ -1,53 +1,85 @@
-"""How soon audits close heads that break the promise, and what they cost good ones: scripts/simulate_audits.py.
+"""How soon audits close heads that break the promise, what is answered until then, and what it costs good ones.
 
-Streams of requests of which a given share would be answered otherwise than by the backbone, to a breaker and by the
-shares that are drawn as it is or isn't eager, both as served by default.
+scripts/simulate_audits.py: streams of requests of which a given share would be answered otherwise than by the backbone,
+drawn, held and judged as they are served by default, but that audits take no time.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import click
 import numpy as np
 
 from gati.breaker import Breaker
-from gati.orchestrator import EAGER
+from gati.draws import Draws
 from gati.settings import Settings
 from gati_export.terms import Terms
 
 USUAL = Settings.audit_share
 BEFORE = 0.003
 """The share that differs of requests before the change, if there is one."""
+SOON = 2_000
+"""Requests after which what was answered is looked at first."""
+
+
+class Seen(NamedTuple):
+    """A stream: requests until the heads closed; shares drawn and held until then, answered otherwise soon, of all."""
+
+    until: float
+    drawn: float
+    held: float
+    soon: float
+    differ: float
 
 
 @click.command()
-@click.option("--shares", default="0.2,0.6,1,1.5,2,3,4,10", show_default=True, help="Of differing answers, in %.")
+@click.option("--shares", default="0.2,0.6,0.8,1,1.5,2,3,4,10", show_default=True, help="Of differing answers, in %.")
 @click.option("--streams", default=100, show_default=True, help="Of each share.")
 @click.option("--requests", default=20_000, show_default=True, help="Of a stream, at most.")
 @click.option("--good", default=0, show_default=True, help="Requests before that, of which 0.3 % differ.")
 def main(shares: str, streams: int, requests: int, good: int) -> None:
     """Prints a line for each share of differing answers."""
     terms = Terms()
-    click.echo(f"{'differs':>8}  {'closed':>6}  {'requests to it: median, 90 %':>28}  drawn while open")
+    click.echo(
+        f"{'differs':>8}  {'closed':>6}  {'requests to it: median, 90 %':>28}  {'drawn':>6}  {'held':>6}  "
+        f"answered otherwise: of {SOON:,}, of {requests:,}"
+    )
     for percent in shares.split(","):
         differs = np.r_[np.full(good, BEFORE), np.full(requests, float(percent) / 100)]
-        seen = [_stream(differs, terms, np.random.default_rng(seed)) for seed in range(streams)]
-        until = np.array([stream[0] - good if stream[0] < len(differs) else np.inf for stream in seen])
-        drawn = np.mean([stream[1] for stream in seen])
+        seen = [_stream(differs, good, terms, np.random.default_rng(seed)) for seed in range(streams)]
+        until, *shares_seen = np.array(seen).T
         median, most = (f"{n:,.0f}" if np.isfinite(n) else "-" for n in np.quantile(until, [0.5, 0.9], method="higher"))
-        click.echo(f"{percent:>6} %  {np.isfinite(until).mean():6.0%}  {median:>14}, {most:>12}  {drawn:.1%}")
+        drawn, held, soon, all_ = (np.mean(each) for each in shares_seen)
+        click.echo(
+            f"{percent:>6} %  {np.isfinite(until).mean():6.0%}  {median:>19}, {most:>7}  {drawn:6.1%}  {held:6.1%}  "
+            f"{soon:22.2%}, {all_:.2%}"
+        )
 
 
-def _stream(differs: np.ndarray, terms: Terms, random: np.random.Generator) -> tuple[int, float]:
-    """After how many requests the heads were closed, or all; and what share of them was drawn."""
-    breaker = Breaker(terms.epsilon, terms.delta, (0,))
-    chance, differed, drawn = random.random(len(differs)), random.random(len(differs)) < differs, 0
+def _stream(differs: np.ndarray, good: int, terms: Terms, random: np.random.Generator) -> Seen:
+    """A stream, looked at from its first request that is not among the good ones."""
+    breaker, draws = Breaker(terms.epsilon, terms.delta, (0,)), Draws(USUAL, terms.epsilon)
+    chance, differed = random.random(len(differs)), random.random(len(differs)) < differs
+    drawn, held = np.zeros((2, len(differs)), bool)
+    until = len(differs)
     for place, each in enumerate(chance):
-        if each < (USUAL * EAGER if breaker.eager else USUAL):
-            drawn += 1
-            breaker.settle(breaker.draw(1), int(not differed[place]), int(differed[place]), 0)
+        how = draws.chance(breaker, 1)
+        if each < how.share:
+            drawn[place], held[place] = True, how.held
+            breaker.settle(breaker.draw(1), int(not differed[place]), int(differed[place]), 0, how.price)
             if breaker.alarm is not None:
-                return place + 1, drawn / (place + 1)
-    return len(differs), drawn / len(differs)
+                until = place + 1
+                break
+    otherwise = (differed & ~held)[good:until]
+    closed = np.inf if until == len(differs) else until - good
+    return Seen(
+        closed,
+        drawn[:until].mean(),
+        held[:until].mean(),
+        np.count_nonzero(otherwise[:SOON]) / SOON,
+        np.count_nonzero(otherwise) / (len(differs) - good),
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gati.device import Hidden
-from gati.flight import NOBODY, Flight
+from gati.flight import NOBODY, Drawn, Flight
 from gati.live import LiveRelease
 
 
@@ -16,14 +16,14 @@ from gati.live import LiveRelease
 class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
-    `drawn` is what the release's breaker calls them, `kept` what is recorded of them, and `values` what goes on at the
+    `drawn` is the draw that they were among, `kept` what is recorded of them, and `values` what goes on at the
     cut point `at`: where they left, or −1 for the inputs of rows that they answered joined. Of hits that were held
     all has been run, and `served` is what they would have been told.
     """
 
     index: int
     release: LiveRelease
-    drawn: int
+    drawn: Drawn
     values: Mapping[str, Hidden]
     served: np.ndarray
     kept: dict[str, np.ndarray] | None
@@ -57,9 +57,9 @@ class Held:
         """What heads said, beside what the backbone has answered; recorded is its answer, as any."""
         if self._drawn is None:
             return []
-        flight, number = self._flight, self._drawn.number
+        flight, drawn = self._flight, self._drawn
         return [
-            Audit(index, release, number, {output: flight.output[rows]}, said, None, flight.requests[0].arrived, last)
+            Audit(index, release, drawn, {output: flight.output[rows]}, said, None, flight.requests[0].arrived, last)
             for index, rows, said in self._said
         ]
 
@@ -82,4 +82,4 @@ def audits_of(
     kept = flight.kept and {name: value[rows[chosen]] for name, value in flight.kept.items()}
     left = {name: value[chosen] for name, value in values.items()}
     served = flight.output[rows[chosen]]
-    return [Audit(index, release, flight.drawn.number, left, served, kept, flight.requests[0].arrived, at)]
+    return [Audit(index, release, flight.drawn, left, served, kept, flight.requests[0].arrived, at)]

@@ -15,6 +15,7 @@ never above what they would be if audits took no time, in whatever order these c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from threading import Lock
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gati.betting import log_gains, lower_bound, refuted, upper_bound
+from gati.budget import START, Budget
 from gati.doubt import Doubt
 
 BLOCK = 50
@@ -78,6 +80,7 @@ class Breaker:
     Attributes:
         alarm: Why exits are closed, None while none is.
         open_exits: The exits that are not.
+        budget: What may yet differ of what they answer.
 
     Raises:
         ValueError: If `past` is not of such a breaker.
@@ -93,6 +96,7 @@ class Breaker:
         self._bounds: tuple[float, float] | None = (0.0, 1.0)
         self._doubt = Doubt(epsilon, delta)
         self._lock = Lock()
+        self.budget = Budget()
         self.alarm: Alarm | None = None
         self.open_exits = self._exits
         if past is not None:
@@ -132,7 +136,7 @@ class Breaker:
             self._bounds = None
             return self._blocks[-1].number
 
-    def settle(self, drawn: int, agreed: int, differed: int = 0, exit_: int | None = None) -> None:
+    def settle(self, drawn: int, agreed: int, differed: int = 0, exit_: int | None = None, price: float = 1.0) -> None:
         """Takes in what became of requests that were drawn.
 
         Args:
@@ -140,13 +144,16 @@ class Breaker:
             agreed: How many were answered as by the backbone, or not at all.
             differed: How many were not.
             exit_: Where these were answered.
+            price: What each of them takes from the budget.
         """
         with self._lock:
             block = next(block for block in reversed(self._blocks) if block.number <= drawn)
             block.agreed += agreed
             self._bounds = None
             was_over = self._doubt.over
-            self._doubt.take(agreed, differed if exit_ in self.open_exits else 0)
+            still_open = differed if exit_ in self.open_exits else 0
+            self._doubt.take(agreed, still_open)
+            self.budget.spend(still_open * price)
             if differed and exit_ is not None:
                 block.differed[self._exits.index(exit_)] += differed
                 self._judge()
@@ -168,7 +175,8 @@ class Breaker:
         """What it knows, for JSON."""
         with self._lock:
             blocks = [[block.number, block.drawn, block.agreed, *block.differed] for block in self._blocks]
-            return {"alarm": self.alarm and asdict(self.alarm), "blocks": blocks}
+            left = round(self.budget.left, 3)
+            return {"alarm": self.alarm and asdict(self.alarm), "left": left, "blocks": blocks}
 
     def _bound(self) -> tuple[float, float]:
         drawn, differed, weights = self._since_starts()
@@ -190,6 +198,7 @@ class Breaker:
         self.alarm = alarm
         self.open_exits = tuple(exit_ for exit_ in self._exits if exit_ < alarm.exit)
         self._doubt.begin()  # about what is left
+        self.budget.renew()
 
     def _leans(self) -> bool:
         """Whether some stretch up to now speaks against its open exits."""
@@ -225,6 +234,7 @@ class Breaker:
         try:
             blocks = [Block(number, drawn, agreed, differed) for number, drawn, agreed, *differed in past["blocks"]]
             alarm = past["alarm"] and Alarm(**past["alarm"])
+            left = float(past.get("left", START))
         except (TypeError, KeyError) as error:
             raise ValueError(f"{error!r}") from error
         counts = [count for block in blocks for count in (block.number, block.drawn, block.agreed, *block.differed)]
@@ -238,5 +248,8 @@ class Breaker:
         if alarm is not None and alarm.exit not in self._exits:
             raise ValueError("it closes an exit that there is not")
         self._blocks, self._bounds = blocks, None
+        if not math.isfinite(left):
+            raise ValueError("its budget is none")
         if alarm is not None:
             self._close(alarm)
+        self.budget = Budget(left)

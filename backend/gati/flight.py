@@ -64,12 +64,14 @@ class Request:
 class Drawn(NamedTuple):
     """Rows drawn at random before anything was known of them, bool [rows], and what the breaker calls the draw.
 
-    Held, none of them is told what a head says: the backbone answers, and shows at once whether that agrees.
+    Held, none of them is told what a head says: the backbone answers, and shows at once whether that agrees. `price` is
+    what each that is found to differ takes from the budget (gati.draws).
     """
 
     number: int
     rows: np.ndarray
     held: bool
+    price: float
 
 
 class Ran(NamedTuple):
@@ -127,6 +129,11 @@ class Flight:
         self._shape = output
         self._waiting = [*range(len(requests))]
         self._latencies: list[tuple[int, float]] = []
+
+    @property
+    def held(self) -> int:
+        """How many rows were left to the backbone, whatever heads said."""
+        return int(np.count_nonzero(self.drawn.rows)) if self.drawn is not None and self.drawn.held else 0
 
     @property
     def replied(self) -> bool:

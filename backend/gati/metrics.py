@@ -19,6 +19,10 @@ import numpy as np
 FAMILIES = {
     "gati_requests_total": ("COUNTER", "Requests (rows) answered, by the segment after which they left the chain"),
     "gati_audits_total": ("COUNTER", "Hits that were also run to the end, and whether the backbone agreed"),
+    "gati_held_total": (
+        "COUNTER",
+        "Requests (rows) that heads were not let answer while audits were in doubt about them",
+    ),
     "gati_release": ("GAUGE", "The release that is live, 0 for none"),
     "gati_releases_refused_total": ("COUNTER", "Releases that were found and not taken"),
     "gati_head_failures_total": ("COUNTER", "Lookups that failed and so were misses"),

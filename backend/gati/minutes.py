@@ -40,6 +40,7 @@ class Minute:
         times: Requests by the time from arrival to answer (gati.histogram).
         backbone_times: Of these, the requests that had a row answered by the backbone: they ran all of it, and all
             lookups, in the same queue as the others.
+        held: Rows that heads were not let answer.
     """
 
     at: str
@@ -53,6 +54,7 @@ class Minute:
     upper: float
     times: dict[int, int]
     backbone_times: dict[int, int]
+    held: int = 0
 
 
 class Minutes:
@@ -80,11 +82,13 @@ class Minutes:
         self._audits: Counter[bool] = Counter()
         self._times: Counter[int] = Counter()
         self._backbone_times: Counter[int] = Counter()
+        self._held = 0
 
-    def served(self, exits: Counter[int], latencies: Sequence[tuple[int, float]]) -> None:
-        """Takes in rows answered by exit, and of each request the deepest exit of its rows and its seconds."""
+    def served(self, exits: Counter[int], latencies: Sequence[tuple[int, float]], held: int = 0) -> None:
+        """Takes in rows by exit, of each request the deepest exit of its rows and its seconds, and rows held."""
         with self._lock:
             self._exits += exits
+            self._held += held
             for exit_, seconds in latencies:
                 step = bucket(seconds)
                 self._times[step] += 1
@@ -114,6 +118,7 @@ class Minutes:
                 upper=bounds[1],
                 times=dict(self._times),
                 backbone_times=dict(self._backbone_times),
+                held=self._held,
             )
             self._clear()
         if minute.exits or minute.audited:

@@ -14,20 +14,13 @@ from gati.audits import Audit, Held, audits_of
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.device import Hidden
+from gati.draws import Draws
 from gati.engine import Stage
 from gati.errors import GatiError
 from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.live import LiveRelease
 from gati.state import HeadState
-
-EAGER = 25
-"""How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
-found out, and else audits cost little. By default each second request is drawn: heads that differ on 2 % where 1 % is
-promised close after some 1,600 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
-(`scripts/simulate_audits.py`)."""
-NEW = 1_000
-"""Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
 
 
 class Observer(Protocol):
@@ -61,11 +54,8 @@ class Orchestrator:
         chain: The chain.
         live: Gives the live release.
         observer: Who is told what was served.
-        audit_share: Share of requests drawn for an audit, 0..1; more, where the release's breaker asks for it.
         later: Takes audits, to be run by `audit` when the answers have left.
-        busy: Whether too many audits wait already: then none is drawn, or, while the breaker is eager, drawn requests
-            are held, so that bad heads are found out under any load. Asked before anything is known of a request, so
-            that whether it counts does not depend on what becomes of it.
+        draws: What requests are drawn for an audit; without it, none.
         cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
     """
 
@@ -74,17 +64,15 @@ class Orchestrator:
         chain: Chain,
         live: Callable[[], LiveRelease],
         observer: Observer,
-        audit_share: float,
         later: Callable[[Audit], None],
-        busy: Callable[[], bool] = lambda: False,
+        draws: Draws | None = None,
         cut: int | None = None,
     ) -> None:
         self._chain = chain
         self._live = live
         self._observer = observer
-        self._audit_share = audit_share
         self._later = later
-        self._busy = busy
+        self._draws = draws or Draws(0.0, chain.epsilon)
         self._cut = cut
         self._agreement = parse_agreement(chain.agreement)
         self._last = len(chain.segments) - 1
@@ -129,21 +117,22 @@ class Orchestrator:
         outputs = np.asarray(values[self._chain.output.name])
         agreed = self._agreement(audit.served, outputs)
         good = int(np.count_nonzero(agreed))
-        audit.release.breaker.settle(audit.drawn, good, len(agreed) - good, audit.index)
+        differ = len(agreed) - good
+        audit.release.breaker.settle(audit.drawn.number, good, differ, audit.index, audit.drawn.price)
         self._observer.timed(ran)
         self._observer.audited(audit, outputs, agreed)
 
     def _draw(self, flight: Flight, breaker: Breaker) -> None:
         """Draws requests, each with the same chance, from what a head may answer; what becomes of them is open yet."""
-        eager, busy = breaker.eager, self._busy()
-        share = self._audit_share * EAGER if eager else self._audit_share
-        if not share or (busy and not eager):
+        cacheable = flight.cacheable
+        share, held, price = self._draws.chance(breaker, 1 if flight.rows == 1 else int(np.count_nonzero(cacheable)))
+        if not share:
             return
-        rows = [row for row in range(flight.rows) if random.random() < share and flight.cacheable[row]]
+        rows = [row for row in range(flight.rows) if random.random() < share and cacheable[row]]
         if rows:
             chosen = np.zeros(flight.rows, np.bool_)
             chosen[rows] = True
-            flight.drawn = Drawn(breaker.draw(len(rows)), chosen, held=busy)
+            flight.drawn = Drawn(breaker.draw(len(rows)), chosen, held, price)
 
     def _follow_up(self, drawn: Drawn, breaker: Breaker, audits: Sequence[Audit]) -> None:
         """Hands over the hits that were drawn. The others do not differ: the backbone answered, or nobody did."""

@@ -17,6 +17,7 @@ from gati.bls import BlsEngine
 from gati.breaker import Alarm
 from gati.chain import read_chain
 from gati.device import runner_on
+from gati.draws import Draws
 from gati.flight import Flight, Ran, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
@@ -89,9 +90,8 @@ class Service:
             self.chain,
             lambda: self._releases.live,
             self,
-            settings.audit_share,
             lambda audit: self._auditor.add(partial(self._orchestrator.audit, audit)),
-            lambda: self._auditor.waiting >= AUDITS_WAITING,
+            Draws(settings.audit_share, self.chain.epsilon, self._audits_wait),
             cut,
         )
         self._start_metrics()
@@ -148,10 +148,10 @@ class Service:
         """Says the first time that single requests go the long way; see Observer."""
         self._warn_once("single requests take longer than they need to", error)
 
-    def _warn_once(self, what: str, error: Exception) -> None:
+    def _warn_once(self, what: str, error: Exception | None = None) -> None:
         if what not in self._failing:
             self._failing.add(what)
-            self._warn(f"{what}: {type(error).__name__}: {first_line(error)}")
+            self._warn(what if error is None else f"{what}: {type(error).__name__}: {first_line(error)}")
 
     def served(self, flight: Flight) -> None:
         """Sees to it that what was answered is counted and recorded; see Observer.
@@ -169,7 +169,9 @@ class Service:
         exits, latencies = Counter(flight.exit.tolist()), flight.latencies()
         for exit_, rows in exits.items():
             self._metrics.add("gati_requests_total", rows, exit=exit_)
-        self._minutes.served(exits, latencies)
+        if held := flight.held:
+            self._metrics.add("gati_held_total", held)
+        self._minutes.served(exits, latencies, held)
         for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
         self._samples.served(flight)
@@ -180,6 +182,9 @@ class Service:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
         self._minutes.audited(agreed.tolist())
         self._samples.audited(audit, outputs)
+
+    def _audits_wait(self) -> bool:
+        return self._auditor.waiting >= AUDITS_WAITING
 
     def _failed(self, error: Exception) -> None:
         """Logs what went wrong; the client was told already."""
@@ -193,6 +198,7 @@ class Service:
             self._metrics.add("gati_head_failures_total", 0, exit=head)
             for agreed in ("true", "false"):
                 self._metrics.add("gati_audits_total", 0, exit=head, agreed=agreed)
+        self._metrics.add("gati_held_total", 0)
         self._metrics.add("gati_samples_dropped_total", 0)
         self._metrics.add("gati_releases_refused_total", 0)
         self._metrics.set("gati_release", 0)
@@ -216,6 +222,11 @@ class Service:
         live = self._releases.live
         said = live.number, live.breaker.alarm, live.breaker.bounds()
         self._keep()  # first: an alarm that was told survives whatever comes
+        if live.breaker.budget.overdrawn:
+            self._warn_once(
+                f"more answers differ than the {self.chain.epsilon:.2%} that was promised, as far as audits of release "
+                f"{live.number} tell: whenever that is so, the backbone answers until it is made up for"
+            )
         if said != self._said:
             self._show(live, *said[1:])
             self._said = said

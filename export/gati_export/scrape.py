@@ -23,6 +23,7 @@ class Reading:
         disagreement: Bounds on the share of the live release's answers that differ, as they hold at all times.
         exits: Rows answered, by exit.
         audits: Hits audited, and those of them that agreed.
+        held: Rows that heads were not let answer while audits were in doubt about them.
         refused: Releases not taken.
         dropped: Samples not kept.
         quantiles: Seconds within which such shares of the last requests were answered; empty before the first.
@@ -34,6 +35,7 @@ class Reading:
     disagreement: tuple[float, float]
     exits: dict[int, int]
     audits: tuple[int, int]
+    held: int
     refused: int
     dropped: int
     quantiles: dict[float, float]
@@ -91,6 +93,7 @@ def _reading(samples: list[tuple[str, dict[str, str], float]]) -> Reading:
         disagreement=(value("gati_disagreement", bound="lower"), value("gati_disagreement", bound="upper")),
         exits={int(labels["exit"]): int(v) for n, labels, v in samples if n == "gati_requests_total"},
         audits=(total("gati_audits_total"), total("gati_audits_total", agreed="true")),
+        held=total("gati_held_total"),
         refused=total("gati_releases_refused_total"),
         dropped=total("gati_samples_dropped_total"),
         quantiles={float(labels["quantile"]): v for n, labels, v in samples if n == "gati_request_seconds"},

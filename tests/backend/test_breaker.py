@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gati.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
-from gati.orchestrator import EAGER
+from gati.draws import EAGER
 
 EPSILON, DELTA = 0.01, 0.05
 STREAMS = 1000
@@ -309,6 +309,9 @@ GOOD = [0, 9, 8, 1, 0, 0]
         {"alarm": {"exit": 1, "drawn": 9, "differed": 3, "lower": 0.02}, "blocks": [GOOD]},
         {"alarm": {"exit": 2}, "blocks": [GOOD]},
         {"alarm": "yes", "blocks": [GOOD]},
+        {"alarm": None, "left": float("nan"), "blocks": [GOOD]},
+        {"alarm": None, "left": "much", "blocks": [GOOD]},
+        {"alarm": None, "left": [], "blocks": [GOOD]},
     ],
     ids=str,
 )

@@ -52,7 +52,7 @@ class Asked:
 
     def answers(self, images: np.ndarray, *, cascade: bool) -> list[Answer]:
         live = self.live[cascade]
-        orchestrator = Orchestrator(self.chain, lambda: live, Deaf(), 0, lambda _: None)  # type: ignore[arg-type]
+        orchestrator = Orchestrator(self.chain, lambda: live, Deaf(), lambda _: None)  # type: ignore[arg-type]
         answers: list[Answer] = []
         for image in images:
             request = Request({self.chain.inputs[0].name: image[None]}, False, lambda answer, _: answers.append(answer))

@@ -20,6 +20,7 @@ from onnx import helper
 from gati.audits import Audit
 from gati.chain import Chain
 from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
+from gati.draws import Draws
 from gati.errors import RepositoryError, RequestError, UnavailableError
 from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
@@ -61,7 +62,8 @@ class Walked:
             live = replace(watch.live, stages=())
             assert isinstance(live.joined, Ladder)
         self.live = live
-        self._orchestrator = Orchestrator(chain, lambda: live, self, 0.0 if climbs else 1.0, self.audits.append)
+        draws = Draws(0.0 if climbs else 1.0, chain.epsilon)
+        self._orchestrator = Orchestrator(chain, lambda: live, self, self.audits.append, draws)
 
     def ask(self, images: np.ndarray) -> Answer:
         told: list = []

@@ -86,6 +86,7 @@ def test_the_metrics_that_are_promised_exist() -> None:
         "gati_breaker_open",
         "gati_exit_closed",
         "gati_disagreement",
+        "gati_held_total",
         "gati_samples_dropped_total",
         "gati_segment_seconds_sum",
         "gati_segment_seconds_count",

@@ -13,12 +13,13 @@ from handmade import toy_chain
 from gati.audits import Audit
 from gati.breaker import Breaker
 from gati.chain import Segment
+from gati.draws import EAGER, Draws
 from gati.engine import Stage
 from gati.errors import GatiError, UnavailableError
 from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
 from gati.live import LiveRelease
-from gati.orchestrator import EAGER, Orchestrator
+from gati.orchestrator import Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
 from gati.steps import Leave, Missed
 
@@ -52,9 +53,8 @@ class House:
         self.keys = False
         self.rows = 1
         self.live = self.release(1)
-        self.orchestrator = Orchestrator(
-            chain, lambda: self.live, self, audit, self.audits.append, lambda: self.busy, cut
-        )
+        draws = Draws(audit, chain.epsilon, lambda: self.busy)
+        self.orchestrator = Orchestrator(chain, lambda: self.live, self, self.audits.append, draws, cut)
 
     def release(self, number: int) -> LiveRelease:
         state = {i: HeadState(self.shapes) for i in (0, 1)}
@@ -344,6 +344,23 @@ def test_while_too_many_audits_wait_and_there_is_doubt_the_backbone_answers_what
     assert house.agreed == [False, True, True]
     assert house.live.breaker.state()["blocks"] == [[0, 4, 3, 1, 0]]
     assert not house.unjoined
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_while_more_differs_than_was_promised_the_backbone_answers_and_heads_when_that_is_made_up_for(
+    joined: bool,
+) -> None:
+    house = cascading(rows=5, audit=0.5 / EAGER) if joined else House(audit=0.5 / EAGER)
+    house.live.breaker.settle(house.live.breaker.draw(100), 97, 3, 0)
+    rows = [[0, 1, 2, 0], [9, 1, 2, 0], [1, 3, 3, 0], [0, 1, 1, 0], [0, 1, 2, np.nan]]
+    house.orchestrator.serve([house.request("a", *rows), house.request("exact", [0, 1, 2, 0], exact=True)])
+    assert (house.exits("a"), house.labels("a")) == ([LAST] * 5, [1, 1, 3, 1, 1])
+    assert house.flights[0].held == 4
+    assert house.agreed == [False, True, True]
+    assert house.live.breaker.budget.left == pytest.approx(-0.5 + 4 * 0.005)
+    house.orchestrator.serve([house.request(f"b{i}", [0, 1, 1, 0]) for i in range(100)])
+    assert house.flights[1].held == 0
+    assert house.exits("b0") == [0]
 
 
 def test_of_a_batch_those_that_are_not_held_leave(monkeypatch: pytest.MonkeyPatch) -> None:

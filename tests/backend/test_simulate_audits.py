@@ -12,19 +12,22 @@ script = load_script("simulate_audits")
 TERMS = Terms()
 
 
-def streams(share: float, requests: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each stream after how many requests its heads were closed, or all there are, and what share was drawn."""
+def streams(share: float, requests: int, count: int) -> np.ndarray:
+    """What comes of each stream, [what, streams]."""
     differs = np.full(requests, share)
-    found = [script._stream(differs, TERMS, np.random.default_rng(seed)) for seed in range(count)]
-    return np.array([until for until, _ in found]), np.array([drawn for _, drawn in found])
+    return np.array([script._stream(differs, 0, TERMS, np.random.default_rng(seed)) for seed in range(count)]).T
 
 
 def test_heads_that_differ_twice_as_often_as_promised_are_soon_found_out_and_good_ones_left_alone() -> None:
-    closed, _ = streams(2.15 * TERMS.epsilon, 10_000, 20)
+    closed, _, held, soon, all_ = streams(2.15 * TERMS.epsilon, 10_000, 20)
     assert np.median(closed) < 3_000
-    closed, drawn = streams(TERMS.epsilon / 5, 20_000, 10)
-    assert (closed == 20_000).all()
+    assert held.mean() > 0.1
+    assert soon.mean() < 1.3 * TERMS.epsilon
+    assert all_.mean() < TERMS.epsilon / 2
+    closed, drawn, held, *_ = streams(TERMS.epsilon / 5, 20_000, 10)
+    assert np.isinf(closed).all()
     assert drawn.mean() < 0.06
+    assert held.mean() == 0
 
 
 def test_it_prints_a_line_for_each_share() -> None:
@@ -33,5 +36,5 @@ def test_it_prints_a_line_for_each_share() -> None:
     )
     assert done.exit_code == 0, done.output
     _, none, many = done.output.splitlines()
-    assert none.split()[:3] == ["0", "%", "0%"] and "-," in none
+    assert none.split()[:3] == ["0", "%", "0%"] and "-," in none.replace(" ", "")
     assert many.split()[:3] == ["20", "%", "100%"]

@@ -120,7 +120,7 @@ class Client:
         live = LiveRelease(1, engine.load_stages([*specs]), heads, states, breaker)
         if cascade:
             live = replace(live, stages=(), joined=heads.load_joined())
-        self.orchestrator = Orchestrator(trial.chain, lambda: live, self, 0.0, lambda _: None)
+        self.orchestrator = Orchestrator(trial.chain, lambda: live, self, lambda _: None)
         self.answers: list[Answer] = []
 
     def timed(self, ran: Sequence[Ran]) -> None: ...

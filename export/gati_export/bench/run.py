@@ -18,8 +18,8 @@ import onnxruntime as ort
 
 from gati import __version__
 from gati.chain import Chain, Mode
+from gati.draws import NEW
 from gati.errors import SamplesError
-from gati.orchestrator import NEW
 from gati.server import HOST, Ports, Server
 from gati.session import CPU, DEVICE, Device, open_session, run, threads
 from gati.settings import workspace

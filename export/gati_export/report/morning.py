@@ -71,7 +71,7 @@ def morning(day: Day, live: LiveChain, turns: Sequence[Turn], now: Mapping[str, 
     promised, bad = _promise(day, live)
     return Morning(
         sentence=promised,
-        more=" ".join(filter(None, (_speed(day), _release(day)))),
+        more=" ".join(filter(None, (_speed(day), _release(day), _held(day)))),
         bad=bad,
         tiles=_tiles(day, live) if rows else (),
         exits=[counts.get(exit_, 0) / rows for exit_ in range(last + 1)] if rows else (),
@@ -129,6 +129,13 @@ def _release(day: Day) -> str:
     since = f" since {short(day.went_live[newest].isoformat())}" if newest in day.went_live else ""
     behind = [replica for replica, minute in day.latest.items() if minute.release < newest]
     return f"Release {newest} serves{since}{', but not yet on ' if behind else ''}{', '.join(behind)}."
+
+
+def _held(day: Day) -> str:
+    held, rows = sum(minute.held for minute in day.all_minutes), sum(day.exits.values())
+    if not held:
+        return ""
+    return f"While audits were in doubt about heads, {percent(held / rows)} of requests were left to the backbone."
 
 
 def _tiles(day: Day, live: LiveChain) -> list[Tile]:

@@ -1,0 +1,62 @@
+"""Which requests are drawn for an audit, and whether heads may answer them: decided before anything is known of them.
+
+So whether a request counts does not depend on what becomes of it, and a breaker's bounds hold however it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from gati.breaker import Breaker
+
+EAGER = 25
+"""How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
+found out, and else audits cost little. By default each second request is drawn: heads that differ on 2 % where 1 % is
+promised close after some 1,400 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
+(`scripts/simulate_audits.py`)."""
+
+
+class Chance(NamedTuple):
+    """How requests are drawn: the share of them, and whether they are held, for the backbone to answer.
+
+    `price` is what a difference found among them takes from the budget: of held ones, what others it stands for.
+    """
+
+    share: float
+    held: bool
+    price: float
+
+
+NEW = 1_000
+"""Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
+NONE = Chance(0.0, held=False, price=0.0)
+
+
+class Draws:
+    """Draws requests from those that heads may answer.
+
+    Args:
+        share: Of them, usually, 0..1.
+        epsilon: Promised share of differing answers, at most.
+        busy: Whether too many audits wait already: then none is drawn, or, while the breaker is eager, those drawn are
+            held, so that bad heads are found out under any load.
+    """
+
+    def __init__(self, share: float, epsilon: float, busy: Callable[[], bool] = lambda: False) -> None:
+        self._usual = share
+        self._eager = min(1.0, EAGER * share)
+        self._earned = epsilon * self._eager
+        self._busy = busy
+
+    def chance(self, breaker: Breaker, requests: int) -> Chance:
+        """That with which each of so many requests is to be drawn, to heads that a breaker watches."""
+        if not self._usual:
+            return NONE
+        breaker.budget.earn(requests * self._earned)
+        if breaker.budget.overdrawn:
+            return Chance(1.0, held=True, price=0.0)
+        busy = self._busy()
+        if breaker.eager:
+            return Chance(self._eager, busy, 1 - self._eager if busy else 1.0)
+        return NONE if busy else Chance(self._usual, held=False, price=1.0)
