@@ -26,8 +26,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_minute_holds_what_came_and_the_next_one_begins_anew(path: Path) -> None:
     book = Minutes(path, 2, pytest.fail)
-    for _ in range(2):
-        book.served(Counter({0: 3, 2: 1}), [(0, 0.001), (2, 0.004)])
+    for held in (0, 1):
+        book.served(Counter({0: 3, 2: 1}), [(0, 0.001), (2, 0.004)], held)
     book.audited([True, False, True])
     book.keep(7, (1,), (0.001, 0.2))
     assert not path.exists(), "the minute is not over"
@@ -36,11 +36,11 @@ def test_a_minute_holds_what_came_and_the_next_one_begins_anew(path: Path) -> No
     book.served(Counter({2: 1}), [(2, 0.004)])
     book.keep(8, (), (0.0, 1.0), now=True)
     first, second = decoded(Minute, path)
-    assert (first.exits, first.audited, first.agreed) == ({0: 6, 2: 2}, 3, 2)
+    assert (first.exits, first.audited, first.agreed, first.held) == ({0: 6, 2: 2}, 3, 2, 1)
     assert (first.release, first.closed, first.lower, first.upper) == (7, (1,), 0.001, 0.2)
     assert first.times == {bucket(0.001): 2, bucket(0.004): 2}
     assert first.backbone_times == {bucket(0.004): 2}
-    assert (second.exits, second.release, second.times) == ({2: 1}, 8, {bucket(0.004): 1})
+    assert (second.exits, second.release, second.times, second.held) == ({2: 1}, 8, {bucket(0.004): 1}, 0)
 
 
 def test_a_minute_is_written_when_it_is_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

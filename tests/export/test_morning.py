@@ -155,6 +155,9 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert told(0.02, 0.04).startswith("The promise is broken: more than 2.0% of answers differ (promised: 1%).")
     assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M}." in told(0.0, 0.008)
     assert told(0.0, 1.0, release=0).endswith("No release is live: the backbone answers.")
+    assert told(0.0, 0.02, held=20).endswith(
+        "While audits were in doubt about heads, 20.0% of requests were left to the backbone."
+    )
     nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), live(), (), {})
     assert nothing.sentence == "No request was answered in the last 24 hours."
     assert not nothing.tiles and not nothing.panels

@@ -107,6 +107,32 @@ def test_a_rollback_to_heads_that_were_closed_leaves_them_closed(
     assert eventually(lambda: f"release {back.release.number} {TOLD}" in running.log())
 
 
+def test_while_more_differs_than_was_promised_the_backbone_answers_and_that_is_told(
+    exported: Exported, serve: Serve, tmp_path: Path
+) -> None:
+    running = started(exported, serve, tmp_path, "inline", GATI_AUDIT="1", GATI_REPLICA="here")
+    chain, images = running.chain, exported.images[:400]
+    with Client(running.served.grpc, PLAIN) as client:
+        labels = np.concatenate([client.infer(part).output.argmax(1) for part in np.array_split(images, 20)])
+    liar, told = chain.heads[-1], int(labels[0])
+    right, wrong = images[labels == told][:1], images[labels != told][:1]
+    publish_to(running.repository, chain, draft({liar: sure_head(chain, liar, told)}), running.served.grpc)
+    for place in range(1, 200):
+        answer = asked(running, right if place % 25 else wrong)
+        assert answer.release is not None
+        if answer.release[0] == 0:
+            break
+        if place % 25 == 0:
+            assert eventually(lambda: running.reading().audits[0] == place)  # noqa: B023
+    assert place == 101, "each request adds 0.01 to a budget of 2.5, and each lie takes 1"
+    assert answer.output.argmax(1) == told
+    assert not running.reading().closed, "the breaker is not sure yet"
+    assert eventually(lambda: running.reading().held == 1)
+    assert eventually(lambda: "the backbone answers until it is made up for" in running.log())
+    running.served.server.stop()
+    assert read_day(running.repository, MODEL).latest["here"].held == 1
+
+
 def _closes(running: Running, images: np.ndarray, liar: int) -> bool:
     """Asks once more; whether the exit that lies is closed, and no other."""
     asked(running, images)
