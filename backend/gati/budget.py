@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from threading import Lock
 
-START = 2.5
-"""What there is before the first request: heads that differ on 0.8 ε are then held up at 3 requests in 1,000."""
+START = 1.5
+"""What there is before the first request: heads that differ on 0.8 ε are then held up at 1 request in 200."""
 MOST = 10.0
 """What good times may save up for bad ones."""
 

@@ -351,7 +351,7 @@ def test_while_more_differs_than_was_promised_the_backbone_answers_and_heads_whe
     joined: bool,
 ) -> None:
     house = cascading(rows=5, audit=0.5 / EAGER) if joined else House(audit=0.5 / EAGER)
-    house.live.breaker.settle(house.live.breaker.draw(100), 97, 3, 0)
+    house.live.breaker.settle(house.live.breaker.draw(100), 98, 2, 0)
     rows = [[0, 1, 2, 0], [9, 1, 2, 0], [1, 3, 3, 0], [0, 1, 1, 0], [0, 1, 2, np.nan]]
     house.orchestrator.serve([house.request("a", *rows), house.request("exact", [0, 1, 2, 0], exact=True)])
     assert (house.exits("a"), house.labels("a")) == ([LAST] * 5, [1, 1, 3, 1, 1])

@@ -118,13 +118,13 @@ def test_while_more_differs_than_was_promised_the_backbone_answers_and_that_is_t
     right, wrong = images[labels == told][:1], images[labels != told][:1]
     publish_to(running.repository, chain, draft({liar: sure_head(chain, liar, told)}), running.served.grpc)
     for place in range(1, 200):
-        answer = asked(running, right if place % 25 else wrong)
+        answer = asked(running, right if place % 20 else wrong)
         assert answer.release is not None
         if answer.release[0] == 0:
             break
-        if place % 25 == 0:
+        if place % 20 == 0:
             assert eventually(lambda: running.reading().audits[0] == place)  # noqa: B023
-    assert place == 101, "each request adds 0.01 to a budget of 2.5, and each lie takes 1"
+    assert place == 41, "each request adds 0.01 to a budget of 1.5, and each lie takes 1"
     assert answer.output.argmax(1) == told
     assert not running.reading().closed, "the breaker is not sure yet"
     assert eventually(lambda: running.reading().held == 1)
