@@ -102,8 +102,8 @@ class Breaker:
         if past is not None:
             self._resume(past)
 
-    def went_live(self) -> None:
-        """Takes in that its heads go live, perhaps not for the first time: traffic may be another by now."""
+    def doubt(self) -> None:
+        """Takes in that traffic may be another than it has seen: its heads go live, or what is answered has changed."""
         with self._lock:
             self._doubt.begin()
 
@@ -111,8 +111,8 @@ class Breaker:
     def eager(self) -> bool:
         """Whether to draw more requests than usual: there are open exits, and doubt about them.
 
-        There is from when they go live, and from when some stretch up to then speaks against them, until it is over.
-        It depends on what was drawn before alone, so that the bounds hold whatever is made of it.
+        There is from when they go live, and from when traffic changes or some stretch up to then speaks against them,
+        until it is over. It depends on what came before alone, so that the bounds hold whatever is made of it.
         """
         return bool(self.open_exits) and not self._doubt.over
 

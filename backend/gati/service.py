@@ -18,6 +18,7 @@ from gati.breaker import Alarm
 from gati.chain import read_chain
 from gati.device import runner_on
 from gati.draws import Draws
+from gati.drift import Drift
 from gati.flight import Flight, Ran, Request
 from gati.head import first_line
 from gati.inline import InlineEngine
@@ -81,6 +82,7 @@ class Service:
         told, cuts = (self._refused, self._taken, self._ledger.open), () if cut is None else (cut,)
         self._releases = ReleaseWatch(repository, self.chain, engine, *told, cuts)
         self._said: tuple[Any, ...] = ()
+        self._drift = Drift()
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(workers, self._failed)
         self._auditor = Workers(1, self._failed)
@@ -175,6 +177,8 @@ class Service:
         for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
         self._samples.served(flight)
+        if self._drift.take(flight.output):
+            self._releases.live.breaker.doubt()
 
     def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
         """Counts audits, and records them with the backbone's answer; see Observer."""

@@ -235,7 +235,7 @@ def test_it_is_eager_again_when_its_heads_go_live_again() -> None:
     past = new()
     tell(past, 1000, [0])
     assert not past.eager
-    past.went_live()
+    past.doubt()
     for breaker in past, Breaker(EPSILON, DELTA, EXITS, past.state()):
         assert breaker.eager
         tell(breaker, 300, [0])

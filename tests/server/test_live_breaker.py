@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,24 @@ def test_while_more_differs_than_was_promised_the_backbone_answers_and_that_is_t
     assert eventually(lambda: "the backbone answers until it is made up for" in running.log())
     running.served.server.stop()
     assert read_day(running.repository, MODEL).latest["here"].held == 1
+
+
+def test_when_what_is_answered_changes_more_is_audited(exported: Exported, serve: Serve, tmp_path: Path) -> None:
+    running = started(exported, serve, tmp_path, "inline", GATI_AUDIT="0.02")
+    answer = asked(running, exported.images[:32])
+    classes, hits = answer.output.argmax(1), np.flatnonzero(answer.exit < len(running.chain.segments) - 1)
+    first, other = hits[0], hits[classes[hits] != classes[hits[0]]][0]
+    audits = [0]
+    with Client(running.served.grpc, MODEL) as client:
+        for image, times in ((first, 1500), (first, 400), (other, 400)):
+            for _ in range(times):
+                client.infer(exported.images[image][None])
+            time.sleep(1)  # audits and metrics come after answers
+            audits.append(running.reading().audits[0])
+    new, known, changed = np.diff(audits)
+    assert new > 150, "a release is new: each second one"
+    assert known < 30
+    assert changed > 60, "of a window of 200 nothing is seen before its end, of the next each second one is drawn"
 
 
 def _closes(running: Running, images: np.ndarray, liar: int) -> bool:
