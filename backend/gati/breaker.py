@@ -95,6 +95,7 @@ class Breaker:
         self._blocks = [Block(0, 0, 0, [0] * len(self._exits))]
         self._bounds: tuple[float, float] | None = (0.0, 1.0)
         self._doubt = Doubt(epsilon, delta)
+        self._changes = 0
         self._lock = Lock()
         self.budget = Budget()
         self.alarm: Alarm | None = None
@@ -102,10 +103,16 @@ class Breaker:
         if past is not None:
             self._resume(past)
 
-    def doubt(self) -> None:
-        """Takes in that traffic may be another than it has seen: its heads go live, or what is answered has changed."""
+    def went_live(self) -> None:
+        """Takes in that its heads go live, perhaps not for the first time: traffic may be another by now."""
         with self._lock:
             self._doubt.begin()
+
+    def traffic_changed(self) -> None:
+        """Takes in that other things are answered than before; the oftener that went well, the less doubt there is."""
+        with self._lock:
+            self._changes += 1
+            self._doubt.resume(1 / self._changes)
 
     @property
     def eager(self) -> bool:
@@ -159,6 +166,7 @@ class Breaker:
                 self._judge()
                 if was_over and self._leans():
                     self._doubt.begin()
+                    self._changes = 0
 
     def bounds(self) -> tuple[float, float]:
         """A lower and an upper confidence sequence for the share of answers that differ from the backbone's.

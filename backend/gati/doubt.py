@@ -32,6 +32,12 @@ class Doubt:
         self._told = 0.0
         self.over = False
 
+    def resume(self, part: float) -> None:
+        """Is over only once it has been told as much as ends this part of it; nothing, where more is missing yet."""
+        if self.over:
+            self._told, self.over = self._enough, False
+        self._told = min(self._told, (1 - part) * self._enough)
+
     def take(self, agreed: int, differed: int) -> None:
         """Takes in how many answers agreed, and how many did not; nothing once it is over."""
         if not self.over:

@@ -78,7 +78,7 @@ class Ledger:
         """A breaker for a release that goes live: it goes on from what is known of the same heads."""
         heads = self._identity(release)
         breaker = self._breakers.pop(heads, None) or self._resumed(release, heads)
-        breaker.doubt()
+        breaker.went_live()
         self._breakers[heads] = breaker
         self._breakers = dict(list(self._breakers.items())[-HEADS_KEPT:])
         self._release, self._live = release.number, breaker

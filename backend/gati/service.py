@@ -178,7 +178,7 @@ class Service:
             self._metrics.observe("gati_request_seconds", seconds)
         self._samples.served(flight)
         if self._drift.take(flight.output):
-            self._releases.live.breaker.doubt()
+            self._releases.live.breaker.traffic_changed()
 
     def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
         """Counts audits, and records them with the backbone's answer; see Observer."""

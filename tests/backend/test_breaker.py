@@ -235,11 +235,38 @@ def test_it_is_eager_again_when_its_heads_go_live_again() -> None:
     past = new()
     tell(past, 1000, [0])
     assert not past.eager
-    past.doubt()
+    past.went_live()
     for breaker in past, Breaker(EPSILON, DELTA, EXITS, past.state()):
         assert breaker.eager
         tell(breaker, 300, [0])
         assert not breaker.eager
+
+
+def test_it_is_eager_again_when_traffic_changes_and_the_less_the_oftener_that_went_well() -> None:
+    breaker = Breaker(EPSILON, DELTA, EXITS)
+
+    def until_known() -> int:
+        for count in range(1, 1000):
+            breaker.settle(breaker.draw(1), 1)
+            if not breaker.eager:
+                return count
+        raise AssertionError
+
+    new = until_known()
+    needed = []
+    for _ in range(4):
+        breaker.traffic_changed()
+        assert breaker.eager
+        needed.append(until_known())
+    np.testing.assert_allclose(needed, [new / changes for changes in range(1, 5)], atol=1)
+    breaker.traffic_changed()
+    breaker.settle(breaker.draw(1), 0, 1, 0)
+    assert until_known() > new / 5 + 50, "what differs meanwhile is made up for"
+    for _ in range(3):
+        breaker.settle(breaker.draw(1), 0, 1, 0)
+    assert until_known() > new, "something spoke against it"
+    breaker.traffic_changed()
+    assert until_known() == new, "as of the first change"
 
 
 def test_it_is_eager_about_exits_that_are_left_and_about_no_others() -> None:

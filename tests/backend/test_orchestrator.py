@@ -414,7 +414,7 @@ def test_more_requests_are_drawn_while_the_breaker_is_eager(eager: bool) -> None
     house = House(audit=1 / EAGER)
     breaker = house.live.breaker
     for _ in range(40):
-        breaker.doubt()
+        breaker.went_live()
         if not eager:
             breaker.settle(breaker.draw(1000), 1000)
         house.orchestrator.serve([house.request("a", *[[0, 1, 1, 0]] * 8)])
