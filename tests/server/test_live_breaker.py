@@ -141,7 +141,7 @@ def test_when_what_is_answered_changes_more_is_audited(exported: Exported, serve
     first, other = hits[0], hits[classes[hits] != classes[hits[0]]][0]
     audits = [0]
     with Client(running.served.grpc, MODEL) as client:
-        for image, times in ((first, 1500), (first, 400), (other, 400)):
+        for image, times in ((first, 900), (first, 400), (other, 400)):
             for _ in range(times):
                 client.infer(exported.images[image][None])
             time.sleep(1)  # audits and metrics come after answers
