@@ -111,8 +111,8 @@ class Breaker:
     def traffic_changed(self) -> None:
         """Takes in that other things are answered than before; the oftener that went well, the less doubt there is."""
         with self._lock:
-            self._changes += 1
-            self._doubt.resume(1 / self._changes)
+            self._changes += self._doubt.over
+            self._doubt.resume(1 / max(self._changes, 1))
 
     @property
     def eager(self) -> bool:

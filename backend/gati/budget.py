@@ -1,4 +1,4 @@
-"""What may yet differ: keeps answers to the promise while it is not known yet whether heads do.
+"""What may yet differ, an error budget: keeps answers to the promise while it is not known yet whether heads do.
 
 A breaker takes a thousand requests and more to tell heads that differ on 2 % from such as keep to 1 %, and meanwhile
 they answer. So each request adds to a budget what may differ of it, and each difference that audits find is taken from

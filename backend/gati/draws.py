@@ -15,6 +15,8 @@ EAGER = 25
 found out, and else audits cost little. By default each second request is drawn: heads that differ on 2 % where 1 % is
 promised close after some 1,200 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
 (`scripts/simulate_audits.py`)."""
+NEW = 1_000
+"""Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
 
 
 class Chance(NamedTuple):
@@ -28,9 +30,7 @@ class Chance(NamedTuple):
     price: float
 
 
-NEW = 1_000
-"""Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
-NONE = Chance(0.0, held=False, price=0.0)
+NONE, ALL_HELD = Chance(0.0, held=False, price=0.0), Chance(1.0, held=True, price=0.0)
 
 
 class Draws:
@@ -44,19 +44,20 @@ class Draws:
     """
 
     def __init__(self, share: float, epsilon: float, busy: Callable[[], bool] = lambda: False) -> None:
-        self._usual = share
-        self._eager = min(1.0, EAGER * share)
-        self._earned = epsilon * self._eager
+        eager = min(1.0, EAGER * share)
+        self._usual = Chance(share, held=False, price=1.0)
+        self._eager = Chance(eager, held=False, price=1.0)
+        self._eager_held = Chance(eager, held=True, price=1 - eager)
+        self._earned = epsilon * eager
         self._busy = busy
 
     def chance(self, breaker: Breaker, requests: int) -> Chance:
         """That with which each of so many requests is to be drawn, to heads that a breaker watches."""
-        if not self._usual:
+        if not self._earned:
             return NONE
         breaker.budget.earn(requests * self._earned)
         if breaker.budget.overdrawn:
-            return Chance(1.0, held=True, price=0.0)
-        busy = self._busy()
+            return ALL_HELD
         if breaker.eager:
-            return Chance(self._eager, busy, 1 - self._eager if busy else 1.0)
-        return NONE if busy else Chance(self._usual, held=False, price=1.0)
+            return self._eager_held if self._busy() else self._eager
+        return NONE if self._busy() else self._usual

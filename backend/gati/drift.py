@@ -32,18 +32,19 @@ class Drift:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._counts = np.zeros(BINS)
+        self._counts = [0] * BINS
         self._before: deque[np.ndarray] = deque(maxlen=BEFORE)
         self._distances: deque[float] = deque(maxlen=USUAL)
 
     def take(self, answers: np.ndarray) -> bool:
         """Takes in answers, [rows, ...]; whether they are other than those before, as far as a whole window tells."""
-        best = answers.reshape(len(answers), -1).argmax(axis=1) % BINS
+        best = answers.reshape(len(answers), -1).argmax(axis=1).tolist()
         with self._lock:
-            self._counts += np.bincount(best, minlength=BINS)
-            if self._counts.sum() < WINDOW:
+            for each in best:
+                self._counts[each % BINS] += 1
+            if sum(self._counts) < WINDOW:
                 return False
-            mix, self._counts = self._counts / self._counts.sum(), np.zeros(BINS)
+            mix, self._counts = np.divide(self._counts, sum(self._counts)), [0] * BINS
             changed = bool(self._before) and self._is_far(mix)
             if changed:
                 self._before.clear()
