@@ -18,6 +18,7 @@ from gati_export.accelerator import Accelerator
 from gati_export.activations import Progress
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.equality import check_segments
 from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
 from gati_export.latency import measured_on
@@ -29,7 +30,7 @@ from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.samples import check_samples, load_samples
-from gati_export.segments import check_segments, cut, with_shares, write_segments
+from gati_export.segments import cut, with_shares, write_segments
 from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads

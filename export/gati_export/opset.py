@@ -15,7 +15,7 @@ from onnxscript import version_converter
 
 from gati.session import open_session
 from gati_export.backbone import Backbone
-from gati_export.segments import BATCH, difference, tolerance
+from gati_export.equality import BATCH, difference, tolerance
 
 OPSET = 18
 """Version of ONNX's operators that heads are written in."""

@@ -1,9 +1,9 @@
-"""Segments: the graphs between cut points, as files, and the proof that one after another they are the backbone."""
+"""Segments: the graphs between cut points, as files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,24 +12,10 @@ import onnx_ir as ir
 
 from gati.chain import Segment, Tensor
 from gati.errors import BackboneError
-from gati.session import open_session
-from gati_export.activations import run_segments
 from gati_export.backbone import LIMIT, Backbone
 from gati_export.cutpoints import CutPoint
 from gati_export.pieces import declare, extract, model_of
 from gati_export.quantised import begin_with, end_with, pair_before, pair_behind
-
-BATCH = 8
-"""Rows of the larger batches that segments are checked on."""
-
-ALONE = 32
-"""Rows that are also checked one by one, and on which the backbone is held against itself."""
-
-TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2
-"""Largest difference of an answer, relative to its largest score or 1: of float32 networks, and of float16 ones."""
-
-BATCH_TOLERANCE = 3e-2
-"""The same, between a row alone and in a batch; products of other sizes are rounded in another order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,85 +137,3 @@ def with_shares(segments: Sequence[Segment], seconds: Sequence[float]) -> tuple[
     """Fills in each segment's `share`: the part of all seconds that has passed when it is done."""
     done = np.cumsum(seconds) / np.sum(seconds)
     return tuple(replace(segment, share=float(share)) for segment, share in zip(segments, done, strict=True))
-
-
-def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[str, np.ndarray]) -> float:
-    """Compares the segments, run one after another, with the whole backbone: on all samples in batches, on some alone.
-
-    Args:
-        backbone: The backbone.
-        paths: The segments' files, in order.
-        samples: Model inputs by name, [n, …].
-
-    Returns:
-        The largest difference of a score, relative to the largest score of its row or 1; 0.0 when bit for bit the same.
-
-    Raises:
-        BackboneError: If they differ by more than float32 (or float16) rounding explains, or if the backbone
-            differs as much from itself, run twice, or much from itself in batches of other sizes.
-    """
-    sessions = [open_session(path) for path in paths]
-    allowed = tolerance(backbone)
-    count = len(samples[backbone.inputs[0].name])
-    sizes = {1: count} if backbone.max_batch == 1 else {1: min(count, ALONE), BATCH: count}
-    largest = 0.0
-    for size, rows in sizes.items():
-        for start in range(0, rows, size):
-            feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
-            expected = backbone.run(feeds)
-            if start < ALONE and not difference(backbone.run(feeds), expected) <= allowed:
-                raise BackboneError(
-                    "The backbone answers the same input differently from run to run; export it in eval mode, without "
-                    "dropout or random numbers."
-                )
-            largest = max(largest, difference(run_segments(sessions, feeds), expected))
-    _check_batches(backbone, samples)
-    if largest > allowed:
-        raise BackboneError(
-            f"The segments' answers differ from the backbone's by {largest:.1e} of its largest score, where rounding "
-            f"explains {allowed:.0e}; {_advice(backbone)}."
-        )
-    return largest
-
-
-def _advice(backbone: Backbone) -> str:
-    if any(node.op_type == "QuantizeLinear" for node in backbone.model.graph):
-        return (
-            "where 8-bit products overflow, ONNX Runtime's answers depend on what it fuses: quantise the network with "
-            "reduce_range, or give it as it was before"
-        )
-    return "cut at fewer places (--cut-points)"
-
-
-def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> None:
-    """Refuses a backbone whose answer to a row depends on the other rows of its batch: nothing could be promised."""
-    if backbone.max_batch == 1:
-        return
-    feeds = {tensor.name: samples[tensor.name][:BATCH] for tensor in backbone.inputs}
-    together = backbone.run(feeds)
-    alone = [backbone.run({name: rows[i : i + 1] for name, rows in feeds.items()}) for i in range(len(together))]
-    apart = difference(np.concatenate(alone), together)
-    if not apart <= BATCH_TOLERANCE:
-        raise BackboneError(
-            f"The backbone answers the same input differently alone and in a batch (by {apart:.1e} of its largest "
-            "score); leave out what mixes rows, such as normalisation in training mode or dynamic quantisation, or "
-            "export it with a batch of 1."
-        )
-
-
-def tolerance(backbone: Backbone) -> float:
-    """The largest `difference` from a backbone's answers that rounding explains."""
-    weights = (value.dtype for value in backbone.model.graph.initializers.values())
-    half = backbone.output.dtype == "FP16" or any(d in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for d in weights)
-    return HALF_TOLERANCE if half else TOLERANCE
-
-
-def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference relative to the row's largest score or 1; infinite where one of them is not a number."""
-    if actual.shape != expected.shape:
-        return np.inf
-    wide, other = expected.astype(np.float64), actual.astype(np.float64)
-    scale = np.maximum(np.abs(wide).max(axis=1, keepdims=True), 1.0)
-    with np.errstate(invalid="ignore"):
-        apart = np.where(wide == other, 0.0, np.abs(wide - other) / scale)
-    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))

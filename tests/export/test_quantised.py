@@ -20,11 +20,12 @@ from gati.session import open_session, run
 from gati_export.backbone import load_backbone
 from gati_export.bench.int8 import quantise
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.equality import check_segments
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import publish
 from gati_export.quantised import DEQUANTISE, QUANTISE
 from gati_export.repository import write_repository
-from gati_export.segments import check_segments, cut, write_segments
+from gati_export.segments import cut, write_segments
 
 FAMILIES = {"resnet": networks.resnet, "text": networks.text_transformer, "mlp": networks.mlp}
 CUTS = {"resnet": 4, "text": 5, "mlp": 2}

@@ -23,7 +23,8 @@ from gati.session import open_session
 from gati_export.activations import run_segments
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.segments import check_segments, cut, with_shares, write_segments
+from gati_export.equality import check_segments
+from gati_export.segments import cut, with_shares, write_segments
 
 FAMILIES = {
     "resnet": networks.resnet,
