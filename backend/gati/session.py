@@ -76,6 +76,7 @@ def open_session(
     lent: Mapping[str, ort.OrtValue] | None = None,
     captured: bool = False,
     channels_last: bool = False,
+    as_written: bool = False,
 ) -> ort.InferenceSession:
     """Opens an ONNX model, given as a file or as its bytes; on a processor, on the process's shared thread pool.
 
@@ -87,6 +88,7 @@ def open_session(
         lent: Tensors to read where they lie, instead of those of the same names in the model; see gati.weights.
         captured: Whether a GPU is to run it as one CUDA graph; see gati.ladder.
         channels_last: Whether a GPU is to keep the channels of images together inside, as its tensor cores want them.
+        as_written: Whether to run the graph node by node, without optimisations that round otherwise.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -97,6 +99,8 @@ def open_session(
     options.use_per_session_threads = False
     options.log_severity_level = 4
     options.add_session_config_entry(STOP_SPINNING, "1")
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry(WEIGHTS_FILE, f"{optimised.name}.weights")

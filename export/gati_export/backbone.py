@@ -63,16 +63,19 @@ class Backbone:
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        """Of the network's own file, or of its graph where the file keeps the scores to itself."""
-        session = _open(self.path)
+        return self.open()
+
+    def open(self, as_written: bool = False) -> ort.InferenceSession:
+        """Opens the network's own file, or its graph where the file keeps the scores to itself."""
+        session = _open(self.path, as_written)
         if self.output.name in (node.name for node in session.get_outputs()):
             return session
-        return open_session(ir.to_proto(self.model).SerializeToString())
+        return open_session(ir.to_proto(self.model).SerializeToString(), as_written=as_written)
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    def run(self, feeds: Mapping[str, np.ndarray], session: ort.InferenceSession | None = None) -> np.ndarray:
         """Computes the scores [batch, classes] of inputs by name, each [batch, …]; names not its own are ignored."""
         given = {tensor.name: feeds[tensor.name] for tensor in self.inputs}
-        return np.asarray(self._session.run([self.output.name], given)[0])
+        return np.asarray((session or self._session).run([self.output.name], given)[0])
 
     def batch(self, samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
         """The first `size` rows of samples, repeated where there are fewer; zeros where there are no samples."""
@@ -182,9 +185,9 @@ def _is_complete(tensor: ir.ExternalTensor) -> bool:
     return file.is_file() and file.stat().st_size >= (tensor.offset or 0) + tensor.nbytes
 
 
-def _open(path: Path) -> ort.InferenceSession:
+def _open(path: Path, as_written: bool = False) -> ort.InferenceSession:
     try:
-        return open_session(path)
+        return open_session(path, as_written=as_written)
     except Exception as error:  # ONNX Runtime has a class for each status, all of them directly below Exception
         raise BackboneError(
             f"ONNX Runtime can't run {path.name} ({shorten(error)}); export it with operators and an opset it knows."
