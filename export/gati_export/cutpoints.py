@@ -50,10 +50,8 @@ def find_cutpoints(backbone: Backbone, samples: Mapping[str, np.ndarray] | None 
     Raises:
         BackboneError: If the backbone fails on the samples, or could be cut early enough only where no head can read.
     """
-    graph = backbone.model.graph
-    shapes = _shapes(backbone, samples)
-    cost = {node: macs(node, lambda value: shapes.get(value, ())) for node in graph}
-    found = [separator for separator in separators(graph, cost) if separator.done]
+    cost = operations(backbone, samples)
+    found = [separator for separator in separators(backbone.model.graph, cost) if separator.done]
     values = [separator.value for separator in found]
     seen = [_run(backbone, values, backbone.batch(samples, size)) for size in _batches(backbone)]
     varied = _run_resized(backbone, values, backbone.batch(samples, 1))
@@ -63,6 +61,12 @@ def find_cutpoints(backbone: Backbone, samples: Mapping[str, np.ndarray] | None 
     if reasons and len(reasons) == len(early):
         raise BackboneError(f"This network can't be cut: between its layers, {max(reasons, key=reasons.count)}.")
     return [place for place in places.values() if isinstance(place, CutPoint)]
+
+
+def operations(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) -> dict[ir.Node, int]:
+    """Multiply-accumulate operations of each node of the graph, for one row."""
+    shapes = _shapes(backbone, samples)
+    return {node: macs(node, lambda value: shapes.get(value, ())) for node in backbone.model.graph}
 
 
 def _batches(backbone: Backbone) -> tuple[int, ...]:

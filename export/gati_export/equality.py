@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +130,14 @@ def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> Non
             "score); leave out what mixes rows, such as normalisation in training mode or dynamic quantisation, or "
             "export it with a batch of 1."
         )
+
+
+def answers_alike(backbone: Backbone, model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> bool:
+    """Whether another graph gives a backbone's scores on these inputs, but for rounding."""
+    session = open_session(ir.to_proto(model).SerializeToString())
+    return all(
+        difference(backbone.run(feeds, session), backbone.run(feeds)) <= tolerance(backbone) for feeds in batches
+    )
 
 
 def tolerance(backbone: Backbone) -> float:

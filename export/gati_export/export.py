@@ -31,6 +31,7 @@ from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
+from gati_export.sizes import ask_inputs
 from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
@@ -191,7 +192,7 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
     numbers = of_numbers(plan.terms.agreement)
     backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs)
     samples = check_samples(found, backbone.inputs)
-    return up_to_date(backbone, samples), samples
+    return ask_inputs(up_to_date(backbone, samples), samples), samples
 
 
 def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:

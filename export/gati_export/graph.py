@@ -166,9 +166,7 @@ def separators(graph: ir.Graph, macs: Mapping[ir.Node, int]) -> list[Separator]:
     The output itself is left out: nothing comes after it.
     """
     output = graph.outputs[0]
-    nodes, _ = nodes_between(graph, (), [output])
-    kinds = classify(nodes, graph.inputs, macs)
-    trunk = [node for node in nodes if kinds[node.outputs[0]] == Kind.TRUNK]
+    trunk, kinds = _trunk(graph, macs)
     index = {node: position for position, node in enumerate(graph)}
     done = list(itertools.accumulate(macs.get(node, 0) for node in trunk))
     return [
@@ -199,6 +197,19 @@ def _alone(
         live = {value for value in (*live, *node.outputs) if last.get(value, -1) > position}
         if len(live) == 1 and (value := next(iter(live))) in node.outputs:
             yield position, value
+
+
+def subjects(graph: ir.Graph, macs: Mapping[ir.Node, int]) -> list[ir.Value]:
+    """Inputs that the trunk starts from, the image or the token ids; what else it reads are masks, say."""
+    sources = _sources(*_trunk(graph, macs))
+    _, roots = nodes_between(graph, (), sources)
+    return [value for value in graph.inputs if value in {*roots, *sources}]
+
+
+def _trunk(graph: ir.Graph, macs: Mapping[ir.Node, int]) -> tuple[list[ir.Node], dict[ir.Value, Kind]]:
+    nodes, _ = nodes_between(graph, (), [graph.outputs[0]])
+    kinds = classify(nodes, graph.inputs, macs)
+    return [node for node in nodes if kinds[node.outputs[0]] == Kind.TRUNK], kinds
 
 
 def _sources(trunk: list[ir.Node], kinds: Mapping[ir.Value, Kind]) -> set[ir.Value]:
