@@ -166,6 +166,7 @@ def _read(path: Path) -> ir.Model:
     if empty:
         raise BackboneError(f"{path.name} holds no network; it is not an ONNX file, or was cut short.")
     passes.RemoveInitializersFromInputsPass()(model)
+    _free_unknown(model)
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     for tensor in weights:
         if isinstance(tensor, ir.ExternalTensor) and not _is_complete(tensor):
@@ -178,6 +179,14 @@ def _read(path: Path) -> ir.Model:
     ir.external_data.load_to_model(model)
     passes.InlinePass()(model)
     return model
+
+
+def _free_unknown(model: ir.Model) -> None:
+    """Lets dimensions of inputs vary that Paddle2ONNX calls -1 or "?": ONNX Runtime takes them so too."""
+    for value in model.graph.inputs:
+        dims = [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape or ()]
+        if any(dim in (-1, "?") for dim in dims):
+            value.shape = ir.Shape([None if dim in (-1, "?") else dim for dim in dims])
 
 
 def _is_complete(tensor: ir.ExternalTensor) -> bool:

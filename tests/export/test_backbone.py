@@ -85,6 +85,16 @@ def test_batch_fixed_at_one(tmp_path):
     assert backbone.max_batch == 1
 
 
+def test_dimensions_that_paddle_calls_unknown(tmp_path):
+    graph = Graph()
+    h = graph.node("Relu", graph.node("Conv", graph.input("x", [-1, 3, "?", "?"]), graph.weight(4, 3, 1, 1)))
+    graph.linear(graph.node("ReduceMean", h, graph.constant([2, 3]), keepdims=0), 4, 2, name="y")
+    backbone = load_backbone(str(graph.save(tmp_path / "m.onnx", "y")), {"x": np.ones((2, 3, 4, 9))}, tmp_path)
+    assert backbone.inputs == (Tensor("x", "FP32", (3, -1, -1)),)
+    assert backbone.max_batch == 0
+    assert [dim.value for dim in backbone.model.graph.inputs[0].shape if not isinstance(dim, int)] == [None] * 3
+
+
 def test_batch_that_is_free_in_name_only(tmp_path):
     graph = Graph()
     one = graph.node("Reshape", graph.input("x", ["n", 6]), graph.constant([1, 6]))
