@@ -62,7 +62,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
     type=click.Choice(["auto", "inline", "bls"]),
     default="auto",
     show_default=True,
-    help="How the chain is run: in one process, through Triton models, or whichever is faster here.",
+    help="How the chain is run: in one process, or through Triton models, as auto does where that is clearly faster.",
 )
 @click.option(
     "--engine",
