@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from torch import nn
 
 from gati.errors import BackboneError, SamplesError
+from gati.session import open_session, run
 from gati_export.exporter import exporting
 from gati_export.imports import import_callable
 from gati_export.samples import pick
 
 BATCH = "batch"
+
+MANY = 8
+"""Rows of a larger batch."""
+
+TRACED = 1e-3
+"""How far the numbers of a network that was traced may be from its module's, absolutely or relatively."""
 
 
 def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Path) -> None:
@@ -36,20 +45,23 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
         raise BackboneError(f"{spec} can only be exported with samples at hand; give some.")
     module = _build(spec)
     names = _argument_names(spec, module, samples)
-    batches = {size: _tensors(module, samples, names, size) for size in (1, 2)}
+    batches = {size: _tensors(module, samples, names, size) for size in (1, 2, MANY)}
     outputs = _output_names(spec, module, batches[1])
+    free = {name: {0: BATCH} for name in names}
+    ways: tuple[Callable[[], ir.Model], ...] = (
+        lambda: _freed(_to_onnx(module, batches[2], outputs, free)),  # a size of 1 would be taken for a constant
+        lambda: _traced(module, batches, outputs),
+        lambda: _to_onnx(module, batches[1], outputs, None),
+    )
+    first: Exception | None = None
     with exporting():
-        try:
-            # a size of 1 would be taken for a constant, hence 2
-            program = _to_onnx(module, batches[2], outputs, {name: {0: BATCH} for name in names})
-            if not _is_free(program):
-                raise BackboneError("The batch became a constant.")
-        except Exception as dynamic:  # the exporter raises whatever the module did
+        for way in ways:
             try:
-                program = _to_onnx(module, batches[1], outputs, None)
-            except Exception:
-                raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(dynamic)}).") from dynamic
-        _save(program, path)
+                return _save(way(), path)
+            except Exception as error:  # the exporter raises whatever the module did
+                first = first or error
+    assert first is not None
+    raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(first)}).") from first
 
 
 def export_saved(source: Path, path: Path) -> None:
@@ -145,26 +157,45 @@ def _by_name(result: Any) -> dict[str, Any]:
     return {f"output_{place}": output for place, output in enumerate(outputs)}
 
 
-def _to_onnx(
-    program: Any, tensors: dict[str, torch.Tensor] | None, outputs: list[str], dynamic: Any
-) -> torch.onnx.ONNXProgram:
+def _to_onnx(program: Any, tensors: dict[str, torch.Tensor] | None, outputs: list[str], dynamic: Any) -> ir.Model:
     exported = torch.onnx.export(
         program, (), kwargs=tensors, dynamic_shapes=dynamic, output_names=outputs, dynamo=True, verbose=False
     )
     if exported is None:
         raise BackboneError("PyTorch's exporter gave nothing.")
-    return exported
+    return exported.model
 
 
-def _is_free(program: torch.onnx.ONNXProgram) -> bool:
-    return all(value.shape is not None and not isinstance(value.shape[0], int) for value in program.model.graph.inputs)
+def _freed(model: ir.Model) -> ir.Model:
+    if any(value.shape is None or isinstance(value.shape[0], int) for value in model.graph.inputs):
+        raise BackboneError("The batch became a constant.")
+    return model
 
 
-def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+def _traced(module: nn.Module, batches: Mapping[int, dict[str, torch.Tensor]], outputs: list[str]) -> ir.Model:
+    """Follows the module through one call, as PyTorch exported before: it takes what `torch.export` can't read.
+
+    What the module decided in that call is decided for good, hence held against it on batches of all sizes.
+    """
+    file: Any = io.BytesIO()
+    axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
+    names: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
+    torch.onnx.export(module, (), file, kwargs=batches[2], **names, dynamo=False)
+    session = open_session(file.getvalue())
+    for tensors in batches.values():
+        with torch.no_grad():
+            expected = _by_name(module(**tensors)).values()
+        answers = run(session, outputs, {name: tensor.numpy() for name, tensor in tensors.items()})
+        for answer, tensor in zip(answers, expected, strict=True):
+            np.testing.assert_allclose(answer, tensor.numpy(), rtol=TRACED, atol=TRACED)
+    return ir.from_proto(onnx.load_model_from_string(file.getvalue()))
+
+
+def _save(model: ir.Model, path: Path) -> None:
     """Saves without the exporter's notes: they hold stack traces, with paths of the machine it ran on."""
-    passes.ClearMetadataAndDocStringPass()(program.model)
+    passes.ClearMetadataAndDocStringPass()(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(program.model, path)
+    ir.save(model, path)
 
 
 def _first_line(error: Exception) -> str:

@@ -36,6 +36,15 @@ class OneRow(nn.Module):
     def forward(self, x):
         return self.fc(x.reshape(1, 6))
 
+class Asks(nn.Module):
+    """Looks at its numbers before it goes on, which torch.export can't follow, and a trace does once."""
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 4)
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 0 else -self.fc(x)
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x + 1
@@ -296,6 +305,23 @@ def test_module_that_takes_one_row(tmp_path, modules):
     backbone = load_backbone("own_networks:OneRow", samples, tmp_path / "work")
     assert backbone.inputs == (Tensor("x", "FP32", (6,)),)
     assert backbone.max_batch == 1
+
+
+def test_a_module_that_can_only_be_traced(tmp_path, modules, capfd):
+    rows = np.random.default_rng(0).random((9, 6)).astype(np.float32)
+    backbone = load_backbone("own_networks:Asks", {"x": rows}, tmp_path / "work")
+    assert (backbone.inputs, backbone.max_batch) == ((Tensor("x", "FP32", (6,)),), 0)
+    assert backbone.output == Tensor("output", "FP32", (4,))
+    assert len(backbone.run({"x": rows})) == 9
+    assert str(Path.cwd()).encode() not in backbone.path.read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_trace_that_answers_otherwise_is_not_taken(tmp_path, modules):
+    rows = np.random.default_rng(0).random((9, 6)).astype(np.float32)
+    rows[2:] *= -1  # a larger batch than the one that is traced goes the other way
+    with pytest.raises(BackboneError, match=r"Asks can't be exported to ONNX \(Could not guard"):
+        load_backbone("own_networks:Asks", {"x": rows}, tmp_path / "work")
 
 
 def test_module_of_half_precision(tmp_path, modules):
