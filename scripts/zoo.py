@@ -8,6 +8,7 @@ as `gati export` does, and compares the segments with the whole network. Prints 
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -24,18 +25,22 @@ from gati_export.backbone import load_backbone
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.equality import check_segments
 from gati_export.exporter import exporting
-from gati_export.opset import up_to_date
+from gati_export.prepare import prepare
 from gati_export.segments import cut, write_segments
-from gati_export.sizes import ask_inputs
 
 ROWS, LENGTH, WORDS = 16, 32, 100
-SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_labels": 4}
-"""Of transformers' configurations; names that one has otherwise are translated by it."""
+SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+"""Of configurations for texts and sounds; names that one has otherwise are translated by it."""
 TEXT = {"vocab_size": WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1}
-KEY_VALUE_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
-"""Kinds whose heads share keys and values, so that how many there are has to fit."""
-TASKS = {"text": "SequenceClassification", "image": "ImageClassification", "audio": "AudioClassification"}
-"""What a kind of transformers' may be made for, by what it reads; the first that it can be."""
+SHARED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16}
+FITTING = {**dict.fromkeys(("llama", "mistral", "qwen3", "gemma2", "phi3"), SHARED), "xlnet": {"d_head": 16}}
+"""What has to fit the smaller size besides, by kind."""
+TASKS = {
+    "text": ("SequenceClassification", SMALL | TEXT),
+    "image": ("ImageClassification", {}),
+    "audio": ("AudioClassification", SMALL),
+}
+"""What a kind may be made for, by what it reads, and how it is configured; the first that it can be."""
 
 Built = tuple[nn.Module, dict[str, np.ndarray]]
 
@@ -53,17 +58,16 @@ class Logits(nn.Module):
 
 
 def of_transformers(kind: str) -> Built:
-    """A small network of a kind (`model_type`), and what it reads."""
+    """A network of a kind (`model_type`), and what it reads."""
     library: Any = importlib.import_module("transformers")
-    more = {"num_key_value_heads": 2, "head_dim": 16} if kind in KEY_VALUE_HEADS else {}
-    for reads, task in TASKS.items():
-        config = library.AutoConfig.for_model(kind, **SMALL, **(TEXT if reads == "text" else {}), **more)
-        try:
+    classes: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    for reads, (task, sizes) in TASKS.items():
+        words = re.findall("[A-Z][a-z]+", task)
+        if kind in getattr(classes, f"MODEL_FOR_{'_'.join(words).upper()}_MAPPING_NAMES"):
+            config = library.AutoConfig.for_model(kind, num_labels=4, **sizes, **FITTING.get(kind, {}))
             network = getattr(library, f"AutoModelFor{task}").from_config(config)
-        except ValueError:  # there is none for this task
-            continue
-        inputs = _inputs(reads, config)
-        return Logits(network.eval(), [*inputs]), inputs
+            inputs = _inputs(reads, config)
+            return Logits(network.eval(), [*inputs]), inputs
     raise click.ClickException(f"transformers has no classifier of kind {kind!r}.")
 
 
@@ -74,7 +78,8 @@ def _inputs(reads: str, config: Any) -> dict[str, np.ndarray]:
         words = rng.integers(3, WORDS, mask.shape)
         return {"input_ids": words * mask, "attention_mask": mask.astype(np.int64)}
     if reads == "image":
-        size = getattr(config, "image_size", None) or 64
+        size = getattr(config, "image_size", 224)
+        size = size if isinstance(size, int) else max(size)
         return {"pixel_values": rng.normal(size=(ROWS, 3, size, size)).astype(np.float32)}
     return {"input_values": rng.normal(size=(ROWS, 8000)).astype(np.float32)}
 
@@ -121,7 +126,7 @@ def write(built: Built, exporter: str, path: Path) -> None:
 
 def cut_up(path: Path, inputs: dict[str, np.ndarray], folder: Path) -> str:
     """What comes of cutting a network, as cells of the table."""
-    backbone = ask_inputs(up_to_date(load_backbone(str(path), inputs, folder), inputs), inputs)
+    backbone = prepare(load_backbone(str(path), inputs, folder), inputs)
     found = find_cutpoints(backbone, inputs)
     chosen = choose_cutpoints(found, 6)
     segments = write_segments(cut(backbone, chosen), lambda index: folder / str(index))

@@ -23,15 +23,14 @@ from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
 from gati_export.latency import measured_on
 from gati_export.measure import faster_mode
-from gati_export.opset import up_to_date
 from gati_export.plans import compiled
+from gati_export.prepare import prepare
 from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
-from gati_export.sizes import ask_inputs
 from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
@@ -192,7 +191,7 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
     numbers = of_numbers(plan.terms.agreement)
     backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs)
     samples = check_samples(found, backbone.inputs)
-    return ask_inputs(up_to_date(backbone, samples), samples), samples
+    return prepare(backbone, samples), samples
 
 
 def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:

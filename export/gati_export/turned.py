@@ -1,0 +1,73 @@
+"""Turned: tensors that have the batch behind the time, as recurrent layers do in ONNX, get a copy that has it first.
+
+Heads want a row for each sample. So such a tensor is turned, and turned back for whatever reads it; between the two it
+can be cut. Where it isn't, ONNX Runtime takes both out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from gati_export.backbone import Backbone
+from gati_export.cutpoints import operations
+from gati_export.equality import answers_alike
+from gati_export.graph import separators
+from gati_export.pieces import run_up_to
+
+
+def batch_first(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) -> Backbone:
+    """Gives a backbone to be cut that has the batch first wherever the whole passes through one tensor.
+
+    Args:
+        backbone: As it was loaded.
+        samples: Rows to run it on.
+
+    Returns:
+        The backbone, with the same file; with the same graph as well, where nothing is to be turned, or it would answer
+        otherwise.
+    """
+    try:
+        sizes = (1,) if backbone.max_batch == 1 else (1, 2, 3)
+        feeds = [backbone.batch(samples, size) for size in sizes]
+        found = [each.value for each in separators(backbone.model.graph, operations(backbone, samples)) if each.done]
+        seen = [run_up_to(backbone.model, found, each) for each in feeds]
+        ranks = {value.name or "": seen[0][value].ndim for value in found if _is_second(value, seen)}
+        if not ranks:
+            return backbone
+        model = _turned(backbone.model, ranks)
+        return replace(backbone, model=model) if answers_alike(backbone, model, feeds) else backbone
+    except Exception:  # ONNX Runtime's own; whoever looks for cut points says what is the matter
+        return backbone
+
+
+def _is_second(value: ir.Value, seen: Sequence[Mapping[ir.Value, np.ndarray]]) -> bool:
+    """Whether a tensor has the batch as its second dimension and not as its first, in batches of 1 and more."""
+    shapes = [results[value].shape for results in seen if value in results]
+    sizes = list(range(1, len(seen) + 1))
+    return (
+        len(shapes) == len(seen)
+        and len(shapes[0]) > 2
+        and [shape[1] for shape in shapes] == sizes != [shape[0] for shape in shapes]
+    )
+
+
+def _turned(model: ir.Model, ranks: Mapping[str, int]) -> ir.Model:
+    """A copy in which tensors of these names, and of so many dimensions, are turned and turned back."""
+    model = model.clone()
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    for name, rank in ranks.items():
+        value, order = values[name], [1, 0, *range(2, rank)]
+        readers, producer = list(value.uses()), value.producer()
+        if producer is None or value.is_graph_output():
+            continue
+        turned = ir.node("Transpose", [value], {"perm": order})
+        back = ir.node("Transpose", turned.outputs, {"perm": order})
+        turned.outputs[0].name = f"{name}/batch_first"
+        model.graph.insert_after(producer, [turned, back])
+        for node, index in readers:
+            node.replace_input_with(index, back.outputs[0])
+    return model
