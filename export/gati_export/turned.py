@@ -30,6 +30,8 @@ def batch_first(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) ->
         The backbone, with the same file; with the same graph as well, where nothing is to be turned, or it would answer
         otherwise.
     """
+    if not any(map(_moves_batch, backbone.model.graph)):
+        return backbone
     try:
         sizes = (1,) if backbone.max_batch == 1 else (1, 2, 3)
         feeds = [backbone.batch(samples, size) for size in sizes]
@@ -42,6 +44,12 @@ def batch_first(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) ->
         return replace(backbone, model=model) if answers_alike(backbone, model, feeds) else backbone
     except Exception:  # ONNX Runtime's own; whoever looks for cut points says what is the matter
         return backbone
+
+
+def _moves_batch(node: ir.Node) -> bool:
+    """Whether a node may put the first dimension second; inputs have the batch first."""
+    order = node.attributes.get("perm")
+    return node.op_type == "Transpose" and (order is None or order.as_ints()[1:2] == (0,))
 
 
 def _is_second(value: ir.Value, seen: Sequence[Mapping[ir.Value, np.ndarray]]) -> bool:
