@@ -23,7 +23,7 @@ from gati_export.samples import pick
 
 BATCH = "batch"
 
-MANY = 8
+MANY = 32
 """Rows of a larger batch."""
 
 TRACED = 1e-3
@@ -53,15 +53,17 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
         lambda: _traced(module, batches, outputs),
         lambda: _to_onnx(module, batches[1], outputs, None),
     )
-    first: Exception | None = None
+    errors: list[Exception] = []
     with exporting():
         for way in ways:
             try:
-                return _save(way(), path)
+                model = way()
+                break
             except Exception as error:  # the exporter raises whatever the module did
-                first = first or error
-    assert first is not None
-    raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(first)}).") from first
+                errors.append(error)
+        else:
+            raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(errors[0])}).") from errors[0]
+        _save(model, path)
 
 
 def export_saved(source: Path, path: Path) -> None:
