@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Backbone:
         output: Its scores, of which the largest is the answer.
         max_batch: 1 where the batch dimension is fixed at 1, else 0: any.
         tail: What it makes of its scores; None where it gives nothing else.
+        note: What its user should know of how it was read, if there is something.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Backbone:
     output: Tensor
     max_batch: int
     tail: Tail | None = None
+    note: str = ""
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
@@ -105,7 +107,7 @@ def load_backbone(
         BackboneError: If the network can't be read, run, cut, or served.
         SamplesError: If the samples don't fit it.
     """
-    path = Path(source)
+    path, note = Path(source), ""
     if path.suffix == ".pt2" or (":" in source and path.suffix != ".onnx"):
         from gati_export import program  # PyTorch takes seconds to import
 
@@ -114,10 +116,10 @@ def load_backbone(
             program.export_saved(Path(source), path)
         else:
             samples = samples(None) if callable(samples) else samples
-            program.export_module(source, samples, path)
+            note = program.export_module(source, samples, path)
     elif path.suffix != ".onnx":
         raise BackboneError(f"{source!r} is no backbone; give an .onnx file, a .pt2 file, or package.module:function.")
-    return _checked(path, samples, numbers, outputs)
+    return replace(_checked(path, samples, numbers, outputs), note=note)
 
 
 def _checked(

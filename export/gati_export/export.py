@@ -93,7 +93,7 @@ class Exported:
         report: What was learned, chosen and promised.
         release: Release 1, or None where no head could be certified, or none pays.
         mode_seconds: Mean seconds a request in each mode, where both were measured.
-        notes: What to know of how TensorRT runs the segments.
+        notes: What to know of how the backbone was read, and of how TensorRT runs the segments.
     """
 
     chain: Chain
@@ -177,6 +177,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     chain, seconds = _settle_mode(plan, staged, chain, trained, samples, report)
     if plan.plain:
         write_plain(staged, chain, backbone.path, accelerator)
+    notes = (*filter(None, [backbone.note]), *notes)
     return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds, notes)
 
 

@@ -23,6 +23,11 @@ from gati_export.samples import pick
 
 BATCH = "batch"
 
+WAS_TRACED = (
+    "PyTorch's torch.export can't read the module, so it was traced: what it decides by the numbers it is given, it "
+    "decides as for the first two samples."
+)
+
 MANY = 32
 """Rows of a larger batch."""
 
@@ -30,13 +35,16 @@ TRACED = 1e-3
 """How far the numbers of a network that was traced may be from its module's, absolutely or relatively."""
 
 
-def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Path) -> None:
+def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Path) -> str:
     """Writes the module that `package.module:callable` returns as ONNX, with a free batch dimension where it can.
 
     Args:
         spec: What to import and call without arguments. The module is put in eval mode and not changed otherwise.
         samples: Rows to trace the module with, named as the arguments of its `forward`.
         path: Where the ONNX file goes.
+
+    Returns:
+        What to know of how it was exported, if there is something.
 
     Raises:
         BackboneError: If the module can't be made, called, or exported.
@@ -48,22 +56,23 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
     batches = {size: _tensors(module, samples, names, size) for size in (1, 2, MANY)}
     outputs = _output_names(spec, module, batches[1])
     free = {name: {0: BATCH} for name in names}
-    ways: tuple[Callable[[], ir.Model], ...] = (
-        lambda: _freed(_to_onnx(module, batches[2], outputs, free)),  # a size of 1 would be taken for a constant
-        lambda: _traced(module, batches, outputs),
-        lambda: _to_onnx(module, batches[1], outputs, None),
+    ways: tuple[tuple[str, Callable[[], ir.Model]], ...] = (
+        ("", lambda: _freed(_to_onnx(module, batches[2], outputs, free))),  # a size of 1 would be taken for a constant
+        (WAS_TRACED, lambda: _traced(module, batches, outputs)),
+        ("", lambda: _to_onnx(module, batches[1], outputs, None)),
     )
     errors: list[Exception] = []
     with exporting():
-        for way in ways:
+        for said, way in ways:
             try:
-                model = way()
+                model, note = way(), said
                 break
             except Exception as error:  # the exporter raises whatever the module did
                 errors.append(error)
         else:
             raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(errors[0])}).") from errors[0]
         _save(model, path)
+    return note
 
 
 def export_saved(source: Path, path: Path) -> None:

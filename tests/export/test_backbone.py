@@ -293,7 +293,7 @@ def test_module(tmp_path, modules, capfd):
     backbone = load_backbone("own_networks:Two", samples, tmp_path / "work")
     assert backbone.inputs == (Tensor("left", "FP32", (4,)), Tensor("right", "INT64", (2,)))
     assert backbone.output == Tensor("logits", "FP32", (4,))
-    assert backbone.max_batch == 0
+    assert (backbone.max_batch, backbone.note) == (0, "")
     feeds = backbone.batch(samples, 5)
     assert np.array_equal(backbone.run(feeds), backbone.run(feeds))
     assert str(Path.cwd()).encode() not in backbone.path.read_bytes()
@@ -313,6 +313,7 @@ def test_a_module_that_can_only_be_traced(tmp_path, modules, capfd):
     assert (backbone.inputs, backbone.max_batch) == ((Tensor("x", "FP32", (6,)),), 0)
     assert backbone.output == Tensor("output", "FP32", (4,))
     assert len(backbone.run({"x": rows})) == 9
+    assert "so it was traced" in backbone.note
     assert str(Path.cwd()).encode() not in backbone.path.read_bytes()
     assert capfd.readouterr() == ("", "")
 
