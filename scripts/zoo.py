@@ -156,7 +156,7 @@ def main(names: tuple[str, ...], exporter: str) -> None:
             except GatiError as error:
                 cells = f"{error} | |"
             except Exception as error:  # of the library or the exporter
-                cells = f"no ONNX: {type(error).__name__} | |"
+                cells = f"not exported: {type(error).__name__} | |"
         click.echo(f"| {name} | {exporter} | {cells} |")
 
 
