@@ -25,7 +25,6 @@ from gati_export.families.integers import IN_ONNX
 from gati_export.maxima import pool_maxima
 from gati_export.opset import OPSET
 
-"""Name of the initializer that holds a head's threshold: FP32, one number."""
 PREFIX = "head/"
 """Of all other names inside a head's graph, so that none of them can be the cut tensor's or the output's."""
 ARITHMETIC = {"Add", "Sub", "Mul", "Reciprocal", "Neg", "MatMul"}
