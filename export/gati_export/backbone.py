@@ -91,35 +91,51 @@ def load_backbone(
     *,
     numbers: bool = False,
     outputs: Sequence[str] = (),
+    names: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Backbone:
     """Loads a network and checks that it can be cut and served.
 
     Args:
-        source: An `.onnx` file, a `.pt2` program of `torch.export.save` (which may run code when it is loaded), or
-            `package.module:callable`, which returns a `torch.nn.Module`.
+        source: An `.onnx` file, a `.pt2` program of `torch.export.save` (which may run code when it is loaded), a `.pt`
+            program of `torch.jit.save`, or `package.module:callable`, which returns a `torch.nn.Module`.
         samples: Rows to try the network on, as `load_samples` gives them, or what reads them; modules can't be
             exported without.
         workdir: Folder for the ONNX file of a PyTorch network.
         numbers: Whether its output is numbers, of which one will do, and not scores of classes.
         outputs: Which of its outputs are to be served; all, if none is named.
+        names: What a `.pt` program's inputs and outputs are called, where that is known; see `gati_export.script`.
 
     Raises:
         BackboneError: If the network can't be read, run, cut, or served.
         SamplesError: If the samples don't fit it.
     """
     path, note = Path(source), ""
-    if path.suffix == ".pt2" or (":" in source and path.suffix != ".onnx"):
-        from gati_export import program  # PyTorch takes seconds to import
-
+    if path.suffix in (".pt", ".pt2") or (":" in source and path.suffix != ".onnx"):
+        if callable(samples) and path.suffix != ".pt2":
+            samples = samples(None)
         path = workdir / "backbone.onnx"
-        if source.endswith(".pt2"):
-            program.export_saved(Path(source), path)
-        else:
-            samples = samples(None) if callable(samples) else samples
-            note = program.export_module(source, samples, path)
+        note = _to_onnx(source, None if callable(samples) else samples, path, names)
     elif path.suffix != ".onnx":
-        raise BackboneError(f"{source!r} is no backbone; give an .onnx file, a .pt2 file, or package.module:function.")
+        raise BackboneError(
+            f"{source!r} is no backbone; give an .onnx, .pt2 or .pt file, package.module:function, or a model's folder "
+            "in a Triton repository."
+        )
     return replace(_checked(path, samples, numbers, outputs), note=note)
+
+
+def _to_onnx(
+    source: str, samples: Mapping[str, np.ndarray] | None, path: Path, names: tuple[Sequence[str], Sequence[str]]
+) -> str:
+    """Writes a PyTorch network as ONNX; returns what to know of that."""
+    from gati_export import program, script  # PyTorch takes seconds to import
+
+    if source.endswith(".pt2"):
+        program.export_saved(Path(source), path)
+    elif source.endswith(".pt"):
+        script.export_script(Path(source), samples, path, script.Names(*names))
+    else:
+        return program.export_module(source, samples, path)
+    return ""
 
 
 def _checked(

@@ -46,7 +46,7 @@ class Plan:
     """What to export, and how.
 
     Attributes:
-        backbone: An `.onnx` or `.pt2` file, or `package.module:callable`.
+        backbone: An `.onnx`, `.pt2` or `.pt` file, or `package.module:callable`.
         samples: A `.npz`, `.npy` or Parquet file, or a folder of Parquet files.
         repository: Where the model repository is, or is to be.
         name: The chain's name on the server.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gati_export.imports import import_callable
 from gati_export.samples import pick
 
 BATCH = "batch"
+Tensors = dict[str, torch.Tensor]
 
 WAS_TRACED = (
     "PyTorch's torch.export can't read the module, so it was traced: what it decides by the numbers it is given, it "
@@ -53,7 +54,7 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
         raise BackboneError(f"{spec} can only be exported with samples at hand; give some.")
     module = _build(spec)
     names = _argument_names(spec, module, samples)
-    batches = {size: _tensors(module, samples, names, size) for size in (1, 2, MANY)}
+    batches = {size: rows_of(module, samples, names, size) for size in (1, 2, MANY)}
     outputs = _output_names(spec, module, batches[1])
     free = {name: {0: BATCH} for name in names}
     ways: tuple[tuple[str, Callable[[], ir.Model]], ...] = (
@@ -70,8 +71,8 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
             except Exception as error:  # the exporter raises whatever the module did
                 errors.append(error)
         else:
-            raise BackboneError(f"{spec} can't be exported to ONNX ({_first_line(errors[0])}).") from errors[0]
-        _save(model, path)
+            raise BackboneError(f"{spec} can't be exported to ONNX ({first_line(errors[0])}).") from errors[0]
+        save(model, path)
     return note
 
 
@@ -91,9 +92,9 @@ def export_saved(source: Path, path: Path) -> None:
                 f"{source.name} is not a program written by torch.export.save, or is damaged."
             ) from error
         try:
-            _save(_to_onnx(saved, None, _saved_names(saved), None), path)
+            save(_to_onnx(saved, None, _saved_names(saved), None), path)
         except Exception as error:
-            raise BackboneError(f"{source.name} can't be exported to ONNX ({_first_line(error)}).") from error
+            raise BackboneError(f"{source.name} can't be exported to ONNX ({first_line(error)}).") from error
 
 
 def _build(spec: str) -> nn.Module:
@@ -101,7 +102,7 @@ def _build(spec: str) -> nn.Module:
     try:
         module = make()
     except Exception as error:  # the user's own code
-        raise BackboneError(f"{spec}() failed ({_first_line(error)}); it must work without arguments.") from error
+        raise BackboneError(f"{spec}() failed ({first_line(error)}); it must work without arguments.") from error
     if not isinstance(module, nn.Module):
         raise BackboneError(f"{spec}() gives {type(module).__name__}; it must return a torch.nn.Module.")
     return module.eval()
@@ -125,9 +126,7 @@ def _argument_names(spec: str, module: nn.Module, samples: Mapping[str, np.ndarr
     return names
 
 
-def _tensors(
-    module: nn.Module, samples: Mapping[str, np.ndarray], names: list[str], size: int
-) -> dict[str, torch.Tensor]:
+def rows_of(module: nn.Module, samples: Mapping[str, np.ndarray], names: Sequence[str], size: int) -> Tensors:
     """The first rows of the samples; floats in the precision that the module computes in."""
     floats = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     tensors = {}
@@ -137,14 +136,14 @@ def _tensors(
     return tensors
 
 
-def _output_names(spec: str, module: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
+def _output_names(spec: str, module: nn.Module, tensors: Tensors) -> list[str]:
     """Calls the module once; its outputs are named by the module where it returns a mapping."""
     try:
         with torch.no_grad():
             result = module(**tensors)
     except Exception as error:  # the user's own code
-        raise BackboneError(f"{spec} fails on the samples ({_first_line(error)}); check their shapes.") from error
-    outputs = _by_name(result)
+        raise BackboneError(f"{spec} fails on the samples ({first_line(error)}); check their shapes.") from error
+    outputs = by_name(result)
     strange = next((name for name, output in outputs.items() if not isinstance(output, torch.Tensor)), None)
     if strange is not None or not outputs:
         what = "nothing" if strange is None else f"{type(outputs[strange]).__name__} for {strange!r}"
@@ -155,10 +154,10 @@ def _output_names(spec: str, module: nn.Module, tensors: dict[str, torch.Tensor]
 def _saved_names(saved: torch.export.ExportedProgram) -> list[str]:
     """Names of a saved program's outputs, by what its module returned."""
     spec = saved.call_spec.out_spec
-    return ["output"] if spec is None else [*_by_name(spec.unflatten(range(spec.num_leaves)))]
+    return ["output"] if spec is None else [*by_name(spec.unflatten(range(spec.num_leaves)))]
 
 
-def _by_name(result: Any) -> dict[str, Any]:
+def by_name(result: Any) -> dict[str, Any]:
     """What a module returned, by the names that its outputs get."""
     if isinstance(result, Mapping):
         return {str(name): output for name, output in result.items()}
@@ -168,7 +167,7 @@ def _by_name(result: Any) -> dict[str, Any]:
     return {f"output_{place}": output for place, output in enumerate(outputs)}
 
 
-def _to_onnx(program: Any, tensors: dict[str, torch.Tensor] | None, outputs: list[str], dynamic: Any) -> ir.Model:
+def _to_onnx(program: Any, tensors: Tensors | None, outputs: list[str], dynamic: Any) -> ir.Model:
     exported = torch.onnx.export(
         program, (), kwargs=tensors, dynamic_shapes=dynamic, output_names=outputs, dynamo=True, verbose=False
     )
@@ -183,7 +182,7 @@ def _freed(model: ir.Model) -> ir.Model:
     return model
 
 
-def _traced(module: nn.Module, batches: Mapping[int, dict[str, torch.Tensor]], outputs: list[str]) -> ir.Model:
+def _traced(module: nn.Module, batches: Mapping[int, Tensors], outputs: list[str]) -> ir.Model:
     """Follows the module through one call, as PyTorch exported before: it takes what `torch.export` can't read.
 
     What the module decided in that call is decided for good, hence held against it on batches of all sizes.
@@ -192,24 +191,35 @@ def _traced(module: nn.Module, batches: Mapping[int, dict[str, torch.Tensor]], o
     axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
     names: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
     torch.onnx.export(module, (), file, kwargs=batches[2], **names, dynamo=False)
-    session = open_session(file.getvalue())
+    return held_against(file.getvalue(), lambda tensors: module(**tensors), batches, outputs)
+
+
+def held_against(
+    file: bytes, call: Callable[[Tensors], Any], batches: Mapping[int, Tensors], outputs: list[str]
+) -> ir.Model:
+    """Reads an ONNX file that was made of a module, if it says what the module says.
+
+    Raises:
+        AssertionError: If it does not.
+    """
+    session = open_session(file)
     for tensors in batches.values():
         with torch.no_grad():
-            expected = _by_name(module(**tensors)).values()
+            expected = by_name(call(tensors)).values()
         answers = run(session, outputs, {name: tensor.numpy() for name, tensor in tensors.items()})
         for answer, tensor in zip(answers, expected, strict=True):
             np.testing.assert_allclose(answer, tensor.numpy(), rtol=TRACED, atol=TRACED)
-    return ir.from_proto(onnx.load_model_from_string(file.getvalue()))
+    return ir.from_proto(onnx.load_model_from_string(file))
 
 
-def _save(model: ir.Model, path: Path) -> None:
-    """Saves without the exporter's notes: they hold stack traces, with paths of the machine it ran on."""
+def save(model: ir.Model, path: Path) -> None:
+    """Writes a model without the exporter's notes: they hold stack traces, with paths of the machine it ran on."""
     passes.ClearMetadataAndDocStringPass()(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The cause of a chain of exceptions, in one short line."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -103,9 +103,9 @@ def export(
 ) -> None:
     """Cut BACKBONE into segments, train heads on its own answers to SAMPLES, and write a model repository.
 
-    BACKBONE is an ONNX file, a torch.export program (.pt2), or package.module:callable that returns an nn.Module. It
-    gives scores, [batch, classes], and perhaps what follows from these alone, as a label does. SAMPLES are arrays, or
-    Parquet columns, named as its inputs; no labels are needed. The answers served differ from BACKBONE's on at most a
+    BACKBONE is an ONNX file, a torch.export program (.pt2), a TorchScript program (.pt), or package.module:callable that
+    returns an nn.Module. It gives scores, [batch, classes], and perhaps what follows from these alone, as a label does.
+    SAMPLES are arrays, or Parquet columns, named as its inputs; no labels are needed. The answers served differ from BACKBONE's on at most a
     share --epsilon of requests like SAMPLES, with confidence 1 - --delta: that takes 299 samples held out at the
     defaults, so give 1,400 or more.
 
@@ -148,7 +148,7 @@ def export(
 
 def _default_name(backbone: str) -> str:
     """`path/resnet18.onnx` and `package.resnet18:build` are both resnet18."""
-    if ":" in backbone and not backbone.endswith((".onnx", ".pt2")):
+    if ":" in backbone and not backbone.endswith((".onnx", ".pt2", ".pt")):
         return backbone.partition(":")[0].rpartition(".")[2]
     return Path(backbone).stem
 

@@ -1,0 +1,120 @@
+"""TorchScript programs as ONNX files: what `torch.jit.save` wrote, and Triton's PyTorch backend serves."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from gati.errors import BackboneError
+from gati_export.exporter import exporting
+from gati_export.program import BATCH, MANY, Tensors, by_name, first_line, held_against, rows_of, save
+
+PLACE = re.compile(r".+__(\d+)")
+"""Names that tell a place, as `INPUT__0` does: a TorchScript program's outputs have no names of their own."""
+
+WRONG = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", re.MULTILINE)
+"""The line of a message of TorchScript's that says what went wrong."""
+
+
+class Names(NamedTuple):
+    """What somebody else calls a program's inputs and outputs, as Triton's configuration does."""
+
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+
+
+def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: Path, names: Names) -> None:
+    """Writes a program as ONNX, with a free batch dimension. It is held against the program.
+
+    Args:
+        source: What `torch.jit.save` wrote.
+        samples: Rows to call it with, named as its inputs.
+        path: Where the ONNX file goes.
+        names: Of its inputs and outputs, found as Triton finds them: by the names of the arguments of `forward`, by the
+            place that a name like `INPUT__0` tells, or else in their order. Without any, arguments name inputs.
+
+    Raises:
+        BackboneError: If it is no such program, can't be called, or can't be exported.
+    """
+    if samples is None:
+        raise BackboneError(f"{source.name} can only be exported with samples at hand; give some.")
+    module = _read(source)
+    inputs = _inputs(source, module, names.inputs, samples)
+    batches = {size: rows_of(module, samples, inputs, size) for size in (1, 2, MANY)}
+    try:
+        with torch.no_grad():
+            given = [*by_name(module(*batches[1].values()))]
+    except Exception as error:  # whatever the program raises
+        raise BackboneError(f"{source.name} fails on the samples ({_said(error)}); check their shapes.") from error
+    with exporting():
+        try:
+            model = _to_onnx(module, batches, _outputs(given, names.outputs))
+        except Exception as error:  # the exporter's, or a difference from the program
+            raise BackboneError(f"{source.name} can't be exported to ONNX ({_said(error)}).") from error
+        save(model, path)
+
+
+def _read(source: Path) -> torch.jit.ScriptModule:
+    if not source.is_file():
+        raise BackboneError(f"There is no file {source}; check the path.")
+    with exporting():
+        try:
+            return torch.jit.load(source, map_location="cpu").eval()
+        except Exception as error:  # an archive of any kind, or none
+            raise BackboneError(
+                f"{source.name} is no TorchScript program, or is damaged; of weights that were saved without their "
+                "network, give package.module:callable, which builds it and loads them."
+            ) from error
+
+
+def _inputs(
+    source: Path, module: torch.jit.ScriptModule, names: Sequence[str], samples: Mapping[str, np.ndarray]
+) -> list[str]:
+    """Names of the inputs, in the order of the arguments of `forward`."""
+    forward: Any = module.forward  # a method of the program, not of Python
+    _, *arguments = forward.schema.arguments
+    known = [argument.name for argument in arguments]
+    inputs = _in_place(names, known) if names else [name for name in known if name in samples]
+    required = sum(not argument.has_default_value() for argument in arguments)
+    if not required <= len(inputs) <= len(known) or (not names and inputs != known[: len(inputs)]):
+        there = ", ".join(names or samples)
+        raise BackboneError(f"{source.name} takes {', '.join(known)}, and is given {there}.")
+    return inputs
+
+
+def _in_place(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    if all(name in known for name in names):
+        return sorted(names, key=known.index)
+    places = [PLACE.fullmatch(name) for name in names]
+    if all(places):
+        return sorted(names, key=lambda name: int(name.rpartition("__")[2]))
+    return list(names)
+
+
+def _outputs(given: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names of all outputs; those that are not told are named as a module's."""
+    told = {int(found[1]): name for name in names if (found := PLACE.fullmatch(name))}
+    if len(told) != len(names):
+        told = dict(enumerate(names))
+    return [told.get(place, name) for place, name in enumerate(given)]
+
+
+def _to_onnx(module: torch.jit.ScriptModule, batches: Mapping[int, Tensors], outputs: list[str]) -> ir.Model:
+    file: Any = io.BytesIO()
+    axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
+    wanted: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
+    torch.onnx.export(module, tuple(batches[2].values()), file, **wanted, dynamo=False)
+    return held_against(file.getvalue(), lambda tensors: module(*tensors.values()), batches, outputs)
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, without the listing of the program that TorchScript puts before it."""
+    said = WRONG.findall(str(error))
+    return first_line(RuntimeError(said[-1])) if said else first_line(error)
