@@ -106,6 +106,7 @@ class Chain:
         engine: What runs segments in BLS mode, as their configurations have it.
         outputs: What the backbone gives, where that is not its scores alone; see `served`.
         tail: SHA-256 of `tail.onnx` beside the manifest, which makes of scores what else is served; empty without one.
+        labels: SHA-256 of the file that names an output's classes, in the order of `served`; empty for one without.
     """
 
     model: str
@@ -124,11 +125,17 @@ class Chain:
     engine: Engine = "onnxruntime"
     outputs: tuple[Tensor, ...] = ()
     tail: str = ""
+    labels: tuple[str, ...] = ()
 
     @property
     def served(self) -> tuple[Tensor, ...]:
         """The backbone's outputs, in its order; its scores need not be among them."""
         return self.outputs or (self.output,)
+
+    @property
+    def labelled(self) -> list[int]:
+        """Places, among the outputs that are served, of those whose classes have names."""
+        return [place for place, digest in enumerate(self.labels) if digest]
 
     @property
     def classes(self) -> int:
@@ -184,6 +191,18 @@ class Chain:
         """
         return _read(self.tail_path(repository), self.tail)
 
+    def labels_path(self, repository: Path, place: int) -> Path:
+        """Where the file lies that names the classes of an output, by its place among those that are served."""
+        return repository / self.model / f"labels-{place}.txt"
+
+    def read_labels(self, repository: Path, place: int) -> bytes:
+        """That file, held against its digest.
+
+        Raises:
+            RepositoryError: If it can't be read, or is another one.
+        """
+        return _read(self.labels_path(repository, place), self.labels[place])
+
     def check_plan(self, repository: Path, index: int) -> None:
         """Holds a segment's plan, if it has one, against its digest.
 
@@ -227,12 +246,15 @@ class Chain:
                     "output": _tensor(fields["output"]),
                     "segments": tuple(_segment(s) for s in fields["segments"]),
                     "outputs": tuple(_tensor(t) for t in fields.get("outputs", ())),
+                    "labels": tuple(fields.get("labels", ())),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RepositoryError(f"chain.json is damaged ({error}); export the model again.") from error
         if [segment.index for segment in chain.segments] != list(range(len(chain.segments))):
             raise RepositoryError("chain.json is damaged (its segments are not in order); export the model again.")
+        if chain.labels and len(chain.labels) != len(chain.served):
+            raise RepositoryError("chain.json is damaged (it has labels of other outputs); export the model again.")
         if chain.mode not in MODES or not chain.segments:
             raise RepositoryError(f"chain.json names no segments or an unknown mode ({chain.mode!r}).")
         return chain

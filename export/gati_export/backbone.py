@@ -63,6 +63,11 @@ class Backbone:
     tail: Tail | None = None
     note: str = ""
 
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """All that it gives and that is to be served."""
+        return self.tail.outputs if self.tail else (self.output,)
+
     @cached_property
     def _session(self) -> ort.InferenceSession:
         return self.open()

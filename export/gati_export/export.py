@@ -18,6 +18,7 @@ from gati_export.accelerator import Accelerator
 from gati_export.activations import Progress
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.deployed import Deployed
 from gati_export.equality import check_segments
 from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
@@ -62,6 +63,7 @@ class Plan:
         engine: What is to run segments; "tensorrt" does in BLS mode only.
         engines: A folder on the serving machine for engines that TensorRT builds there; None for the repository's
             workspace, as seen from here.
+        deployed: The model in whose place the chain is to be served, if there is one.
     """
 
     backbone: str
@@ -79,6 +81,7 @@ class Plan:
     plain: bool = False
     engine: Engine = "onnxruntime"
     engines: Path | None = None
+    deployed: Deployed | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,9 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     if plan.plain:
         write_plain(staged, chain, backbone.path, accelerator)
     notes = (*filter(None, [backbone.note]), *notes)
+    if plan.deployed is not None:
+        plan.deployed.hand_over(staged, chain)
+        notes = (*notes, *plan.deployed.notes(chain))
     return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds, notes)
 
 
@@ -190,7 +196,10 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
         return found
 
     numbers = of_numbers(plan.terms.agreement)
-    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs)
+    names = (plan.deployed.inputs, plan.deployed.outputs) if plan.deployed else ((), ())
+    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs, names=names)
+    if plan.deployed is not None:
+        plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)
     return prepare(backbone, samples), samples
 
@@ -214,6 +223,8 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
     )
     if backbone.tail is not None:
         chain = replace(chain, outputs=backbone.tail.outputs, tail=backbone.tail.write(chain.tail_path(staged)))
+    if plan.deployed is not None:
+        chain = replace(chain, labels=plan.deployed.write_labels(staged, chain))
     segments = write_segments(cut(backbone, chosen), lambda index: chain.segment_path(staged, index).parent)
     return replace(chain, segments=segments)
 

@@ -103,6 +103,8 @@ def chain_config(chain: Chain) -> ModelConfig:
         _add(config.input, tensor)
     for tensor in (*chain.served, Tensor(EXIT, "INT32", (1,)), Tensor(RELEASE, "INT64", (1,))):
         _add(config.output, tensor)
+    for place in chain.labelled:
+        config.output[place].label_filename = chain.labels_path(Path(), place).name
     return config
 
 
@@ -151,7 +153,7 @@ def _add(tensors: Any, tensor: Tensor) -> None:
 
 def copy_config(source: Path, repository: Path, name: str) -> None:
     """Gives a model the configuration that another one has, in the folder `source`."""
-    config = text_format.Parse((source / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+    config = read_config(source.parent, source.name)
     config.name = name
     write_config(repository, config)
 
@@ -160,11 +162,16 @@ def move(repository: Path, name: str, device: Device) -> None:
     """Has an ONNX model that is configured for the processor run on a device; one with a GPU of its own stays there."""
     if device == CPU:
         return
-    config = text_format.Parse((repository / name / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+    config = read_config(repository, name)
     if config.instance_group[0].kind == ModelInstanceGroup.KIND_CPU:
         config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
         config.instance_group[0].gpus.append(device.index)
         write_config(repository, config)
+
+
+def read_config(repository: Path, name: str) -> ModelConfig:
+    """Reads a configuration that gati wrote."""
+    return text_format.Parse((repository / name / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
 
 
 def write_config(repository: Path, config: ModelConfig) -> None:

@@ -178,6 +178,9 @@ class Copy:
         if chain.tail:
             self._fetch(f"{chain.model}/1/tail.onnx", staged, LARGEST_FILE)
             chain.read_tail(staged)
+        for place in chain.labelled:
+            self._fetch(str(chain.labels_path(Path(), place)), staged, LARGEST_FILE)
+            chain.read_labels(staged, place)
         self._fetch(f"{chain.model}/1/chain.json", staged, LARGEST_MANIFEST)
         if read_chain(staged, chain.model) != chain:
             raise RepositoryError(f"{chain.model!r} in {self._origin.url} was changed as it was read.")
@@ -243,6 +246,7 @@ class Copy:
         keys = [f"{chain.segment_model(segment.index)}/1/model.onnx" for segment in chain.segments]
         keys += [f"{config.name}/config.pbtxt" for config in configs(chain)]
         keys += [f"{chain.model}/1/tail.onnx"] if chain.tail else []
+        keys += [str(chain.labels_path(Path(), place)) for place in chain.labelled]
         for key in [*keys, f"{chain.model}/1/chain.json"]:
             self._origin.put(key, self._repository / key)
         return None

@@ -526,7 +526,7 @@ class Wrong(nn.Module):
         (text, "bad.onnx is not an ONNX file, or was cut short"),
         ("none.onnx", "There is no file none.onnx"),
         ("none.pt2", "There is no file none.pt2"),
-        ("samples.npz", "give an .onnx file, a .pt2 file, or package.module:function"),
+        ("samples.npz", "give an .onnx, .pt2 or .pt file, package.module:function, or a model's folder"),
         (two_outputs, "several outputs (scores, embedding)"),
         (batch_of_four, "batch fixed at 4"),
         (two_towers, "can't be cut"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,20 @@ def test_what_a_chain_makes_of_its_scores_comes_with_it(
     place(store, url, {f"{MODEL}/1/tail.onnx": tail[:-1]})
     refused = Copy(tmp_path / "other", Origin(url)).pull().refused
     assert len(refused) == 1 and "tail.onnx is not the one that chain.json names" in refused[0]
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_the_names_of_its_classes_come_with_a_chain(store: Store, exported: Exported, url: str, tmp_path: Path) -> None:
+    repository = exported.copy(tmp_path / "publisher")
+    names = b"zero\none\n"
+    chain = replace(exported.chain, labels=(hashlib.sha256(names).hexdigest(),))
+    chain.labels_path(repository, 0).write_bytes(names)
+    write_repository(repository, chain)
+    Copy(repository, Origin(url)).push()
+    assert chain.read_labels(pulled(url, tmp_path / "pod"), 0) == names
+    place(store, url, {f"{MODEL}/labels-0.txt": b"three\nfour\n"})
+    refused = Copy(tmp_path / "other", Origin(url)).pull().refused
+    assert len(refused) == 1 and "labels-0.txt is not the one that chain.json names" in refused[0]
     assert not list((tmp_path / "other").iterdir())
 
 

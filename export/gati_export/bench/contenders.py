@@ -127,7 +127,7 @@ def set_up(
         chain.check_segment(source, segment.index)
     release = next(valid_releases(source, chain), None)
     # what follows from scores is the same for everybody, and left out
-    arena = Arena(folder, source, replace(chain, outputs=(), tail=""), device, release)
+    arena = Arena(folder, source, replace(chain, outputs=(), tail="", labels=()), device, release)
     _add_plain(arena, None if chain.tail else source / plain_name(chain.model))
     _add_served(arena, modes)
     report("Set up", 0.3)

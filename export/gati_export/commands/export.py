@@ -17,6 +17,7 @@ from gati_export.images import parse_decode
 from gati_export.report.table import OF_ENGINE, cuts_table
 
 if TYPE_CHECKING:
+    from gati_export.deployed import Deployed
     from gati_export.export import Exported, Plan
     from gati_export.report.data import Report
     from gati_export.terms import Terms
@@ -79,7 +80,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 )
 @device_option
 @click.option("--cut-points", type=click.IntRange(1, 12), default=6, show_default=True, help="How many, at most.")
-@click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Largest batch of a request.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    help="Largest batch of a request.  [default: what a Triton repository says of BACKBONE, or 32]",
+)
 @click.option("--plain", is_flag=True, help="Also write NAME-plain, the unmodified backbone, to compare with.")
 @json_option
 def export(
@@ -97,25 +102,29 @@ def export(
     engine: str,
     engines: Path | None,
     cut_points: int,
-    max_batch: int,
+    max_batch: int | None,
     plain: bool,
     json_path: Path | None,
 ) -> None:
     """Cut BACKBONE into segments, train heads on its own answers to SAMPLES, and write a model repository.
 
-    BACKBONE is an ONNX file, a torch.export program (.pt2), a TorchScript program (.pt), or package.module:callable that
-    returns an nn.Module. It gives scores, [batch, classes], and perhaps what follows from these alone, as a label does.
-    SAMPLES are arrays, or Parquet columns, named as its inputs; no labels are needed. The answers served differ from BACKBONE's on at most a
-    share --epsilon of requests like SAMPLES, with confidence 1 - --delta: that takes 299 samples held out at the
-    defaults, so give 1,400 or more.
+    BACKBONE is an ONNX file, a torch.export program (.pt2), a TorchScript program (.pt), package.module:callable that
+    returns an nn.Module, or the folder of such a model in a Triton repository, whose place the chain then takes for
+    all clients: names, batches, labels. It gives scores, [batch, classes], and perhaps what follows from these alone,
+    as a label does. SAMPLES are arrays, or Parquet columns, named as its inputs; no labels are needed. The answers
+    served differ from BACKBONE's on at most a share --epsilon of requests like SAMPLES, with confidence 1 - --delta:
+    that takes 299 samples held out at the defaults, so give 1,400 or more.
 
     \b
     gati export resnet18.onnx --samples images.npz --repository models
+    gati export production/resnet18 --samples images.npz --repository models
     gati export my.package:build --samples text.parquet --repository models --name intents
     gati export net.pt2 --samples photos.parquet --image "224x224 rgb mean=.485,.456,.406 std=.229,.224,.225" \\
         --repository models
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    from gati_export.export import Plan, export_chain  # brings PyTorch, which takes seconds: not for those who ask how
+    # these bring PyTorch, which takes seconds: not for those who ask how
+    from gati_export.deployed import read_deployed
+    from gati_export.export import Plan, export_chain
 
     modes: dict[str, Mode] = {"inline": "inline", "bls": "bls"}
     kind: Engine = "onnxruntime"
@@ -123,22 +132,25 @@ def export(
         if mode == "inline":
             raise click.UsageError("--engine tensorrt is for Triton models: leave --mode out, or say bls.")
         kind, mode = "tensorrt", "bls"
+    deployed = read_deployed(Path(backbone)) if Path(backbone).is_dir() else None
+    served, default_batch = (deployed.outputs, deployed.max_batch) if deployed else ((), None)
     plan = Plan(
-        backbone=backbone,
+        backbone=str(deployed.path) if deployed else backbone,
         samples=samples,
         repository=repository,
-        name=_checked_name(_default_name(backbone) if name is None else name),
+        name=_checked_name(_default_name(backbone, deployed) if name is None else name),
         decode=parse_decode(image) if image else None,
-        outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else (),
+        outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else served,
         terms=terms,
         memory_share=memory_share,
         extra=extra,
         mode=modes.get(mode),
         cut_points=cut_points,
-        max_batch=max_batch,
+        max_batch=max_batch or default_batch or 32,
         plain=plain,
         engine=kind,
         engines=engines,
+        deployed=deployed,
     )
     with progress() as report:
         exported = export_chain(plan, report)
@@ -146,11 +158,14 @@ def export(
     write_json(json_path, exported.as_json())
 
 
-def _default_name(backbone: str) -> str:
-    """`path/resnet18.onnx` and `package.resnet18:build` are both resnet18."""
+def _default_name(backbone: str, deployed: Deployed | None) -> str:
+    """`path/resnet18.onnx`, `package.resnet18:build` and `repository/resnet18/1/model.onnx` are all resnet18."""
+    if deployed is not None:
+        return deployed.name
     if ":" in backbone and not backbone.endswith((".onnx", ".pt2", ".pt")):
         return backbone.partition(":")[0].rpartition(".")[2]
-    return Path(backbone).stem
+    path = Path(backbone)
+    return path.parts[-3] if len(path.parts) > 2 and path.parent.name.isdecimal() else path.stem
 
 
 def _checked_name(name: str) -> str:

@@ -1,0 +1,213 @@
+# protobuf makes its classes at run time, where a type checker does not see them
+# pyright: reportAttributeAccessIssue=false
+"""A model as Triton serves it, in its folder of a model repository: its chain is to take its place for all clients."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+from gati.chain import Chain, Tensor, chain_path
+from gati.errors import BackboneError
+from gati_export.repository import read_config, write_config
+
+FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt"}
+"""Backends whose networks can be cut, and what Triton calls their files if it is not told."""
+PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "pytorch"}
+"""What older configurations name in a backend's place."""
+VERSION = re.compile(r"[1-9][0-9]*")
+
+REFUSED = {
+    "sequence_batching": "keeps state between requests (sequence_batching)",
+    "batch_input": "is given inputs that Triton makes of the batch (batch_input)",
+    "batch_output": "has outputs that Triton divides anew (batch_output)",
+}
+"""Fields of a configuration that change what a network is given or gives, and why a chain can't take its place."""
+REFUSED_INPUTS = ("allow_ragged_batch", "optional", "is_shape_tensor", "is_non_linear_format_io")
+LEFT_OUT = (
+    "instance_group", "optimization", "model_warmup", "response_cache", "version_policy", "model_repository_agents"
+)  # fmt: skip
+"""Fields that are about how a network is run, and are not taken over."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What Triton serves, and what its configuration promises to clients.
+
+    Attributes:
+        name: Of the model.
+        version: The newest that is served.
+        path: The network's file, ONNX or TorchScript.
+        config: As it was written; what it leaves out, Triton learns from the file.
+        labels: Files that name the classes of outputs, by the outputs' names.
+    """
+
+    name: str
+    version: int
+    path: Path
+    config: ModelConfig = field(repr=False)
+    labels: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Inputs that clients give, as far as the configuration says."""
+        return tuple(tensor.name for tensor in self.config.input)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Outputs that clients see, as far as the configuration says."""
+        return tuple(tensor.name for tensor in self.config.output)
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch of a request; None where it is not limited, or is not said."""
+        return self.config.max_batch_size or None
+
+    def check(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Checks that clients can send and read what they do now.
+
+        Args:
+            inputs: What the chain reads.
+            outputs: What it serves.
+
+        Raises:
+            BackboneError: If the configuration has an input that is not there, or a tensor of another type or shape.
+        """
+        there = {tensor.name: tensor for tensor in (*inputs, *outputs)}
+        for kind, tensors in (("input", self.config.input), ("output", self.config.output)):
+            for tensor in tensors:
+                if tensor.name in there:
+                    self._check_alike(kind, tensor, there[tensor.name])
+        missing = [name for name in self.inputs if name not in there]
+        if missing:
+            raise BackboneError(f"{self.name} has an input {missing[0]!r} to clients, and its network has none.")
+
+    def _check_alike(self, kind: str, promised: Any, ours: Tensor) -> None:
+        known = DataType.Name(promised.data_type).removeprefix("TYPE_")
+        dims = tuple(promised.dims)[0 if self.max_batch else 1 :]
+        if known != ours.dtype:
+            raise BackboneError(f"{self.name} has {kind} {ours.name!r} as {known}, and here it is {ours.dtype}.")
+        differ = any(a != b for a, b in zip(dims, ours.dims, strict=False) if min(a, b) >= 0)
+        if len(dims) != len(ours.dims) or differ:
+            raise BackboneError(
+                f"{self.name} has {kind} {ours.name!r} as {list(dims)} to clients, and a chain would have it as "
+                f"{list(ours.dims)}."
+            )
+
+    def write_labels(self, repository: Path, chain: Chain) -> tuple[str, ...]:
+        """Copies the names of classes beside a chain; returns the SHA-256 of each output's, empty for one without."""
+        if not any(tensor.name in self.labels for tensor in chain.served):
+            return ()
+        digests = []
+        for place, tensor in enumerate(chain.served):
+            content = self.labels[tensor.name].read_bytes() if tensor.name in self.labels else b""
+            if content:
+                path = chain.labels_path(repository, place)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            digests.append(hashlib.sha256(content).hexdigest() if content else "")
+        return tuple(digests)
+
+    def hand_over(self, repository: Path, chain: Chain) -> None:
+        """Has a chain batch requests as the model does; its other settings are about another way to be run."""
+        if not self.config.HasField("dynamic_batching") or chain.max_batch == 1:
+            return
+        config = read_config(repository, chain.model)
+        config.dynamic_batching.CopyFrom(self.config.dynamic_batching)
+        sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= chain.max_batch]
+        config.dynamic_batching.preferred_batch_size[:] = sizes
+        write_config(repository, config)
+
+    def notes(self, chain: Chain) -> Iterator[str]:
+        """What is different for whoever has served the model until now."""
+        left = [name for name in LEFT_OUT if _is_set(self.config, name)]
+        if left:
+            yield f"Not taken over from {self.name}'s configuration: {', '.join(left)}."
+        if self.version != 1:
+            yield f"Clients that ask for version {self.version} by its number are to ask for 1, or for none."
+        if self.max_batch is None or chain.max_batch < self.max_batch:
+            yield f"Requests of more than {chain.max_batch} rows are refused (--max-batch)."
+
+
+def read_deployed(folder: Path) -> Deployed:
+    """Reads a model's folder: config.pbtxt, if there is one, and the newest version that Triton serves of it.
+
+    Raises:
+        BackboneError: If it is no such folder, or a chain can't take the model's place.
+    """
+    folder = Path(os.path.abspath(folder))  # "." has a name too
+    config = _read_config(folder)
+    versions = _versions(folder, config)
+    if not versions:
+        raise BackboneError(f"{folder} is no model of a Triton repository: no version of it is there, such as 1/.")
+    backend = str(config.backend or PLATFORMS.get(config.platform, config.platform))
+    _check_kind(folder, config, backend)
+    version = versions[-1]
+    name = config.default_model_filename or FILES.get(backend, "model.onnx")
+    path = folder / str(version) / name
+    if path.is_dir():  # as Triton has it, of ONNX networks whose weights lie beside them
+        path = path / name
+    if not path.is_file():
+        raise BackboneError(f"There is no {path.relative_to(folder.parent)}; gati takes ONNX and TorchScript networks.")
+    return Deployed(folder.name, version, path, config, dict(_labels(folder, config)))
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    path = folder / "config.pbtxt"
+    try:
+        config = text_format.Parse(path.read_bytes(), ModelConfig(), allow_unknown_field=True)
+    except FileNotFoundError:
+        return ModelConfig()
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{path} can't be read ({str(error).splitlines()[0]}).") from error
+    if config.name not in ("", folder.name):
+        raise BackboneError(f"{path} is of a model {config.name!r}: its folder was renamed or copied.")
+    return config
+
+
+def _versions(folder: Path, config: ModelConfig) -> list[int]:
+    """Versions that Triton serves, the newest last."""
+    found = sorted(int(path.name) for path in folder.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
+    if config.version_policy.WhichOneof("policy_choice") == "specific":
+        return [version for version in found if version in config.version_policy.specific.versions]
+    return found
+
+
+def _check_kind(folder: Path, config: ModelConfig, backend: str) -> None:
+    if config.HasField("ensemble_scheduling"):
+        steps = ", ".join(step.model_name for step in config.ensemble_scheduling.step)
+        raise BackboneError(f"{folder.name} is an ensemble; export the model in it that takes the time, of {steps}.")
+    if chain_path(folder.parent, folder.name).exists():
+        raise BackboneError(f"{folder.name} is a chain already; export the network that it was made of.")
+    if backend and backend not in FILES:
+        raise BackboneError(f"{folder.name} is run by Triton's backend {backend!r}; export its network as ONNX.")
+    why = next((REFUSED[name] for name in REFUSED if _is_set(config, name)), None)
+    if why is None and config.model_transaction_policy.decoupled:
+        why = "may give several answers to a request (decoupled)"
+    if why is not None:
+        raise BackboneError(f"{folder.name} {why}, which a chain does not.")
+    for tensor in config.input:
+        odd = next((name for name in REFUSED_INPUTS if getattr(tensor, name, False)), None)
+        if odd is not None:
+            raise BackboneError(f"{folder.name}'s input {tensor.name!r} has {odd}, which a chain does not take.")
+
+
+def _labels(folder: Path, config: ModelConfig) -> Iterable[tuple[str, Path]]:
+    for tensor in config.output:
+        if tensor.label_filename:
+            path = folder / tensor.label_filename
+            if not path.is_file():
+                raise BackboneError(f"There is no {path}, which names the classes of output {tensor.name!r}.")
+            yield tensor.name, path
+
+
+def _is_set(config: ModelConfig, name: str) -> bool:
+    return any(known.name == name for known, _ in config.ListFields())

@@ -1,0 +1,178 @@
+"""Models in their folders of a Triton repository: what a chain takes over of them, and which it can't stand in for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from google.protobuf import text_format
+from graphs import Graph
+from torch import nn
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from gati.chain import Tensor, chain_path, read_chain
+from gati.cli import main
+from gati.errors import RepositoryError
+from gati_export.deployed import read_deployed
+
+CONFIG = """
+max_batch_size: 16
+input [{ name: "x", data_type: TYPE_FP32, dims: [6] }]
+output [{ name: "y", data_type: TYPE_FP32, dims: [4] }]
+"""
+ROWS = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+
+
+def network(seed: int = 0) -> Graph:
+    graph = Graph(seed)
+    hidden = graph.node("Relu", graph.linear(graph.input("x", ["batch", 6]), 6, 6))
+    graph.linear(hidden, 6, 4, name="y")
+    return graph
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model's folder, as Triton has it, whose configuration tests write."""
+    for version in ("1", "2", "10"):
+        (tmp_path / "production" / "net" / version).mkdir(parents=True)
+        network(int(version)).save(tmp_path / "production" / "net" / version / "model.onnx", "y", shape=["batch", 4])
+    return tmp_path / "production" / "net"
+
+
+@pytest.fixture
+def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Callable[..., tuple[str, str]]:
+    """Runs `gati export` of a folder in `production`, beside it; gives what it says, and its error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run(name: str = "net", *options: str, **samples: np.ndarray) -> tuple[str, str]:
+        np.savez(tmp_path / "rows.npz", **(samples or {"x": ROWS}))
+        more = ["--samples", "rows.npz", "--repository", "models", "--mode", "inline", *options]
+        with pytest.raises(SystemExit):
+            main(["export", f"production/{name}", *more])
+        return capfd.readouterr()
+
+    return run
+
+
+def config_of(repository: Path, name: str) -> ModelConfig:
+    return text_format.Parse((repository / name / "config.pbtxt").read_text(), ModelConfig())
+
+
+def configured(model: Path, text: str) -> Path:
+    (model / "config.pbtxt").write_text(text)
+    return model
+
+
+def test_without_a_configuration_the_file_tells(model, tmp_path, export) -> None:
+    said, error = export()
+    assert not error
+    chain = read_chain(tmp_path / "models", "net")
+    assert (chain.max_batch, chain.inputs, chain.labels) == (32, (Tensor("x", "FP32", (6,)),), ())
+    assert "Clients that ask for version 10 by its number" in said
+    assert "Requests of more than 32 rows are refused" in said
+    assert read_deployed(model).path == model / "10" / "model.onnx"
+
+
+@pytest.mark.parametrize("path", ["net/10/model.onnx", "net/"])
+def test_the_chain_is_named_after_the_model(model, tmp_path, export, path) -> None:
+    assert not export(path)[1]
+    assert read_chain(tmp_path / "models", "net").model == "net"
+
+
+def test_what_it_says_of_batches_is_taken_over(model, tmp_path, export) -> None:
+    batching = 'dynamic_batching { preferred_batch_size: [4, 16] max_queue_delay_microseconds: 100 }\nname: "net"'
+    configured(model, CONFIG + batching + "\nresponse_cache { enable: true }")
+    said, error = export("net", "--max-batch", "8")
+    assert not error
+    config = config_of(tmp_path / "models", "net")
+    assert config.max_batch_size == read_chain(tmp_path / "models", "net").max_batch == 8
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 100
+    assert "Not taken over from net's configuration: response_cache." in said
+    assert "Requests of more than 8 rows are refused" in said
+
+
+def test_only_outputs_that_clients_see_are_served(tmp_path, export) -> None:
+    graph = network()
+    graph.node("Softmax", "y", name="odds", axis=1)
+    graph.node("ArgMax", "y", name="label", axis=1, keepdims=0)
+    proto = graph.model("y", "odds", shape=["batch", 4])
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["batch"]))
+    folder = tmp_path / "production" / "several" / "1"
+    (folder / "model.onnx").mkdir(parents=True)  # as Triton has it where weights lie beside the network
+    onnx.save(proto, folder / "model.onnx" / "model.onnx")
+    outputs = '{ name: "odds", data_type: TYPE_FP32, dims: [4], label_filename: "kinds.txt" }'
+    configured(folder.parent, CONFIG.replace('{ name: "y", data_type: TYPE_FP32, dims: [4] }', outputs))
+    (folder.parent / "kinds.txt").write_text("a\nb\nc\nd\n")
+    assert not export("several")[1]
+    chain = read_chain(tmp_path / "models", "several")
+    assert [tensor.name for tensor in chain.served] == ["odds"]
+    assert chain.read_labels(tmp_path / "models", 0) == b"a\nb\nc\nd\n"
+    assert config_of(tmp_path / "models", "several").output[0].label_filename == "labels-0.txt"
+    text = chain_path(tmp_path / "models", "several").read_text().replace('"labels": [', '"labels": ["", ')
+    chain_path(tmp_path / "models", "several").write_text(text)
+    with pytest.raises(RepositoryError, match="labels of other outputs"):
+        read_chain(tmp_path / "models", "several")
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch would rather see other formats
+def test_torchscript_is_read_by_the_names_that_clients_know(tmp_path, export) -> None:
+    folder = tmp_path / "production" / "scripted" / "1"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    torch.jit.save(torch.jit.script(module), folder / "model.pt")
+    names = CONFIG.replace('"x"', '"INPUT__0"').replace('"y"', '"OUTPUT__0"')
+    configured(folder.parent, f'{names}platform: "pytorch_libtorch"')
+    said, error = export("scripted", INPUT__0=ROWS)
+    assert not error
+    chain = read_chain(tmp_path / "models", "scripted")
+    assert (chain.inputs[0].name, chain.output.name, chain.max_batch) == ("INPUT__0", "OUTPUT__0", 16)
+    assert "by its number" not in said
+
+
+def test_the_newest_version_that_is_served(model) -> None:
+    configured(model, "version_policy { specific { versions: [1, 2, 7] } }")
+    assert read_deployed(model).version == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ('name: "other"', "config.pbtxt is of a model 'other': its folder was renamed or copied"),
+        ("max_batch_size: many", "config.pbtxt can't be read"),
+        ('platform: "tensorrt_plan"', "is run by Triton's backend 'tensorrt_plan'; export its network as ONNX"),
+        ('ensemble_scheduling { step [{ model_name: "resize" }, { model_name: "real" }] }', "of resize, real."),
+        ("sequence_batching { }", "keeps state between requests"),
+        ("model_transaction_policy { decoupled: true }", "may give several answers to a request"),
+        (CONFIG.replace("dims: [6]", "dims: [6], optional: true"), "input 'x' has optional"),
+        (CONFIG.replace("dims: [4]", 'dims: [4], label_filename: "none.txt"'), "There is no .*none.txt"),
+        (CONFIG.replace("dims: [6]", "dims: [2, 3], reshape { shape: [6] }"), r"'x' as \[2, 3\] to clients"),
+        (CONFIG.replace("dims: [4]", "dims: [1, 4], reshape { shape: [4] }"), r"'y' as \[1, 4\] to clients"),
+        (CONFIG.replace("max_batch_size: 16", "").replace("dims: [6]", "dims: [-1, 7]"), r"'x' as \[7\] to clients"),
+        (CONFIG.replace("TYPE_FP32, dims: [6]", "TYPE_FP64, dims: [6]"), "'x' as FP64, and here it is FP32"),
+        (CONFIG.replace('name: "x"', 'name: "z"'), "has an input 'z' to clients, and its network has none"),
+        (CONFIG.replace('name: "y"', 'name: "z"'), "The network has no output 'z'"),
+        ("version_policy { specific { versions: [7] } }", "no version of it is there"),
+        ('default_model_filename: "net.onnx"', "There is no net/10/net.onnx; gati takes ONNX and TorchScript"),
+    ],
+)
+def test_models_whose_place_a_chain_can_not_take(model, tmp_path, export, config, says) -> None:
+    configured(model, config)
+    _, error = export()
+    assert len(error.splitlines()) == 1
+    assert re.search(says, error), error
+    assert not (tmp_path / "models").exists()
+
+
+def test_folders_that_are_no_models(model, tmp_path, export) -> None:
+    assert "production is no model of a Triton repository" in export(".")[1]
+    assert not export()[1]
+    assert "net is a chain already" in export("../models/net", "--name", "again")[1]
