@@ -251,7 +251,9 @@ def test_few_samples_give_a_chain_that_waits_for_a_refresh(gati, tmp_path):
     assert ended.code == 0
     assert ended.err == ""
     assert "No head serves yet, the backbone answers every request: Too few samples" in ended.out
-    assert ended.out.rstrip().endswith("Next: gati serve models")
+    *_, following, learning = ended.out.rstrip().splitlines()
+    assert following == "Next: gati serve models"
+    assert learning == "Then: gati refresh net --repository models --server localhost:8001 --watch"
     assert len(ended.out.splitlines()) <= 16
     chain = read_chain(tmp_path / "models", "net")
     assert (len(chain.segments), chain.max_batch, chain.mode) == (2, 1, "inline")

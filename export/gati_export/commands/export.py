@@ -199,6 +199,7 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
         click.echo(f"Release 1: expected speed-up {report.speedup:.2f}{OF_ENGINE}. {exported.release.certificate}")
     click.echo(f"More: gati report {chain.model} --repository {plan.repository}")
     click.echo(f"Next: gati serve {plan.repository}")
+    click.echo(f"Then: gati refresh {chain.model} --repository {plan.repository} --server localhost:8001 --watch")
 
 
 def _explain(report: Report) -> None:
