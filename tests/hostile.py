@@ -66,6 +66,16 @@ def _elsewhere_in_a_constant(proto: onnx.ModelProto) -> None:
     _before_the_score(proto, helper.make_node("Constant", [], ["more"], value=tensor))
 
 
+def _elsewhere_in_a_sparse_constant(proto: onnx.ModelProto) -> None:
+    values = TensorProto(name="secret", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    values.external_data.add(key="location", value="../../../etc/passwd")
+    places = numpy_helper.from_array(np.array([0]), "places")
+    sparse = onnx.SparseTensorProto(values=values, indices=places, dims=[1])
+    node = helper.make_node("Constant", [], ["more"])
+    node.attribute.append(helper.make_attribute("sparse_value", sparse))
+    _before_the_score(proto, node)
+
+
 def _endless(proto: onnx.ModelProto) -> None:
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Identity", ["state"], ["next"])],
@@ -157,6 +167,7 @@ def _many(proto: onnx.ModelProto) -> None:
 HARMS = [
     Harm("data elsewhere", _elsewhere, "keeps 'said' in another file"),
     Harm("data elsewhere in a constant", _elsewhere_in_a_constant, "keeps 'secret' in another file"),
+    Harm("data elsewhere in a sparse constant", _elsewhere_in_a_sparse_constant, "uses the operator 'Constant'"),
     Harm("a graph that never ends", _endless, "uses the operator 'Loop'"),
     Harm("a terabyte at once", _allocating, "would hold .* numbers at once"),
     Harm("memory as its input asks", _allocating_as_told, "whose size depends on what it is asked"),

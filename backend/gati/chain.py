@@ -249,7 +249,7 @@ class Chain:
                     "labels": tuple(fields.get("labels", ())),
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RepositoryError(f"chain.json is damaged ({error}); export the model again.") from error
         if [segment.index for segment in chain.segments] != list(range(len(chain.segments))):
             raise RepositoryError("chain.json is damaged (its segments are not in order); export the model again.")

@@ -187,6 +187,11 @@ class Flight:
         """Of each answered request the exit of its last rows, and the seconds from its arrival to its reply."""
         return self._latencies
 
+    def take_out(self) -> list[Request]:
+        """Requests that wait for their reply, for somebody else to answer."""
+        waiting, self._waiting = self._waiting, []
+        return [self.requests[i] for i in waiting]
+
     def fail(self, error: GatiError) -> None:
         """Replies with an error to every request that is still waiting."""
         waiting, self._waiting = self._waiting, []

@@ -85,7 +85,7 @@ def open_head(model: bytes, chain: Chain, index: int, device: Device = CPU) -> t
         session = open_session(model, device)
     except Exception as error:
         raise ReleaseRefused(f"{name} is not an ONNX model that can be run: {first_line(error)}") from error
-    if not _fits(session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, ""), chain):
+    if not _fits(session, chain):
         raise ReleaseRefused(f"{name} was trained behind other segments than this chain's.")
     cut = chain.segments[index].output
     spec = _spec(session, cut, chain.output, name)
@@ -94,10 +94,11 @@ def open_head(model: bytes, chain: Chain, index: int, device: Device = CPU) -> t
     return session, spec
 
 
-def _fits(digests: str, chain: Chain) -> bool:
+def _fits(session: ort.InferenceSession, chain: Chain) -> bool:
     try:
+        digests = session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, "")
         return json.loads(digests) == list(chain.digests())
-    except ValueError:
+    except (ValueError, RecursionError):  # it may be no JSON, no UTF-8, or brackets without end
         return False
 
 

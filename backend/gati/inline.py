@@ -77,6 +77,7 @@ class InlineEngine:
         chain: The chain to run.
         runner: Where to run it, and where hidden state is kept.
         planes: Whether hidden state has to be what segments give as they lie on disk, because others read it as well.
+        recorded: Cut points whose hidden state is recorded: stages end there, and are not joined.
         say: Told what makes the chain slower than it could be.
     """
 
@@ -87,12 +88,14 @@ class InlineEngine:
         runner: Runner | None = None,
         *,
         planes: bool = False,
+        recorded: Sequence[int] = (),
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._repository = repository
         self._chain = chain
         self._runner = runner or Runner()
-        self._as_run = not planes and self._runner.device == CPU
+        self._recorded = tuple(recorded)
+        self._as_run = not planes and not recorded and self._runner.device == CPU
         self._say = say
         self._plans: WeakValueDictionary[tuple[int, ...], _Plan] = WeakValueDictionary()
 
@@ -157,7 +160,7 @@ class InlineEngine:
         cuts = tuple(sorted(head.index for head in release.heads))
         with ThreadPoolExecutor(1, "gati-load") as pool:  # ONNX Runtime lets others run while it opens a graph
             opened = {index: pool.submit(self._open_head, index, release.number) for index in cuts}
-            plan = self._plan(cuts)
+            plan = self._plan([*cuts, *self._recorded])
             apart = {index: head.result() for index, head in opened.items()}
         try:
             heads = self._as_passed(plan, apart)
@@ -166,7 +169,7 @@ class InlineEngine:
             plan = self._plans[cuts] = self._load(cuts, as_run=False)
             heads = apart
         specs = {index: head.spec for index, head in heads.items()}
-        return InlineHeads(self._chain, plan, heads, self._runner, self._say), specs
+        return InlineHeads(self._chain, plan, heads, self._runner, self._say, joins=not self._recorded), specs
 
     def _open_head(self, index: int, number: int) -> _Head:
         file = head_path(self._repository, self._chain, index, number).read_bytes()
@@ -191,13 +194,21 @@ class InlineHeads:
     """The heads of one release as sessions."""
 
     def __init__(
-        self, chain: Chain, plan: _Plan, heads: dict[int, _Head], runner: Runner, say: Callable[[str], None]
+        self,
+        chain: Chain,
+        plan: _Plan,
+        heads: dict[int, _Head],
+        runner: Runner,
+        say: Callable[[str], None],
+        *,
+        joins: bool = True,
     ) -> None:
         self._chain = chain
         self._plan = plan  # lives as long as its heads
         self._heads = heads
         self._runner = runner
         self._say = say
+        self._joins = joins
         self._names = {
             index: [chain.output.name, HIT] + [KEY] * (KEY in head.spec.outputs) for index, head in heads.items()
         }
@@ -211,7 +222,7 @@ class InlineHeads:
     def load_joined(self) -> Joined | None:
         """Joins the stages and these heads; see gati.head."""
         try:
-            if self._plan.bytes > LARGEST_JOINED:
+            if not self._joins or self._plan.bytes > LARGEST_JOINED:
                 return None
             joined = self._join(self._plan.split) if self._plan.split else self._climb()
             if joined is not None:

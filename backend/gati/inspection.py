@@ -89,9 +89,18 @@ def _foreign(proto: onnx.ModelProto) -> str | None:
         return f"has {len(proto.graph.node)} nodes, more than {NODES}"
     for node in proto.graph.node:
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        if kind not in OPERATORS or any(a.HasField("g") or a.graphs or a.sparse_tensors for a in node.attribute):
+        if kind not in OPERATORS or any(map(_is_more, node.attribute)):
             return f"uses the operator {kind!r}, which no head may"
     return None
+
+
+def _is_more(attribute: onnx.AttributeProto) -> bool:
+    """Whether an attribute is more than numbers, text or one dense tensor."""
+    return (
+        attribute.HasField("g")
+        or attribute.HasField("sparse_tensor")
+        or any((attribute.graphs, attribute.tensors, attribute.sparse_tensors, attribute.type_protos))
+    )
 
 
 def _elsewhere(graph: onnx.GraphProto, size: int) -> str | None:

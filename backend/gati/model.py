@@ -8,6 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from gati.configuration import check_configuration
 from gati.errors import GatiError
 from gati.service import Service
 from gati.wire import Wire
@@ -23,6 +24,7 @@ class TritonPythonModel:
         sys.setswitchinterval(SWITCH_SECONDS)
         folder = Path(args["model_repository"])
         try:
+            check_configuration(args["model_config"])
             self._service = Service(folder.parent, args["model_name"], pb_utils)
         except GatiError as error:
             # Triton prints the whole stack of an exception, unless it is its own.

@@ -16,7 +16,7 @@ from gati.chain import Chain
 from gati.device import Hidden
 from gati.draws import Draws
 from gati.engine import Stage
-from gati.errors import GatiError
+from gati.errors import GatiError, RequestError
 from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.live import LiveRelease
@@ -82,25 +82,35 @@ class Orchestrator:
         ]
 
     def serve(self, requests: Sequence[Request]) -> None:
-        """Answers requests of one signature. One release answers all of them: it is looked up here, once."""
+        """Answers requests of one signature. One release answers all of them: it is looked up here, once.
+
+        What can't be run together is run one by one: one of them may ask for what can't be, as an unknown word does.
+        """
         flight = Flight(requests, self._chain.output)
         if self._cut is not None:
             flight.kept = None
-        release = self._live()
-        heads = release.heads if release.breaker.open_exits and flight.answerable else None
-        if heads is not None:
-            self._draw(flight, release.breaker)
-        audits: list[Audit] = []
         try:
-            held = flight.drawn is not None and flight.drawn.held
-            if heads is None or held or not self._run_joined(flight, release, audits):
-                self._walk(flight, release, heads, audits)
+            self._fly(flight, self._live())
+        except RequestError as error:
+            alone = flight.take_out() if len(requests) > 1 else []
+            flight.fail(error)
+            for request in alone:
+                self.serve([request])
         except GatiError as error:
             flight.fail(error)
         except Exception:
             flight.fail(GatiError(f"{self._chain.model} failed on this request; the server's log says more."))
             raise
-        else:
+
+    def _fly(self, flight: Flight, release: LiveRelease) -> None:
+        heads = release.heads if release.breaker.open_exits and flight.answerable else None
+        audits: list[Audit] = []
+        try:
+            if heads is not None:
+                self._draw(flight, release.breaker)
+            held = flight.drawn is not None and flight.drawn.held
+            if heads is None or held or not self._run_joined(flight, release, audits):
+                self._walk(flight, release, heads, audits)
             if flight.unjoined is not None:  # not the request's fault
                 self._observer.joined_failed(flight.unjoined)
             self._observer.served(flight)

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gati.chain import Chain, find_chains, read_chain
-from gati.errors import PublishError, ReleaseRefused
+from gati.errors import GatiError, PublishError, ReleaseRefused
 from gati.head import open_head
 from gati.release import Release, head_path, numbers_on_disk, read_release, release_number
 from gati.settings import workspace
@@ -53,7 +53,13 @@ def check_release(repository: Path, chain: Chain, number: int) -> Release:
     """
     release = read_release(repository, chain, number)
     for head in release.heads:
-        open_head(head_path(repository, chain, head.index, number).read_bytes(), chain, head.index)
+        model = head_path(repository, chain, head.index, number).read_bytes()
+        try:
+            open_head(model, chain, head.index)
+        except GatiError:
+            raise
+        except Exception as error:  # a file that was made to break what reads it must not stop who moves it out
+            raise ReleaseRefused(f"head {head.index} of {chain.model!r} can't be tried out: {error!r:.200}.") from error
     return release
 
 

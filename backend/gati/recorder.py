@@ -39,6 +39,8 @@ SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
 OBJECT_STORE_FLUSHES = 15
 """How many times as long an object store waits for a shard: each costs a listing there, and small ones are many."""
+OBJECTS = 1024
+"""Bytes of a sample's Python objects."""
 ABANDONED_NS = 600 * 10**9
 """A shard that is this much older than the newest, and still half-written, never will be whole."""
 SWEEPS, SWEEP_SECONDS = 100, 600.0
@@ -65,8 +67,11 @@ class Sample:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
-        return sum(value.nbytes for value in self.values.values())
+        """Bytes that it takes while it waits."""
+        answer = 0 if self.answer is None else self.answer.nbytes
+        return sum(
+            (value.nbytes for value in self.values.values()), answer + self.exit.nbytes + self.release.nbytes + OBJECTS
+        )
 
     @property
     def shapes(self) -> tuple:

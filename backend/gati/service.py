@@ -70,16 +70,17 @@ class Service:
             self.chain, settings, partial(self._metrics.add, "gati_samples_dropped_total"), self._warn
         )
         cut = self._samples.cut
+        cuts = () if cut is None else (cut,)
         if inline:
-            runner, planes = runner_on(settings.device), cut is not None
-            engine = InlineEngine(repository, self.chain, runner, planes=planes, say=self._warn)
+            runner = runner_on(settings.device)
+            engine = InlineEngine(repository, self.chain, runner, recorded=cuts, say=self._warn)
         else:
             engine = BlsEngine(repository, self.chain, pb_utils)
         work = workspace(repository)
         self._ledger = Ledger(work / "breaker" / model / f"{settings.replica}.json", self.chain, self._warn)
         path = work / "minutes" / model / f"{settings.replica}.jsonl"
         self._minutes = Minutes(path, len(self.chain.segments) - 1, self._warn)
-        told, cuts = (self._refused, self._taken, self._ledger.open), () if cut is None else (cut,)
+        told = (self._refused, self._taken, self._ledger.open)
         self._releases = ReleaseWatch(repository, self.chain, engine, *told, cuts)
         self._said: tuple[Any, ...] = ()
         self._drift = Drift()

@@ -82,6 +82,10 @@ class Wire:
         except GatiError as error:
             reply(error, False)
             return None
+        except Exception as error:  # what leaves `execute` fails all that Triton batched, and may answer one twice
+            self._pb.Logger.log_warn(f"[gati] {self._chain.model}: a request can't be read: {error}")
+            reply(RequestError("the request can't be read: its parameters have to be UTF-8."), False)
+            return None
         if asked == PROBE:
             reply(self._probe(len(next(iter(inputs.values())))), False)
             return None

@@ -15,7 +15,7 @@ from gati.breaker import Breaker
 from gati.chain import Segment
 from gati.draws import EAGER, Draws
 from gati.engine import Stage
-from gati.errors import GatiError, UnavailableError
+from gati.errors import GatiError, RequestError, UnavailableError
 from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
 from gati.live import LiveRelease
@@ -187,6 +187,26 @@ def test_a_failing_segment_fails_only_who_still_waits(error: Exception, says: st
             house.orchestrator.serve(requests)
     assert house.exits("easy") == [0]
     assert str(house.told["hard"]) == says
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_one_request_asks_for_that_can_not_be_is_not_the_others_fault(
+    joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = cascading(4, fails={99: ValueError()}) if joined else House()
+    run = house.run_segment
+
+    def refusing(index: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        if (next(iter(feeds.values()))[:, 3] == 7).any():
+            raise RequestError("there is no word 7")
+        return run(index, feeds)
+
+    monkeypatch.setattr(house, "run_segment", refusing)
+    requests = [house.request(name, [9, 1, 2, number]) for name, number in (("a", 0), ("b", 7), ("c", 0))]
+    house.orchestrator.serve(requests)
+    assert house.exits("a") == house.exits("c") == [LAST]
+    assert str(house.told["b"]) == "there is no word 7"
+    assert [flight.rows for flight in house.flights] == [1, 1]
 
 
 def test_a_failing_head_is_a_miss_and_is_told() -> None:

@@ -115,6 +115,13 @@ def test_a_store_that_hangs_makes_nobody_wait_and_costs_only_what_does_not_fit(
     assert read_recent(str(tmp_path), CHAIN, 10_000).window.samples == 2000 - lost
 
 
+def test_what_waits_counts_with_its_answers() -> None:
+    small = {"x": np.zeros((1, 10), np.float32)}
+    place = np.zeros(1, np.int64)
+    waiting = Sample(small, np.zeros((1, 1000), np.float32), place, place, 0.0)
+    assert waiting.nbytes > 4000 > Sample(small, None, place, place, 0.0).nbytes > 40
+
+
 def test_a_store_that_can_not_be_written_is_said_once_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

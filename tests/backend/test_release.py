@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from conftest import Exported
 from handmade import draft, sure_head, toy_chain, toy_release
@@ -16,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gati.errors import ReleaseRefused
+from gati.head import SEGMENTS_KEY
 from gati.inspection import LARGEST_FILE
+from gati.quarantine import check_release, clear
 from gati.release import (
     ROLLBACK,
     Release,
@@ -152,6 +156,29 @@ def test_a_release_for_other_segments_is_refused(exported: Exported, three: Path
         path.write_text(path.read_text().replace(exported.chain.segments[0].sha256, "0" * 64))
     with pytest.raises(ReleaseRefused, match="trained behind other segments"):
         read_release(three, exported.chain, 3)
+
+
+@pytest.mark.parametrize("digests", [b"[" * 200_000, b"\xff\xfe", b"[]"], ids=["endless", "no text", "others"])
+def test_a_head_that_does_not_say_what_it_was_trained_behind_is_moved_out(
+    exported: Exported, three: Path, digests: bytes
+) -> None:
+    chain = exported.chain
+    model = onnx.load_model(head_path(three, chain, 0, 3))
+    del model.metadata_props[:]
+    model.metadata_props.add(key=SEGMENTS_KEY, value="?" * len(digests))  # protobuf itself writes text alone
+    content = model.SerializeToString().replace(b"?" * len(digests), digests)
+    head_path(three, chain, 0, 3).write_bytes(content)
+    manifest = head_folder(three, chain, 0, 3) / "release.json"
+    fields = json.loads(manifest.read_text())
+    for head in fields["heads"]:
+        if head["index"] == 0:
+            head["sha256"] = hashlib.sha256(content).hexdigest()
+    for index in (0, 1):
+        (head_folder(three, chain, index, 3) / "release.json").write_text(json.dumps(fields))
+    with pytest.raises(ReleaseRefused, match="trained behind other segments"):
+        check_release(three, chain, 3)
+    assert clear(three, chain)
+    assert not head_folder(three, chain, 0, 3).exists()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "release.json"])

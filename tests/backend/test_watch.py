@@ -55,6 +55,23 @@ def test_the_highest_release_is_taken_once(watched: Watched) -> None:
     assert watched.watch.live.number == 3
 
 
+def test_a_cut_that_is_recorded_ends_a_stage_of_the_releases_own(exported: Exported, tmp_path: Path) -> None:
+    repository, last = exported.copy(tmp_path), exported.chain.heads[-1]
+    publish(repository, exported.chain, draft({0: sure_head(exported.chain, 0, 1)}))
+    engine = InlineEngine(repository, exported.chain, recorded=(last,))
+    taken: list[int] = []
+    watch = ReleaseWatch(repository, exported.chain, engine, lambda *_: None, taken.append, None, (last,))
+    watch.look()
+    stages = watch.live.stages
+    assert [stage.last for stage in stages] == [0, last, last + 1]
+    watch.look()
+    assert watch.live.joined is None
+    publish(repository, exported.chain, draft({0: sure_head(exported.chain, 0, 2)}))
+    watch.look()
+    assert len(taken) == 2
+    assert watch.live.stages is stages
+
+
 def test_a_release_gets_its_cascade_at_the_next_look_and_the_next_one_has_its_own(watched: Watched) -> None:
     seen = []
     for _ in range(2):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -345,6 +346,30 @@ def test_requests_that_triton_batches_get_their_own_answers(
     with http.InferenceServerClient(served.http) as client:
         stats = client.get_inference_statistics(MODEL)["model_stats"][0]
     assert stats["execution_count"] < stats["inference_stats"]["success"]["count"], "Triton did batch"
+
+
+def test_a_request_that_can_not_be_read_costs_nobody_else_an_answer(
+    exported: Exported, serve: Serve, tmp_path: Path
+) -> None:
+    """Triton's HTTP front end lets text through that is no UTF-8, and batches it with others' requests."""
+    served = serve(exported.copy(tmp_path), GATI_AUDIT="0", GATI_STORE="none")
+    image = exported.images[:1]
+
+    def post(parameters: bytes) -> tuple[int, str]:
+        tensor = {"name": "image", "shape": list(image.shape), "datatype": "FP32", "data": image.ravel().tolist()}
+        body = b'{"inputs": [' + json.dumps(tensor).encode() + b'], "parameters": ' + parameters + b"}"
+        try:
+            with urllib.request.urlopen(f"http://{served.http}/v2/models/{MODEL}/infer", body, timeout=30) as response:
+                return response.status, ""
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    kinds = [b"{}", b'{"gati_mode": "probe"}', b'{"other": "\xff"}', b'{"gati_mode": "none"}'] * 50
+    with ThreadPoolExecutor(16) as pool:
+        told = list(pool.map(post, kinds))
+    assert [code for code, _ in told] == [200, 200, 400, 400] * 50
+    assert all("parameters have to be UTF-8" in message for _, message in told[2::4])
+    assert not any("Traceback" in message or ".py" in message for _, message in told)
 
 
 def test_requests_that_wait_are_batched(exported: Exported, serve: Serve, tmp_path: Path) -> None:
