@@ -121,6 +121,9 @@ def serve(
         signal.signal(number, _end)
     click.echo(f"Starting tritonserver on {repository} ...", err=True)
     ports = Ports(grpc_port, http_port, metrics_port)
+    asked = [port for port in (grpc_port, http_port, metrics_port) if port]
+    if len({*asked}) < len(asked):
+        raise click.UsageError("gRPC, HTTP and metrics need a port each.")
     with Server(repository, ports, environment, log, host=host, patience=patience) as server:
         _announce(server, json_path)
         while server.process.poll() is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from gati.chain import Chain, Tensor, chain_path
 from gati.errors import BackboneError
-from gati_export.repository import read_config, write_config
+from gati_export.repository import plain_name, read_config, write_config
 
 FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt"}
 """Backends whose networks can be cut, and what Triton calls their files if it is not told."""
@@ -33,7 +34,8 @@ REFUSED = {
 """Fields of a configuration that change what a network is given or gives, and why a chain can't take its place."""
 REFUSED_INPUTS = ("allow_ragged_batch", "optional", "is_shape_tensor", "is_non_linear_format_io")
 LEFT_OUT = (
-    "instance_group", "optimization", "model_warmup", "response_cache", "version_policy", "model_repository_agents"
+    "instance_group", "optimization", "model_warmup", "response_cache", "version_policy", "model_repository_agents",
+    "parameters", "cc_model_filenames", "model_operations",
 )  # fmt: skip
 """Fields that are about how a network is run, and are not taken over."""
 
@@ -116,14 +118,29 @@ class Deployed:
             digests.append(hashlib.sha256(content).hexdigest() if content else "")
         return tuple(digests)
 
-    def hand_over(self, repository: Path, chain: Chain) -> None:
-        """Has a chain batch requests as the model does; its other settings are about another way to be run."""
-        if not self.config.HasField("dynamic_batching") or chain.max_batch == 1:
-            return
-        config = read_config(repository, chain.model)
-        config.dynamic_batching.CopyFrom(self.config.dynamic_batching)
-        sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= chain.max_batch]
-        config.dynamic_batching.preferred_batch_size[:] = sizes
+    def hand_over(self, repository: Path, chain: Chain, *, plain: bool) -> None:
+        """Has a chain, and the plain model beside it if there is one, batch requests and be named as the model is.
+
+        The model's other settings are about another way to be run.
+        """
+        self._settle(repository, chain.model, chain.max_batch)
+        if plain:
+            beside = plain_name(chain.model)
+            config = read_config(repository, beside)
+            for place in chain.labelled:
+                path = chain.labels_path(repository, place)
+                shutil.copyfile(path, repository / beside / path.name)
+                config.output[place].label_filename = path.name
+            write_config(repository, config)
+            self._settle(repository, beside, chain.max_batch)
+
+    def _settle(self, repository: Path, name: str, max_batch: int) -> None:
+        config = read_config(repository, name)
+        config.metric_tags.update(self.config.metric_tags)
+        if self.config.HasField("dynamic_batching") and max_batch > 1:
+            config.dynamic_batching.CopyFrom(self.config.dynamic_batching)
+            sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= max_batch]
+            config.dynamic_batching.preferred_batch_size[:] = sizes
         write_config(repository, config)
 
     def notes(self, chain: Chain) -> Iterator[str]:

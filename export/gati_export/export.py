@@ -30,7 +30,7 @@ from gati_export.publish import Draft, publish
 from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
-from gati_export.samples import check_samples, load_samples
+from gati_export.samples import cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
@@ -182,7 +182,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
         write_plain(staged, chain, backbone.path, accelerator)
     notes = (*filter(None, [backbone.note]), *notes)
     if plan.deployed is not None:
-        plan.deployed.hand_over(staged, chain)
+        plan.deployed.hand_over(staged, chain, plain=plan.plain)
         notes = (*notes, *plan.deployed.notes(chain))
     return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds, notes)
 
@@ -201,7 +201,8 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
     if plan.deployed is not None:
         plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)
-    return prepare(backbone, samples), samples
+    note = " ".join([*filter(None, [backbone.note]), *cast_notes(found, backbone.inputs)])
+    return prepare(replace(backbone, note=note), samples), samples
 
 
 def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:

@@ -288,8 +288,13 @@ def earlier(repository: Path, chain: Chain, number: int | None = None) -> Draft:
     found = before[:1] if number is None else [release for release in releases if release.number == number]
     if not found:
         wanted = f"release {number}" if number is not None else f"release before {releases[0].origin}"
+        again = (
+            f", which {releases[0].number} is again,"
+            if number is None and releases[0].origin != releases[0].number
+            else ""
+        )
         there = ", ".join(str(release.number) for release in releases)
-        raise PublishError(f"{chain.model!r} has no {wanted} to go back to (there are {there}).")
+        raise PublishError(f"{chain.model!r} has no {wanted}{again} to go back to; of {there}, name one (--to).")
     old = found[0]
     heads = {head.index: head_path(repository, chain, head.index, old.number).read_bytes() for head in old.heads}
     return Draft(heads, old.certificate, old.window, f"{ROLLBACK}{old.origin}")

@@ -22,7 +22,7 @@ from gati_export.accelerator import Accelerator
 
 HEAD_VERSIONS = 2
 """Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
-TUNABLE = ("instance_group", "dynamic_batching", "version_policy")
+TUNABLE = ("instance_group", "dynamic_batching", "version_policy", "metric_tags")
 """Fields of a configuration that change nothing but how a model is run."""
 
 

@@ -95,6 +95,17 @@ def check_samples(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -
     return {tensor.name: _fit(picked[tensor.name], tensor) for tensor in inputs}
 
 
+def cast_notes(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> list[str]:
+    """What to know of samples that are integers where the model takes floats: they may lack a scaling."""
+    picked = pick(samples, [tensor.name for tensor in inputs])
+    return [
+        f"Samples of {tensor.name!r} are {picked[tensor.name].dtype}, {picked[tensor.name].min()} to "
+        f"{picked[tensor.name].max()}, and taken as {tensor.dtype} as they are: that has to be what clients send."
+        for tensor in inputs
+        if tensor.numpy.kind == "f" and picked[tensor.name].dtype.kind in "iu"
+    ]
+
+
 def _count(arrays: Mapping[str, np.ndarray]) -> int:
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(counts.values())) > 1:

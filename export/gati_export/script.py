@@ -81,7 +81,7 @@ def _inputs(
     forward: Any = module.forward  # a method of the program, not of Python
     _, *arguments = forward.schema.arguments
     known = [argument.name for argument in arguments]
-    inputs = _in_place(names, known) if names else [name for name in known if name in samples]
+    inputs = _in_place(names, known) if names else [name for name in known if name in samples] or known[:1]
     required = sum(not argument.has_default_value() for argument in arguments)
     if not required <= len(inputs) <= len(known) or (not names and inputs != known[: len(inputs)]):
         there = ", ".join(names or samples)

@@ -240,6 +240,13 @@ def test_what_is_no_device_is_refused(gati):
     assert "'gpu' is no device to run on: cpu is one" in one_error(gati(device="gpu"))
 
 
+def test_integers_for_floats_are_taken_as_they_are_and_said(gati, tmp_path):
+    np.savez(tmp_path / "bytes.npz", image=np.arange(FEW * 60).reshape(FEW, *SHAPE).clip(0, 255).astype(np.uint8))
+    said = gati(samples="bytes.npz").out
+    assert "Samples of 'image' are uint8, 0 to 255, and taken as FP32 as they are" in said
+    assert "and taken as" not in gati("net.onnx", "--name", "again").out
+
+
 def test_tensorrt_is_not_for_inline_chains(gati):
     ended = gati(engine="tensorrt", mode="inline")
     assert ended.code == 2

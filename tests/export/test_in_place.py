@@ -88,13 +88,20 @@ def test_the_chain_is_named_after_the_model(model, tmp_path, export, path) -> No
 
 def test_what_it_says_of_batches_is_taken_over(model, tmp_path, export) -> None:
     batching = 'dynamic_batching { preferred_batch_size: [4, 16] max_queue_delay_microseconds: 100 }\nname: "net"'
-    configured(model, CONFIG + batching + "\nresponse_cache { enable: true }")
-    said, error = export("net", "--max-batch", "8")
+    tags = 'metric_tags { key: "team" value: "vision" }'
+    labelled = CONFIG.replace("dims: [4]", 'dims: [4], label_filename: "kinds.txt"')
+    configured(model, f"{labelled}{batching}\n{tags}\nresponse_cache {{ enable: true }}")
+    (model / "kinds.txt").write_text("a\nb\nc\nd\n")
+    said, error = export("net", "--max-batch", "8", "--plain")
     assert not error
-    config = config_of(tmp_path / "models", "net")
-    assert config.max_batch_size == read_chain(tmp_path / "models", "net").max_batch == 8
-    assert list(config.dynamic_batching.preferred_batch_size) == [4]
-    assert config.dynamic_batching.max_queue_delay_microseconds == 100
+    for name in ("net", "net-plain"):
+        config = config_of(tmp_path / "models", name)
+        assert config.max_batch_size == read_chain(tmp_path / "models", "net").max_batch == 8
+        assert list(config.dynamic_batching.preferred_batch_size) == [4]
+        assert config.dynamic_batching.max_queue_delay_microseconds == 100
+        assert config.metric_tags == {"team": "vision"}
+        assert config.output[0].label_filename == "labels-0.txt"
+        assert (tmp_path / "models" / name / "labels-0.txt").read_text() == "a\nb\nc\nd\n"
     assert "Not taken over from net's configuration: response_cache." in said
     assert "Requests of more than 8 rows are refused" in said
 

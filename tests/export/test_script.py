@@ -77,6 +77,12 @@ class Fails(nn.Module):
         return x
 
 
+def test_a_lone_array_is_a_lone_input(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(3, 4))), tmp_path / "one.pt")
+    (tensor,) = load_backbone(str(tmp_path / "one.pt"), {"image": LEFT}, tmp_path).inputs
+    assert (tensor.name, tensor.shape) == ("input", (3,))
+
+
 def test_programs_that_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 4).state_dict(), tmp_path / "weights.pt")
     (tmp_path / "text.pt").write_text("no program")

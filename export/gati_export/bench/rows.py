@@ -92,9 +92,11 @@ def serves(name: str) -> bool:
 
 def kept(result: Result, limit: str) -> float | None:
     """The share of the latency that a limit would save which the fastest chain does save, at concurrency 1."""
-    plain, least = result.row(PLAIN), result.row(limit)
+    plain, least, engine = result.row(PLAIN), result.row(limit), result.row(ENGINE)
     chains = [row.mean_ms for row in map(result.row, SERVED) if row is not None]
     if plain is None or least is None or not chains or plain.mean_ms <= least.mean_ms:
+        return None
+    if engine is not None and engine.mean_ms > plain.mean_ms:
         return None
     return (plain.mean_ms - min(chains)) / (plain.mean_ms - least.mean_ms)
 

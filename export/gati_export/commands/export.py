@@ -204,6 +204,7 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
 
 def _explain(report: Report) -> None:
     """Why each head that was tried is used or not, and how speed moves with the promise."""
+    click.echo("On the samples that heads were chosen by, before what can be certified was looked at:")
     for cut in report.cuts:
         for option in cut.options:
             click.echo(f"exit {cut.index}, {option.family}: {option.why}")

@@ -71,7 +71,7 @@ def morning(day: Day, live: LiveChain, turns: Sequence[Turn], now: Mapping[str, 
     promised, bad = _promise(day, live)
     return Morning(
         sentence=promised,
-        more=" ".join(filter(None, (_speed(day), _release(day), _held(day)))),
+        more=" ".join(filter(None, (_speed(day), _release(day, live), _held(day)))),
         bad=bad,
         tiles=_tiles(day, live) if rows else (),
         exits=[counts.get(exit_, 0) / rows for exit_ in range(last + 1)] if rows else (),
@@ -119,7 +119,7 @@ def _speed(day: Day) -> str:
     return f"Half of the requests of the last 24 hours took at most {duration(half)}{against}."
 
 
-def _release(day: Day) -> str:
+def _release(day: Day, live: LiveChain) -> str:
     numbers = {minute.release for minute in day.latest.values()}
     if not numbers:
         return ""
@@ -128,6 +128,9 @@ def _release(day: Day) -> str:
         return "No release is live: the backbone answers."
     since = f" since {short(day.went_live[newest].isoformat())}" if newest in day.went_live else ""
     behind = [replica for replica, minute in day.latest.items() if minute.release < newest]
+    if live.release is not None and live.release > newest:  # it came within the last minute, or nobody serves
+        heard = short(max(minute.at for minute in day.latest.values()))
+        return f"Release {live.release} is the newest; when last heard of, {heard}, replicas served release {newest}."
     return f"Release {newest} serves{since}{', but not yet on ' if behind else ''}{', '.join(behind)}."
 
 
