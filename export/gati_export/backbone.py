@@ -96,7 +96,7 @@ def load_backbone(
     *,
     numbers: bool = False,
     outputs: Sequence[str] = (),
-    names: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    told: tuple[Sequence[Tensor], Sequence[str]] = ((), ()),
 ) -> Backbone:
     """Loads a network and checks that it can be cut and served.
 
@@ -108,7 +108,7 @@ def load_backbone(
         workdir: Folder for the ONNX file of a PyTorch network.
         numbers: Whether its output is numbers, of which one will do, and not scores of classes.
         outputs: Which of its outputs are to be served; all, if none is named.
-        names: What a `.pt` program's inputs and outputs are called, where that is known; see `gati_export.script`.
+        told: A `.pt` program's inputs, and the names of its outputs, where they are known; see `gati_export.script`.
 
     Raises:
         BackboneError: If the network can't be read, run, cut, or served.
@@ -117,9 +117,9 @@ def load_backbone(
     path, note = Path(source), ""
     if path.suffix in (".pt", ".pt2") or (":" in source and path.suffix != ".onnx"):
         if callable(samples) and path.suffix != ".pt2":
-            samples = samples(None)
+            samples = samples([tensor.name for tensor in told[0]] or None)
         path = workdir / "backbone.onnx"
-        note = _to_onnx(source, None if callable(samples) else samples, path, names)
+        note = _to_onnx(source, None if callable(samples) else samples, path, told)
     elif path.suffix != ".onnx":
         raise BackboneError(
             f"{source!r} is no backbone; give an .onnx, .pt2 or .pt file, package.module:function, or a model's folder "
@@ -129,7 +129,7 @@ def load_backbone(
 
 
 def _to_onnx(
-    source: str, samples: Mapping[str, np.ndarray] | None, path: Path, names: tuple[Sequence[str], Sequence[str]]
+    source: str, samples: Mapping[str, np.ndarray] | None, path: Path, told: tuple[Sequence[Tensor], Sequence[str]]
 ) -> str:
     """Writes a PyTorch network as ONNX; returns what to know of that."""
     from gati_export import program, script  # PyTorch takes seconds to import
@@ -137,7 +137,7 @@ def _to_onnx(
     if source.endswith(".pt2"):
         program.export_saved(Path(source), path)
     elif source.endswith(".pt"):
-        script.export_script(Path(source), samples, path, script.Names(*names))
+        script.export_script(Path(source), samples, path, script.Told(*told))
     else:
         return program.export_module(source, samples, path)
     return ""

@@ -16,7 +16,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from gati.chain import Chain, Tensor, chain_path
+from gati.chain import DTYPES, Chain, Tensor, chain_path
 from gati.errors import BackboneError
 from gati_export.repository import plain_name, read_config, write_config
 
@@ -59,9 +59,9 @@ class Deployed:
     labels: dict[str, Path] = field(default_factory=dict)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[Tensor, ...]:
         """Inputs that clients give, as far as the configuration says."""
-        return tuple(tensor.name for tensor in self.config.input)
+        return tuple(self._as_promised(tensor) for tensor in self.config.input)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -87,21 +87,30 @@ class Deployed:
         for kind, tensors in (("input", self.config.input), ("output", self.config.output)):
             for tensor in tensors:
                 if tensor.name in there:
-                    self._check_alike(kind, tensor, there[tensor.name])
-        missing = [name for name in self.inputs if name not in there]
+                    self._check_alike(kind, self._as_promised(tensor), there[tensor.name])
+        missing = [tensor.name for tensor in self.inputs if tensor.name not in there]
         if missing:
             raise BackboneError(f"{self.name} has an input {missing[0]!r} to clients, and its network has none.")
 
-    def _check_alike(self, kind: str, promised: Any, ours: Tensor) -> None:
-        known = DataType.Name(promised.data_type).removeprefix("TYPE_")
-        dims = tuple(promised.dims)[0 if self.max_batch else 1 :]
-        if known != ours.dtype:
-            raise BackboneError(f"{self.name} has {kind} {ours.name!r} as {known}, and here it is {ours.dtype}.")
-        differ = any(a != b for a, b in zip(dims, ours.dims, strict=False) if min(a, b) >= 0)
-        if len(dims) != len(ours.dims) or differ:
+    def _as_promised(self, tensor: Any) -> Tensor:
+        """A tensor as clients have it, without the batch."""
+        kind = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+        if kind not in DTYPES:
+            raise BackboneError(f"{self.name} has {tensor.name!r} as {kind}, which gati does not serve.")
+        return Tensor(tensor.name, kind, tuple(tensor.dims)[0 if self.max_batch else 1 :])
+
+    def _check_alike(self, kind: str, promised: Tensor, ours: Tensor) -> None:
+        if promised.dtype != ours.dtype:
             raise BackboneError(
-                f"{self.name} has {kind} {ours.name!r} as {list(dims)} to clients, and a chain would have it as "
-                f"{list(ours.dims)}."
+                f"{self.name} has {kind} {ours.name!r} as {promised.dtype}, and here it is {ours.dtype}."
+            )
+        least = -1 if kind == "input" else 0  # what may vary for clients must not be fixed here
+        pairs = zip(promised.shape, ours.dims, strict=False)
+        differ = any(a != b for a, b in pairs if b >= 0 and a >= least)
+        if len(promised.shape) != len(ours.dims) or differ:
+            raise BackboneError(
+                f"{self.name} has {kind} {ours.name!r} as {list(promised.shape)} to clients, and a chain would have it "
+                f"as {list(ours.dims)}."
             )
 
     def write_labels(self, repository: Path, chain: Chain) -> tuple[str, ...]:
@@ -168,7 +177,8 @@ def read_deployed(folder: Path) -> Deployed:
     backend = str(config.backend or PLATFORMS.get(config.platform, config.platform))
     _check_kind(folder, config, backend)
     version = versions[-1]
-    name = config.default_model_filename or FILES.get(backend, "model.onnx")
+    there = [name for name in FILES.values() if (folder / str(version) / name).exists()]
+    name = config.default_model_filename or FILES.get(backend) or [*there, "model.onnx"][0]
     path = folder / str(version) / name
     if path.is_dir():  # as Triton has it, of ONNX networks whose weights lie beside them
         path = path / name

@@ -12,6 +12,7 @@ import numpy as np
 
 from gati.agreement import of_numbers
 from gati.chain import Chain, Engine, Mode
+from gati.errors import SamplesError
 from gati.release import Release, Window
 from gati.settings import workspace
 from gati_export.accelerator import Accelerator
@@ -169,7 +170,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     if plan.memory_share is not None:
         chain = replace(chain, memory=int(plan.memory_share * whole))
     terms = Terms.of(chain, plan.terms.seed)
-    extra = _extra(plan, backbone)
+    extra = _extra(plan, backbone, samples)
     parts = split(samples, find_runs(samples), extra=extra is not None)
     trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
@@ -196,8 +197,8 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
         return found
 
     numbers = of_numbers(plan.terms.agreement)
-    names = (plan.deployed.inputs, plan.deployed.outputs) if plan.deployed else ((), ())
-    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs, names=names)
+    told = (plan.deployed.inputs, plan.deployed.outputs) if plan.deployed else ((), ())
+    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs, told=told)
     if plan.deployed is not None:
         plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)
@@ -230,11 +231,18 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
     return replace(chain, segments=segments)
 
 
-def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
+def _extra(plan: Plan, backbone: Backbone, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     if plan.extra is None:
         return None
     names = [tensor.name for tensor in backbone.inputs]
-    return check_samples(load_samples(plan.extra, names=names, decode=plan.decode), backbone.inputs)
+    extra = check_samples(load_samples(plan.extra, names=names, decode=plan.decode), backbone.inputs)
+    odd = next((name for name in names if extra[name].shape[1:] != samples[name].shape[1:]), None)
+    if odd is not None:
+        raise SamplesError(
+            f"A row of {odd!r} has shape {list(extra[odd].shape[1:])} in {plan.extra.name} and "
+            f"{list(samples[odd].shape[1:])} in {plan.samples.name}; give them one shape."
+        )
+    return extra
 
 
 def _compile(

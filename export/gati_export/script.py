@@ -12,9 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.exporter import exporting
 from gati_export.program import BATCH, MANY, Tensors, by_name, first_line, held_against, rows_of, save
+from gati_export.samples import check_samples
 
 PLACE = re.compile(r".+__(\d+)")
 """Names that tell a place, as `INPUT__0` does: a TorchScript program's outputs have no names of their own."""
@@ -23,30 +25,35 @@ WRONG = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The line of a message of TorchScript's that says what went wrong."""
 
 
-class Names(NamedTuple):
-    """What somebody else calls a program's inputs and outputs, as Triton's configuration does."""
+class Told(NamedTuple):
+    """What is known of a program's inputs, and how its outputs are called, as by Triton's configuration."""
 
-    inputs: Sequence[str] = ()
+    inputs: Sequence[Tensor] = ()
     outputs: Sequence[str] = ()
 
 
-def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: Path, names: Names) -> None:
-    """Writes a program as ONNX, with a free batch dimension. It is held against the program.
+def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: Path, told: Told) -> None:
+    """Writes a program as ONNX, with free dimensions where it is told so, the batch anyway.
+
+    What comes of it is held against the program.
 
     Args:
         source: What `torch.jit.save` wrote.
         samples: Rows to call it with, named as its inputs.
         path: Where the ONNX file goes.
-        names: Of its inputs and outputs, found as Triton finds them: by the names of the arguments of `forward`, by the
-            place that a name like `INPUT__0` tells, or else in their order. Without any, arguments name inputs.
+        told: Of its inputs and outputs, which are found as Triton finds them: by the names of the arguments of
+            `forward`, by the place that a name like `INPUT__0` tells, or else in their order. Without any, arguments
+            name inputs.
 
     Raises:
         BackboneError: If it is no such program, can't be called, or can't be exported.
+        SamplesError: If the samples are not what it is told to take.
     """
     if samples is None:
         raise BackboneError(f"{source.name} can only be exported with samples at hand; give some.")
     module = _read(source)
-    inputs = _inputs(source, module, names.inputs, samples)
+    samples = check_samples(samples, told.inputs) if told.inputs else samples
+    inputs = _inputs(source, module, [tensor.name for tensor in told.inputs], samples)
     batches = {size: rows_of(module, samples, inputs, size) for size in (1, 2, MANY)}
     try:
         with torch.no_grad():
@@ -55,7 +62,7 @@ def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: 
         raise BackboneError(f"{source.name} fails on the samples ({_said(error)}); check their shapes.") from error
     with exporting():
         try:
-            model = _to_onnx(module, batches, _outputs(given, names.outputs))
+            model = _to_onnx(module, batches, _outputs(given, told.outputs), told.inputs)
         except Exception as error:  # the exporter's, or a difference from the program
             raise BackboneError(f"{source.name} can't be exported to ONNX ({_said(error)}).") from error
         save(model, path)
@@ -106,9 +113,13 @@ def _outputs(given: Sequence[str], names: Sequence[str]) -> list[str]:
     return [told.get(place, name) for place, name in enumerate(given)]
 
 
-def _to_onnx(module: torch.jit.ScriptModule, batches: Mapping[int, Tensors], outputs: list[str]) -> ir.Model:
+def _to_onnx(
+    module: torch.jit.ScriptModule, batches: Mapping[int, Tensors], outputs: list[str], told: Sequence[Tensor]
+) -> ir.Model:
     file: Any = io.BytesIO()
     axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
+    for tensor in told:
+        axes[tensor.name] |= {axis: f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape, 1) if size < 0}
     wanted: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
     torch.onnx.export(module, tuple(batches[2].values()), file, **wanted, dynamo=False)
     return held_against(file.getvalue(), lambda tensors: module(*tensors.values()), batches, outputs)

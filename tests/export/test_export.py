@@ -240,6 +240,19 @@ def test_what_is_no_device_is_refused(gati):
     assert "'gpu' is no device to run on: cpu is one" in one_error(gati(device="gpu"))
 
 
+def test_samples_to_train_on_are_of_one_shape_with_the_others(gati, tmp_path):
+    graph = Graph()
+    h = graph.node(
+        "ReduceMean", graph.input("image", ["batch", "length", 6]), graph.constant([1], np.int64), keepdims=0
+    )
+    graph.linear(graph.node("Relu", graph.linear(h, 6, 6)), 6, CLASSES, name="scores")
+    graph.save(tmp_path / "any.onnx", "scores")
+    for name, length in (("eight.npz", 8), ("twelve.npz", 12)):
+        np.savez(tmp_path / name, image=np.random.default_rng(0).normal(size=(FEW, length, 6)).astype(np.float32))
+    said = one_error(gati("any.onnx", samples="eight.npz", train_samples="twelve.npz"))
+    assert "has shape [12, 6] in twelve.npz and [8, 6] in eight.npz" in said
+
+
 def test_integers_for_floats_are_taken_as_they_are_and_said(gati, tmp_path):
     np.savez(tmp_path / "bytes.npz", image=np.arange(FEW * 60).reshape(FEW, *SHAPE).clip(0, 255).astype(np.uint8))
     said = gati(samples="bytes.npz").out

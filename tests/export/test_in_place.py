@@ -162,6 +162,8 @@ def test_the_newest_version_that_is_served(model) -> None:
         (CONFIG.replace("dims: [6]", "dims: [6], optional: true"), "input 'x' has optional"),
         (CONFIG.replace("dims: [4]", 'dims: [4], label_filename: "none.txt"'), "There is no .*none.txt"),
         (CONFIG.replace("dims: [6]", "dims: [2, 3], reshape { shape: [6] }"), r"'x' as \[2, 3\] to clients"),
+        (CONFIG.replace("dims: [6]", "dims: [-1]"), r"'x' as \[-1\] to clients"),
+        (CONFIG.replace("TYPE_FP32, dims: [6]", "TYPE_STRING, dims: [6]"), "'x' as STRING, which gati does not serve"),
         (CONFIG.replace("dims: [4]", "dims: [1, 4], reshape { shape: [4] }"), r"'y' as \[1, 4\] to clients"),
         (CONFIG.replace("max_batch_size: 16", "").replace("dims: [6]", "dims: [-1, 7]"), r"'x' as \[7\] to clients"),
         (CONFIG.replace("TYPE_FP32, dims: [6]", "TYPE_FP64, dims: [6]"), "'x' as FP64, and here it is FP32"),

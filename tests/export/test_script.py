@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.backbone import load_backbone
 
@@ -60,7 +61,8 @@ def test_it_answers_as_the_program_under_the_names_that_triton_knows(
     program, tmp_path, names, left, right, outputs
 ) -> None:
     samples = {left: LEFT, right: RIGHT}
-    backbone = load_backbone(str(program), samples, tmp_path, names=names)
+    told = ([Tensor(name, "FP32", (3,)) for name in names[0]], names[1])
+    backbone = load_backbone(str(program), samples, tmp_path, told=told)
     assert [tensor.name for tensor in backbone.inputs] == [left, right]
     assert backbone.tail is not None
     assert [tensor.name for tensor in backbone.tail.outputs] == outputs
@@ -75,6 +77,28 @@ class Fails(nn.Module):
         if x.shape[1] == 3:
             raise RuntimeError("the weights are on the moon")
         return x
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fc = nn.Embedding(50, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.words(ids)).mean(1))
+
+
+def test_what_may_vary_for_clients_may_vary(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.jit.save(torch.jit.script(Words().eval()), tmp_path / "words.pt")
+    ids = np.random.default_rng(0).integers(0, 50, (6, 9))
+    told = ([Tensor("ids", "INT64", (-1,))], ["scores"])
+    more = {"ids": ids.astype(np.int32), "names": np.array(["no"] * 6), "one": np.array(1)}
+    backbone = load_backbone(str(tmp_path / "words.pt"), more, tmp_path, told=told)
+    assert backbone.inputs == (Tensor("ids", "INT64", (-1,)),)
+    with torch.no_grad():
+        longer = torch.jit.load(tmp_path / "words.pt")(torch.from_numpy(np.hstack([ids, ids])))
+    np.testing.assert_allclose(backbone.run({"ids": np.hstack([ids, ids])}), longer.numpy(), atol=1e-6)
 
 
 def test_a_lone_array_is_a_lone_input(tmp_path: Path) -> None:
