@@ -97,7 +97,13 @@ def _publish(repository: Path, chain: Chain, draft: Draft, step: Step) -> Releas
         if origin is not None:  # first there: a release that lies here alone could be another's there
             step("put")
             _put(origin, chain, release, staging)
-        land(repository, chain, release, staging, step)
+        try:
+            land(repository, chain, release, staging, step)
+        except OSError:
+            if origin is not None:  # or all other copies would take what is said not to have been published
+                with suppress(UnavailableError):
+                    origin.remove(chain, release.number)
+            raise
         step("prune")
         with suppress(OSError):  # the release is there; what is old can go another time
             prune(repository, chain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def default_store(repository: Path) -> str:
 
 
 def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, mark: str = "") -> Recorded:
-    """Reads the newest samples of one shape, at most `limit`, which all hold what the newest holds.
+    """Reads the newest samples of the shape that most have, at most `limit`, which all hold what the newest holds.
 
     A shard that can't be read is left out: its writer's disk may have failed, and the others are still good. So is one
     with features of other segments.
@@ -60,19 +61,20 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         UnavailableError: If the store can't be reached.
     """
     fs, url, names = _shards(store, chain, mark)
-    parts: list[_Part] = []
-    count = 0
+    found: dict[tuple[Any, ...], list[_Part]] = {}
+    content: Content | None = None
     for name in reversed(names):
         with reaching(url):
             part = _read(fs, name, chain)
-        if part is None or (parts and part.kind != parts[0].kind):
+        if part is None or (content is not None and part.content != content):
             continue
+        content = part.content
         part = part if age is None else part.since(time.time() - age)
-        parts.append(part)
-        count += len(part.times)
-        if count >= limit:
+        found.setdefault(part.shapes, []).append(part)
+        if _count(found[part.shapes]) >= limit:
             break
-    if not count:
+    parts = max(found.values(), key=_count, default=[])
+    if not _count(parts):
         raise SamplesError(
             f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
         )
@@ -121,14 +123,18 @@ class _Part:
     times: np.ndarray
 
     @property
-    def kind(self) -> tuple[Any, ...]:
-        """Parts of one kind can be joined."""
-        return self.content, [value.shape[1:] for value in self.samples.values()]
+    def shapes(self) -> tuple[Any, ...]:
+        """Parts of the same shapes can be joined."""
+        return tuple(value.shape[1:] for value in self.samples.values())
 
     def since(self, time_: float) -> _Part:
         """What was served since then."""
         young = self.times >= np.datetime64(int(time_ * 1e6), "us")
         return _Part(self.content, {name: value[young] for name, value in self.samples.items()}, self.times[young])
+
+
+def _count(parts: Sequence[_Part]) -> int:
+    return sum(len(part.times) for part in parts)
 
 
 def _read(fs: Any, name: str, chain: Chain) -> _Part | None:

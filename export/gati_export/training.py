@@ -94,8 +94,9 @@ def train_heads(
         split: Their parts.
         terms: What to keep to.
         progress: Told what is being done and how far that is.
-        init: Earlier heads by cut point, whose weights training goes on from where they fit. They are asked, too, what
-            they say to the calibration samples.
+        init: Earlier heads by cut point, whose weights training goes on from where they fit, unless samples come in
+            runs: which of a run decides its part hangs on the window, so that what trained these heads may certify
+            now. They are asked, too, what they say to the calibration samples.
         extra: More samples to train on, and for nothing else.
         known: Times that need not be measured again.
 
@@ -119,8 +120,9 @@ def train_heads(
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
     lookups = known.heads if known else {}
+    start = {} if _has_runs(split) else init or {}
     candidates = fit_candidates(
-        chain, sessions, samples, split, families, times, progress, terms.seed, init or {}, numbers, lookups
+        chain, sessions, samples, split, families, times, progress, terms.seed, start, numbers, lookups
     )
     if not candidates.heads:
         return without_heads(chain, candidates, "No family of heads fits any cut point.")
@@ -168,16 +170,17 @@ def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.nd
         return "The backbone could not be cut, so there is no place for a head."
     there = len(np.unique(split.groups))
     calibrating = len(np.unique(split.groups[split.calibrate]))
-    needed = samples_needed(terms.epsilon, terms.delta)
+    needed = fewest = samples_needed(terms.epsilon, terms.delta)
     if calibrating:
         needed = observations_needed(split.groups[split.calibrate], terms.epsilon, terms.delta)
     if calibrating < needed:
         kept = 1 - sum(shares(split.groups, extra=extra is not None))
         total = int(np.ceil(1.1 * needed / kept / 100) * 100)
+        alike = f", as some come in runs or as copies ({fewest} if none did)" if needed > fewest else ""
         more = f"give about {total} in all that differ" if there < total else "give more that differ"
         return (
             f"Too few samples: {calibrating} of {there} that differ are for calibration, and to promise "
-            f"{terms.epsilon:.2%} at {1 - terms.delta:.0%} confidence takes {needed}; {more}."
+            f"{terms.epsilon:.2%} at {1 - terms.delta:.0%} confidence takes {needed}{alike}; {more}."
         )
     train = len(split.train) + (len(next(iter(extra.values()))) if extra else 0)
     if train < FEWEST_TRAIN or len(split.tune) < FEWEST_TUNE:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     assert table["gati.answer"].to_pylist()[1] == [-4, -5, -6, -7]
     assert not kept.dropped
     assert not kept.log
+
+
+def test_one_odd_request_does_not_hide_the_others(tmp_path: Path) -> None:
+    for start, width in ((0, 4), (2, 4), (4, 7)):
+        told = sample(start)
+        values = {name: np.resize(value, (2, width)) for name, value in told.values.items()}
+        write_shard(f"{tmp_path}/toy", shard(CHAIN, [replace(told, values=values)]), 1 << 30)
+        time.sleep(0.01)
+    recorded = read_recent(str(tmp_path), CHAIN, 100)
+    assert recorded.samples["x"].shape == (4, 4)
 
 
 def test_only_the_newest_are_read(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from publishers import SECONDS, run, start
 from running import eventually, started
 from stores import KEY, SECRET, Store
 
+import gati_export.publish as publishing
 from gati import recorder as recording
 from gati.chain import Chain, read_chain
 from gati.cli import main
@@ -217,6 +218,21 @@ def test_what_a_chain_makes_of_its_scores_comes_with_it(
     refused = Copy(tmp_path / "other", Origin(url)).pull().refused
     assert len(refused) == 1 and "tail.onnx is not the one that chain.json names" in refused[0]
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_what_could_not_be_written_here_is_not_taken_elsewhere(
+    publisher: Path, chain: Chain, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Origin(url).numbers(chain)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(PublishError, match="nothing changed"):
+        patch.setattr(publishing, "land", full)
+        put(pulled(url, publisher), chain)
+    assert Origin(url).numbers(chain) == before
+    assert put(publisher, chain).number > max(before) + 1  # a number is never used again
 
 
 def test_the_names_of_its_classes_come_with_a_chain(store: Store, exported: Exported, url: str, tmp_path: Path) -> None:
