@@ -12,6 +12,7 @@ from gati.chain import read_chain
 from gati.release import valid_releases
 from gati_client import Client
 from gati_export.demo import digits
+from gati_export.repository import configs, read_config
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
@@ -35,3 +36,8 @@ def test_it_has_two_releases_to_go_back_between_and_names_no_place() -> None:
     releases = list(valid_releases(REPOSITORY, chain))
     assert [release.number for release in releases] == [2, 1]
     assert not any(release.window.source.startswith("/") for release in releases)
+
+
+def test_its_configurations_are_those_that_an_export_writes() -> None:
+    for config in configs(read_chain(REPOSITORY, "digits")):
+        assert read_config(REPOSITORY, config.name) == config
