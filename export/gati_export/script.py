@@ -90,9 +90,10 @@ def _inputs(
     known = [argument.name for argument in arguments]
     inputs = _in_place(names, known) if names else [name for name in known if name in samples] or known[:1]
     required = sum(not argument.has_default_value() for argument in arguments)
-    if not required <= len(inputs) <= len(known) or (not names and inputs != known[: len(inputs)]):
+    between = all(name in known for name in inputs) and inputs != known[: len(inputs)]  # they are given by place
+    if not required <= len(inputs) <= len(known) or between:
         there = ", ".join(names or samples)
-        raise BackboneError(f"{source.name} takes {', '.join(known)}, and is given {there}.")
+        raise BackboneError(f"{source.name} takes {', '.join(known)}, and is given {there}; name them alike.")
     return inputs
 
 
