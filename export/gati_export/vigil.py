@@ -6,6 +6,7 @@ comes all the same.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from gati.parent import die_with_parent
 
 LOOK_SECONDS = 1.0
 """Between two looks at the clock, and at whether to end."""
+
+
+AGAIN = os.EX_TEMPFAIL
+"""How a turn ends that found a server or a store away: another may do better, from the same samples."""
 
 
 class Vigil:
@@ -56,7 +61,7 @@ class Vigil:
             due = time.monotonic() + self._every
             mark = self._newest()
             if mark is not None and self._turn():
-                self._mark = mark  # what a killed turn was to learn from is still new
+                self._mark = mark  # what a turn was to learn from that decided nothing is still new
             while not self._ending and time.monotonic() < due:
                 time.sleep(min(LOOK_SECONDS, self._every))
 
@@ -70,7 +75,7 @@ class Vigil:
         return mark if count >= self._enough else None
 
     def _turn(self) -> bool:
-        """Runs a turn; whether it came to its end. It says itself what it did, or why it did not."""
+        """Runs a turn; whether it came to a decision. It says itself what it did, or why it did not."""
         process = subprocess.Popen(self._command, preexec_fn=die_with_parent)  # noqa: PLW1509  # takes no lock
         while process.poll() is None:
             time.sleep(LOOK_SECONDS / 10)
@@ -78,7 +83,7 @@ class Vigil:
                 process.terminate()
         if process.returncode < 0 and not self._ending:
             self._say(f"The turn was killed by signal {-process.returncode}; another comes in its time.")
-        return process.returncode >= 0
+        return process.returncode >= 0 and process.returncode != AGAIN
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._ending = True

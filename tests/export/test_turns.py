@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import Exported
 
 from gati.errors import PublishError, SamplesError
 from gati_export import history
 from gati_export.history import Turn, note, turns
 from gati_export.refresh import Plan, _alone, refreshed, verdict
 from gati_export.standing import Standing
-from gati_export.vigil import Vigil
+from gati_export.vigil import AGAIN, Vigil
 
 TURN = Turn("2026-01-01T00:00:00+00:00", 12.5, 2000, 1, 2, "It is faster.", 0.004, 0.003, 0.002, 0.001)
 
@@ -127,6 +128,26 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
     assert len(turns_made) == 2
     assert asked[:6] == ["", "", "", "b", "b", "d"]
     assert any("the store is away" in line for line in said)
+
+
+def test_what_a_turn_without_a_server_was_to_learn_from_is_still_new(exported: Exported, tmp_path: Path) -> None:
+    """The command itself, on a repository whose server is away; then turns that come to a decision."""
+    repository = exported.copy(tmp_path)
+    asked: list[str] = []
+
+    def fresh(mark: str) -> tuple[int, str]:
+        asked.append(mark)
+        return 1, f"{mark}a"
+
+    command = ["refresh", exported.chain.model, "--repository", str(repository), "--server", "127.0.0.1:9"]
+    vigil = Vigil(command, fresh, 1, 0.01, lambda _: None)
+    assert not vigil._turn()
+    for code, marks in ((AGAIN, {""}), (1, {"", "a"})):
+        asked.clear()
+        vigil = Vigil([], fresh, 1, 0.01, lambda _: None)
+        vigil._command = [sys.executable, "-c", f"raise SystemExit({code})"]
+        kept(vigil, 1)
+        assert len(asked) > 1 and set(asked) >= marks and (code == 1 or set(asked) == marks)
 
 
 def test_a_turn_that_is_killed_is_told_and_the_end_ends_a_turn() -> None:

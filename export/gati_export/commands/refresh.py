@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from gati.chain import read_chain
+from gati.errors import UnavailableError
 from gati.expiry import FOREVER, parse_age
 from gati.options import checked, json_option, write_json
 from gati.session import THREADS
@@ -21,6 +24,7 @@ from gati_export.commands.common import (
     results,
     server_option,
 )
+from gati_export.vigil import AGAIN, Vigil
 
 WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 """Options of a watch, and not of its turns."""
@@ -103,7 +107,8 @@ def refresh(
     Reads the newest recorded samples, asks the segments for the backbone's answers, trains a head per cut point,
     certifies the chain on samples that no training has seen, and compares it with the live release on these samples.
     The next release is published if it is faster there, or if the live one no longer keeps its promise; where nothing
-    can be certified, nothing is published and the reason is given. `gati report` shows what was decided.
+    can be certified, nothing is published and the reason is given. `gati report` shows what was decided. Ends with
+    75 where a server or the store is away, and trying again may help; else as all commands do.
 
     \b
     gati refresh resnet18 --repository models --server localhost:8001
@@ -111,7 +116,6 @@ def refresh(
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     from gati_export.store import count_since, default_store
     from gati_export.sync import follow
-    from gati_export.vigil import Vigil
 
     chain = read_chain(repository, model)
     store = store or default_store(repository)
@@ -121,12 +125,13 @@ def refresh(
         os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
         Vigil(_once(context), lambda mark: count_since(store, chain, mark), fresh, every, click.echo).keep()
         return
-    follow(repository, click.echo)
+    with _again_where_away():
+        follow(repository, click.echo)
     from gati_export.refresh import Plan, refreshed  # brings PyTorch, which a watch leaves to its turns
     from gati_export.report.table import cuts_table
 
     plan = Plan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
-    with progress() as report:
+    with _again_where_away(), progress() as report:
         result = refreshed(plan, report)
     results.print(cuts_table(result.report))
     click.echo(result.turn.why)
@@ -135,6 +140,19 @@ def refresh(
     else:
         announce(chain, result.rollout)
     write_json(json_path, result.as_json())
+
+
+class _Away(click.ClickException):
+    exit_code = AGAIN
+
+
+@contextmanager
+def _again_where_away() -> Iterator[None]:
+    """Ends a turn that finds a server or a store away such that a watch makes it again."""
+    try:
+        yield
+    except UnavailableError as error:
+        raise _Away(str(error)) from error
 
 
 def _once(context: click.Context) -> list[str]:
