@@ -116,31 +116,18 @@ def load_backbone(
     """
     path, note = Path(source), ""
     if path.suffix in (".pt", ".pt2") or (":" in source and path.suffix != ".onnx"):
+        from gati_export import pytorch  # takes seconds to import
+
         if callable(samples) and path.suffix != ".pt2":
             samples = samples([tensor.name for tensor in told[0]] or None)
         path = workdir / "backbone.onnx"
-        note = _to_onnx(source, None if callable(samples) else samples, path, told)
+        note = pytorch.to_onnx(source, None if callable(samples) else samples, path, told)
     elif path.suffix != ".onnx":
         raise BackboneError(
             f"{source!r} is no backbone; give an .onnx, .pt2 or .pt file, package.module:function, or a model's folder "
             "in a Triton repository."
         )
     return replace(_checked(path, samples, numbers, outputs), note=note)
-
-
-def _to_onnx(
-    source: str, samples: Mapping[str, np.ndarray] | None, path: Path, told: tuple[Sequence[Tensor], Sequence[str]]
-) -> str:
-    """Writes a PyTorch network as ONNX; returns what to know of that."""
-    from gati_export import program, script  # PyTorch takes seconds to import
-
-    if source.endswith(".pt2"):
-        program.export_saved(Path(source), path)
-    elif source.endswith(".pt"):
-        script.export_script(Path(source), samples, path, script.Told(*told))
-    else:
-        return program.export_module(source, samples, path)
-    return ""
 
 
 def _checked(
