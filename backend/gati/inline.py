@@ -76,8 +76,8 @@ class InlineEngine:
         repository: Where the segments and heads lie.
         chain: The chain to run.
         runner: Where to run it, and where hidden state is kept.
-        planes: Whether hidden state has to be what segments give as they lie on disk, because others read it as well.
-        recorded: Cut points whose hidden state is recorded: stages end there, and are not joined.
+        recorded: Cut points whose hidden state is recorded: stages end there, give what segments give as they lie on
+            disk, because others read it as well, and are not joined.
         say: Told what makes the chain slower than it could be.
     """
 
@@ -87,7 +87,6 @@ class InlineEngine:
         chain: Chain,
         runner: Runner | None = None,
         *,
-        planes: bool = False,
         recorded: Sequence[int] = (),
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -95,7 +94,7 @@ class InlineEngine:
         self._chain = chain
         self._runner = runner or Runner()
         self._recorded = tuple(recorded)
-        self._as_run = not planes and not recorded and self._runner.device == CPU
+        self._as_run = not recorded and self._runner.device == CPU
         self._say = say
         self._plans: WeakValueDictionary[tuple[int, ...], _Plan] = WeakValueDictionary()
 

@@ -68,10 +68,8 @@ class Sample:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes while it waits."""
-        answer = 0 if self.answer is None else self.answer.nbytes
-        return sum(
-            (value.nbytes for value in self.values.values()), answer + self.exit.nbytes + self.release.nbytes + OBJECTS
-        )
+        arrays = (*self.values.values(), self.exit, self.release, *(() if self.answer is None else (self.answer,)))
+        return OBJECTS + sum(array.nbytes for array in arrays)
 
     @property
     def shapes(self) -> tuple:

@@ -82,9 +82,12 @@ class Wire:
         except GatiError as error:
             reply(error, False)
             return None
+        except UnicodeDecodeError:  # Triton's HTTP front end lets it through
+            reply(RequestError("the request's parameters are no UTF-8."), False)
+            return None
         except Exception as error:  # what leaves `execute` fails all that Triton batched, and may answer one twice
-            self._pb.Logger.log_warn(f"[gati] {self._chain.model}: a request can't be read: {error}")
-            reply(RequestError("the request can't be read: its parameters have to be UTF-8."), False)
+            self._pb.Logger.log_error(f"[gati] {self._chain.model}: a request could not be read: {error!r}")
+            reply(GatiError(f"{self._chain.model} could not read this request; the server's log says more."), False)
             return None
         if asked == PROBE:
             reply(self._probe(len(next(iter(inputs.values())))), False)

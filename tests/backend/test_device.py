@@ -53,7 +53,8 @@ class Walked:
     def __init__(self, repository: Path, chain: Chain, runner: Runner, *, climbs: bool = False) -> None:
         self.audits: list[Audit] = []
         self.found: list[np.ndarray] = []
-        engine = InlineEngine(repository, chain, runner, planes=True)  # or the processor's would have other cuts
+        engine = InlineEngine(repository, chain, runner)
+        engine._as_run = False  # or the processor's would have other cuts
         watch = ReleaseWatch(repository, chain, engine, self._refused, lambda _: None)
         watch.look()
         live = watch.live
@@ -184,7 +185,8 @@ def test_without_room_for_batches_rows_still_climb_alone(
 
     monkeypatch.setattr(_Side, "__init__", narrow)
     said = list[str]()
-    engine = InlineEngine(repository, exported.chain, bound, planes=True, say=said.append)
+    engine = InlineEngine(repository, exported.chain, bound, say=said.append)
+    engine._as_run = False
     watch = ReleaseWatch(repository, exported.chain, engine, lambda *_: None, lambda _: None)
     for _ in range(2):
         watch.look()

@@ -368,7 +368,7 @@ def test_a_request_that_can_not_be_read_costs_nobody_else_an_answer(
     with ThreadPoolExecutor(16) as pool:
         told = list(pool.map(post, kinds))
     assert [code for code, _ in told] == [200, 200, 400, 400] * 50
-    assert all("parameters have to be UTF-8" in message for _, message in told[2::4])
+    assert all("the request's parameters are no UTF-8." in message for _, message in told[2::4])
     assert not any("Traceback" in message or ".py" in message for _, message in told)
 
 
