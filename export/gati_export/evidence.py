@@ -97,8 +97,7 @@ def measured_in(report: Report) -> Measured | None:
 
 def _option(trained: Trained, place: int, head: Candidate) -> Option:
     used = trained.families.get(head.cut) == head.name
-    dropped = trained.why_not is not None and trained.choice is not None and place in trained.choice.composition.chosen
-    why = trained.choice.reasons.get(place, "") if trained.choice and not dropped else trained.why_not or ""
+    why = trained.choice.reasons.get(place, "") if trained.choice else trained.why_not or ""
     threshold = trained.certificate.thresholds[head.cut] if used and trained.certificate else None
     said, agree = trained.calibration[place] if trained.calibration else (None, np.empty(0, bool))
     scores = said.scores if isinstance(said, Said) else np.empty(0, np.float32)

@@ -281,7 +281,9 @@ def without_heads(
     choice: Choice | None = None,
     calibration: tuple[tuple[Said, np.ndarray], ...] = (),
 ) -> Trained:
-    """A chain that answers from the backbone, until a refresh has more to learn from."""
+    """A chain that answers from the backbone, until a refresh has more to learn from, whatever heads were chosen."""
+    if choice is not None:
+        choice = replace(choice, reasons=choice.reasons | dict.fromkeys(choice.composition.chosen, why))
     seconds = tuple(candidates.times.segments.tolist())
     exits = (*(0.0 for _ in chain.heads), 1.0)
     return Trained({}, {}, None, why, seconds, 1.0, exits, candidates, choice, calibration)

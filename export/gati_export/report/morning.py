@@ -126,11 +126,11 @@ def _release(day: Day, live: LiveChain) -> str:
     newest = max(numbers)
     if not newest:
         return "No release is live: the backbone answers."
-    since = f" since {short(day.went_live[newest].isoformat())}" if newest in day.went_live else ""
-    behind = [replica for replica, minute in day.latest.items() if minute.release < newest]
     if live.release is not None and live.release > newest:  # it came within the last minute, or nobody serves
         heard = short(max(minute.at for minute in day.latest.values()))
         return f"Release {live.release} is the newest; when last heard of, {heard}, replicas served release {newest}."
+    since = f" since {short(day.went_live[newest].isoformat())}" if newest in day.went_live else ""
+    behind = [replica for replica, minute in day.latest.items() if minute.release < newest]
     return f"Release {newest} serves{since}{', but not yet on ' if behind else ''}{', '.join(behind)}."
 
 
