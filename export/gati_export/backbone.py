@@ -20,6 +20,7 @@ from gati.session import open_session
 from gati.state import STATE_INPUTS
 from gati.wire import EXIT, RELEASE
 from gati_export.samples import check_samples, pick
+from gati_export.signature import UNKNOWN, Signature
 from gati_export.tail import Tail, divide, flattened, is_pixel, renamed
 
 LIMIT = 1_800_000_000
@@ -96,7 +97,7 @@ def load_backbone(
     *,
     numbers: bool = False,
     outputs: Sequence[str] = (),
-    told: tuple[Sequence[Tensor], Sequence[str]] = ((), ()),
+    signature: Signature = UNKNOWN,
 ) -> Backbone:
     """Loads a network and checks that it can be cut and served.
 
@@ -108,7 +109,7 @@ def load_backbone(
         workdir: Folder for the ONNX file of a PyTorch network.
         numbers: Whether its output is numbers, of which one will do, and not scores of classes.
         outputs: Which of its outputs are to be served; all, if none is named.
-        told: A `.pt` program's inputs, and the names of its outputs, where they are known; see `gati_export.script`.
+        signature: A `.pt` program's, as far as it is known; see `gati_export.script`.
 
     Raises:
         BackboneError: If the network can't be read, run, cut, or served.
@@ -119,9 +120,9 @@ def load_backbone(
         from gati_export import pytorch  # takes seconds to import
 
         if callable(samples) and path.suffix != ".pt2":
-            samples = samples([tensor.name for tensor in told[0]] or None)
+            samples = samples(signature.names or None)
         path = workdir / "backbone.onnx"
-        note = pytorch.to_onnx(source, None if callable(samples) else samples, path, told)
+        note = pytorch.to_onnx(source, None if callable(samples) else samples, path, signature)
     elif path.suffix != ".onnx":
         raise BackboneError(
             f"{source!r} is no backbone; give an .onnx, .pt2 or .pt file, package.module:function, or a model's folder "

@@ -19,6 +19,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from gati.chain import DTYPES, Chain, Tensor, chain_path
 from gati.errors import BackboneError
 from gati_export.repository import plain_name, read_config, write_config
+from gati_export.signature import Signature
 
 FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt"}
 """Backends whose networks can be cut, and what Triton calls their files if it is not told."""
@@ -56,17 +57,15 @@ class Deployed:
     version: int
     path: Path
     config: ModelConfig = field(repr=False)
-    labels: dict[str, Path] = field(default_factory=dict)
+    labels: dict[str, Path]
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Inputs that clients give, as far as the configuration says."""
-        return tuple(self._as_promised(tensor) for tensor in self.config.input)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Outputs that clients see, as far as the configuration says."""
-        return tuple(tensor.name for tensor in self.config.output)
+    def signature(self) -> Signature:
+        """What clients give and see, as far as the configuration says."""
+        return Signature(
+            tuple(self._as_promised(tensor) for tensor in self.config.input),
+            tuple(tensor.name for tensor in self.config.output),
+        )
 
     @property
     def max_batch(self) -> int | None:
@@ -88,7 +87,7 @@ class Deployed:
             for tensor in tensors:
                 if tensor.name in there:
                     self._check_alike(kind, self._as_promised(tensor), there[tensor.name])
-        missing = [tensor.name for tensor in self.inputs if tensor.name not in there]
+        missing = [name for name in self.signature.names if name not in there]
         if missing:
             raise BackboneError(f"{self.name} has an input {missing[0]!r} to clients, and its network has none.")
 
@@ -132,23 +131,21 @@ class Deployed:
 
         The model's other settings are about another way to be run.
         """
-        self._settle(repository, chain.model, chain.max_batch)
+        self._settle(repository, chain.model, chain)
         if plain:
-            beside = plain_name(chain.model)
-            config = read_config(repository, beside)
-            for place in chain.labelled:
-                path = chain.labels_path(repository, place)
-                shutil.copyfile(path, repository / beside / path.name)
-                config.output[place].label_filename = path.name
-            write_config(repository, config)
-            self._settle(repository, beside, chain.max_batch)
+            self._settle(repository, plain_name(chain.model), chain)
 
-    def _settle(self, repository: Path, name: str, max_batch: int) -> None:
+    def _settle(self, repository: Path, name: str, chain: Chain) -> None:
         config = read_config(repository, name)
         config.metric_tags.update(self.config.metric_tags)
-        if self.config.HasField("dynamic_batching") and max_batch > 1:
+        for place in chain.labelled:
+            path = chain.labels_path(repository, place)
+            config.output[place].label_filename = path.name
+            if name != chain.model:
+                shutil.copyfile(path, repository / name / path.name)
+        if self.config.HasField("dynamic_batching") and chain.max_batch > 1:
             config.dynamic_batching.CopyFrom(self.config.dynamic_batching)
-            sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= max_batch]
+            sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= chain.max_batch]
             config.dynamic_batching.preferred_batch_size[:] = sizes
         write_config(repository, config)
 

@@ -33,6 +33,7 @@ from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.samples import cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
+from gati_export.signature import UNKNOWN
 from gati_export.splitting import find_runs, split
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
@@ -155,7 +156,7 @@ def export_chain(plan: Plan, report: Progress) -> Exported:
 
 def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     report("Read backbone and samples", 0)
-    backbone, samples = _load(plan, work)
+    backbone, samples, of_reading = _load(plan, work)
     report("Read backbone and samples", 1)
     found = find_cutpoints(backbone, samples)
     chosen = choose_cutpoints(found, plan.cut_points)
@@ -181,15 +182,19 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     chain, seconds = _settle_mode(plan, staged, chain, trained, samples, report)
     if plan.plain:
         write_plain(staged, chain, backbone.path, accelerator)
-    notes = (*filter(None, [backbone.note]), *notes)
+    notes = (*of_reading, *notes)
     if plan.deployed is not None:
         plan.deployed.hand_over(staged, chain, plain=plan.plain)
         notes = (*notes, *plan.deployed.notes(chain))
     return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds, notes)
 
 
-def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
-    """The backbone tells which columns of the samples to read, and is tried on them before it is accepted."""
+def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tuple[str, ...]]:
+    """The backbone tells which columns of the samples to read, and is tried on them before it is accepted.
+
+    Returns:
+        Both, and what to know of how they were read.
+    """
     found: dict[str, np.ndarray] = {}
 
     def read(names: Sequence[str] | None) -> dict[str, np.ndarray]:
@@ -197,13 +202,13 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray]]:
         return found
 
     numbers = of_numbers(plan.terms.agreement)
-    told = (plan.deployed.inputs, plan.deployed.outputs) if plan.deployed else ((), ())
-    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs, told=told)
+    signature = plan.deployed.signature if plan.deployed else UNKNOWN
+    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs, signature=signature)
     if plan.deployed is not None:
         plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)
-    note = " ".join([*filter(None, [backbone.note]), *cast_notes(found, backbone.inputs)])
-    return prepare(replace(backbone, note=note), samples), samples
+    notes = (*filter(None, [backbone.note]), *cast_notes(found, backbone.inputs))
+    return prepare(backbone, samples), samples, notes
 
 
 def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:

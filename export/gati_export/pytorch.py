@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from gati.chain import Tensor
 from gati_export.program import export_module, export_saved
-from gati_export.script import Told, export_script
+from gati_export.script import export_script
+from gati_export.signature import Signature
 
 
-def to_onnx(
-    source: str, samples: Mapping[str, np.ndarray] | None, path: Path, told: tuple[Sequence[Tensor], Sequence[str]]
-) -> str:
+def to_onnx(source: str, samples: Mapping[str, np.ndarray] | None, path: Path, signature: Signature) -> str:
     """Writes a network as ONNX; returns what to know of that, if there is something.
 
     Args:
         source: A `.pt2` program, a `.pt` program, or `package.module:callable`.
         samples: Rows to call it with; a `.pt2` program is exported without.
         path: Where the ONNX file goes.
-        told: A `.pt` program's inputs, and the names of its outputs, where they are known.
+        signature: A `.pt` program's, as far as it is known.
 
     Raises:
         BackboneError: If it can't be read, called, or exported.
@@ -29,7 +27,7 @@ def to_onnx(
     if source.endswith(".pt2"):
         export_saved(Path(source), path)
     elif source.endswith(".pt"):
-        export_script(Path(source), samples, path, Told(*told))
+        export_script(Path(source), samples, path, signature)
     else:
         return export_module(source, samples, path)
     return ""

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from gati.errors import BackboneError
 from gati_export.exporter import exporting
 from gati_export.program import BATCH, MANY, Tensors, by_name, first_line, held_against, rows_of, save
 from gati_export.samples import check_samples
+from gati_export.signature import Signature
 
 PLACE = re.compile(r".+__(\d+)")
 """Names that tell a place, as `INPUT__0` does: a TorchScript program's outputs have no names of their own."""
@@ -25,15 +26,8 @@ WRONG = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The line of a message of TorchScript's that says what went wrong."""
 
 
-class Told(NamedTuple):
-    """What is known of a program's inputs, and how its outputs are called, as by Triton's configuration."""
-
-    inputs: Sequence[Tensor] = ()
-    outputs: Sequence[str] = ()
-
-
-def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: Path, told: Told) -> None:
-    """Writes a program as ONNX, with free dimensions where it is told so, the batch anyway.
+def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: Path, signature: Signature) -> None:
+    """Writes a program as ONNX, with free dimensions where its signature has them, the batch anyway.
 
     What comes of it is held against the program.
 
@@ -41,19 +35,19 @@ def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: 
         source: What `torch.jit.save` wrote.
         samples: Rows to call it with, named as its inputs.
         path: Where the ONNX file goes.
-        told: Of its inputs and outputs, which are found as Triton finds them: by the names of the arguments of
+        signature: Its inputs and outputs, which are found as Triton finds them: by the names of the arguments of
             `forward`, by the place that a name like `INPUT__0` tells, or else in their order. Without any, arguments
             name inputs.
 
     Raises:
         BackboneError: If it is no such program, can't be called, or can't be exported.
-        SamplesError: If the samples are not what it is told to take.
+        SamplesError: If the samples don't fit the signature.
     """
     if samples is None:
         raise BackboneError(f"{source.name} can only be exported with samples at hand; give some.")
     module = _read(source)
-    samples = check_samples(samples, told.inputs) if told.inputs else samples
-    inputs = _inputs(source, module, [tensor.name for tensor in told.inputs], samples)
+    samples = check_samples(samples, signature.inputs) if signature.inputs else samples
+    inputs = _inputs(source, module, signature.names, samples)
     batches = {size: rows_of(module, samples, inputs, size) for size in (1, 2, MANY)}
     try:
         with torch.no_grad():
@@ -62,7 +56,7 @@ def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: 
         raise BackboneError(f"{source.name} fails on the samples ({_said(error)}); check their shapes.") from error
     with exporting():
         try:
-            model = _to_onnx(module, batches, _outputs(given, told.outputs), told.inputs)
+            model = _to_onnx(module, batches, _outputs(given, signature.outputs), signature.inputs)
         except Exception as error:  # the exporter's, or a difference from the program
             raise BackboneError(f"{source.name} can't be exported to ONNX ({_said(error)}).") from error
         save(model, path)
@@ -115,11 +109,11 @@ def _outputs(given: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _to_onnx(
-    module: torch.jit.ScriptModule, batches: Mapping[int, Tensors], outputs: list[str], told: Sequence[Tensor]
+    module: torch.jit.ScriptModule, batches: Mapping[int, Tensors], outputs: list[str], inputs: Sequence[Tensor]
 ) -> ir.Model:
     file: Any = io.BytesIO()
     axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
-    for tensor in told:
+    for tensor in inputs:
         axes[tensor.name] |= {axis: f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape, 1) if size < 0}
     wanted: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
     torch.onnx.export(module, tuple(batches[2].values()), file, **wanted, dynamo=False)

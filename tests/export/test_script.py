@@ -12,6 +12,7 @@ from torch import nn
 from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.backbone import load_backbone
+from gati_export.signature import Signature
 
 
 class Two(nn.Module):
@@ -61,8 +62,8 @@ def test_it_answers_as_the_program_under_the_names_that_triton_knows(
     program, tmp_path, names, left, right, outputs
 ) -> None:
     samples = {left: LEFT, right: RIGHT}
-    told = ([Tensor(name, "FP32", (3,)) for name in names[0]], names[1])
-    backbone = load_backbone(str(program), samples, tmp_path, told=told)
+    signature = Signature([Tensor(name, "FP32", (3,)) for name in names[0]], names[1])
+    backbone = load_backbone(str(program), samples, tmp_path, signature=signature)
     assert [tensor.name for tensor in backbone.inputs] == [left, right]
     assert backbone.tail is not None
     assert [tensor.name for tensor in backbone.tail.outputs] == outputs
@@ -92,9 +93,9 @@ def test_what_may_vary_for_clients_may_vary(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.jit.save(torch.jit.script(Words().eval()), tmp_path / "words.pt")
     ids = np.random.default_rng(0).integers(0, 50, (6, 9))
-    told = ([Tensor("ids", "INT64", (-1,))], ["scores"])
+    signature = Signature([Tensor("ids", "INT64", (-1,))], ["scores"])
     more = {"ids": ids.astype(np.int32), "names": np.array(["no"] * 6), "one": np.array(1)}
-    backbone = load_backbone(str(tmp_path / "words.pt"), more, tmp_path, told=told)
+    backbone = load_backbone(str(tmp_path / "words.pt"), more, tmp_path, signature=signature)
     assert backbone.inputs == (Tensor("ids", "INT64", (-1,)),)
     with torch.no_grad():
         longer = torch.jit.load(tmp_path / "words.pt")(torch.from_numpy(np.hstack([ids, ids])))

@@ -126,27 +126,22 @@ def export(
     from gati_export.deployed import read_deployed
     from gati_export.export import Plan, export_chain
 
-    modes: dict[str, Mode] = {"inline": "inline", "bls": "bls"}
-    kind: Engine = "onnxruntime"
-    if engine == "tensorrt":
-        if mode == "inline":
-            raise click.UsageError("--engine tensorrt is for Triton models: leave --mode out, or say bls.")
-        kind, mode = "tensorrt", "bls"
+    way, kind = _run_by(mode, engine)
     deployed = read_deployed(Path(backbone)) if Path(backbone).is_dir() else None
-    served, default_batch = (deployed.outputs, deployed.max_batch) if deployed else ((), None)
+    served = deployed.signature.outputs if deployed else ()
     plan = Plan(
         backbone=str(deployed.path) if deployed else backbone,
         samples=samples,
         repository=repository,
         name=_checked_name(_default_name(backbone, deployed) if name is None else name),
         decode=parse_decode(image) if image else None,
-        outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else served,
+        outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else tuple(served),
         terms=terms,
         memory_share=memory_share,
         extra=extra,
-        mode=modes.get(mode),
+        mode=way,
         cut_points=cut_points,
-        max_batch=max_batch or default_batch or 32,
+        max_batch=max_batch or (deployed and deployed.max_batch) or 32,
         plain=plain,
         engine=kind,
         engines=engines,
@@ -156,6 +151,16 @@ def export(
         exported = export_chain(plan, report)
     _tell(exported, plan, explain)
     write_json(json_path, exported.as_json())
+
+
+def _run_by(mode: str, engine: str) -> tuple[Mode | None, Engine]:
+    """What --mode and --engine ask for; no mode: the faster one."""
+    modes: dict[str, Mode] = {"inline": "inline", "bls": "bls"}
+    if engine != "tensorrt":
+        return modes.get(mode), "onnxruntime"
+    if mode == "inline":
+        raise click.UsageError("--engine tensorrt is for Triton models: leave --mode out, or say bls.")
+    return "bls", "tensorrt"
 
 
 def _default_name(backbone: str, deployed: Deployed | None) -> str:
