@@ -6,13 +6,16 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from lessons import one_cut_chain
 
 from gati.agreement import parse_agreement
+from gati.chain import Tensor
 from gati_export.candidates import Candidate, Candidates
-from gati_export.choice import REPLAYED_STEPS, choose
-from gati_export.compose import Limits
+from gati_export.choice import REPLAYED_STEPS, Choice, choose
+from gati_export.compose import Composition, Limits
 from gati_export.latency import Times
 from gati_export.replay import Rows, Said
+from gati_export.training import without_heads
 
 RUN, SCENES, CLASSES = 10, 60, 3
 ANSWERS = np.eye(CLASSES, dtype=np.float32)[np.arange(SCENES).repeat(RUN) % CLASSES]
@@ -111,3 +114,13 @@ def test_a_memory_alone_is_taken_where_another_errs_on_what_it_leaves() -> None:
     times = Times(np.array([0.01, 0.09, 0.90]), np.zeros(2))
     choice = choose(Candidates(heads, {}, times), said, ANSWERS, AGREEMENT, Limits(0.0))
     assert [heads[place].name for place in choice.composition.chosen] == ["memory"]
+
+
+def test_what_is_refused_is_the_reason_of_heads_that_were_chosen() -> None:
+    composition = Composition((1,), (0.5,), 1.0, 2.0, 0.5)
+    choice = Choice(composition, np.ones((1, 1)), {0: "It hits nothing.", 1: "It is worth it."}, (), 1.0)
+    cut = Tensor("h", "FP32", (4,))
+    times = Times(np.ones(2), np.zeros(1))
+    trained = without_heads(one_cut_chain(cut), Candidates([], {}, times), "Nothing is safe.", choice=choice)
+    assert trained.choice is not None
+    assert trained.choice.reasons == {0: "It hits nothing.", 1: "Nothing is safe."}
