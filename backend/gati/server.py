@@ -158,7 +158,7 @@ class Server:
         deadline = time.monotonic() + patience
         while not is_ready(self.ports.http):
             if self.process.poll() is not None:
-                raise RepositoryError(_failure(self.log))
+                raise RepositoryError(failure(self.log))
             if time.monotonic() > deadline:
                 raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
             time.sleep(0.05)
@@ -306,7 +306,7 @@ def _choose(ports: Ports, host: str) -> Ports:
     return Ports(**chosen)
 
 
-def _failure(log: Path) -> str:
+def failure(log: Path) -> str:
     """One sentence out of a failed server's log."""
     if log == STDERR:
         return "tritonserver ended while starting; its log is above."
@@ -316,6 +316,8 @@ def _failure(log: Path) -> str:
         r"load failed for model ('[^']+'): version \d+ is at UNAVAILABLE state: (?:[\w ]+: )?(.+)",
         r"error: creating server: (?:Internal - )?(.+)",
         r"\nerror: (.+)",
+        # Triton may die while it unloads the others, before it gives the reason once more as above.
+        r"\"failed to load ('[^']+') version \d+: (?:[\w ]+: )?(.+?)(?:\\n|\"\n)",
     ):
         found = re.search(pattern, text)
         if found:

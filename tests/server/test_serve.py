@@ -24,7 +24,7 @@ from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Mode
-from gati.server import HEADER, HOST, running_ports
+from gati.server import HEADER, HOST, failure, running_ports
 from gati.settings import workspace
 from gati_export.store import default_store, read_recent
 
@@ -297,6 +297,10 @@ def test_a_damaged_repository_is_told_in_one_sentence(
     damage, names = HARM[harm]
     damage(repository)
     assert names in refused("serve", str(repository), *FREE)
+    if harm != "chain.json cut":  # which is told before there is a server
+        log = workspace(repository) / "server.log"
+        log.write_text(log.read_text().partition("error: creating server")[0])  # as where Triton dies while it unloads
+        assert names in failure(log)
 
 
 def test_a_folder_that_is_no_repository_is_told(tmp_path: Path) -> None:
