@@ -41,9 +41,10 @@ from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.extra import with_extra
 from gati_export.latency import measure_segments
 from gati_export.publish import Draft, publish
+from gati_export.runs import find_runs
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
-from gati_export.splitting import find_runs, fingerprint, split
+from gati_export.splitting import fingerprint, split
 from gati_export.terms import ENOUGH, Terms
 from gati_export.training import Heard, Trained, decide
 from gati_export.views import with_views

@@ -63,6 +63,12 @@ def resembling(network: Network, count: int, seed: int = 0) -> dict[str, np.ndar
     return rows
 
 
+def unpadded(rows: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Texts as they are without their padding, each [1, length]."""
+    lengths = rows["attention_mask"].sum(axis=1)
+    return [{name: array[[row], :length] for name, array in rows.items()} for row, length in enumerate(lengths)]
+
+
 def _images(size: int = 16, rows: int = 12) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)}
 

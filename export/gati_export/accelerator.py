@@ -19,6 +19,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 from gati.chain import Chain
 from gati.session import run
 from gati_export.activations import open_segments, run_segments
+from gati_export.ragged import few
 
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]
@@ -52,14 +53,14 @@ class Accelerator:
         Args:
             chain: The chain.
             paths: Its segments' files.
-            samples: Model inputs by name, [n, ...]; the first is run.
+            samples: Model inputs by name; a typical one is run.
             folder: A folder on the serving machine for a folder of engines.
 
         Raises:
             BackboneError: If a segment can't be read.
         """
         sessions = open_segments(paths)
-        values = {tensor.name: samples[tensor.name][:1] for tensor in chain.inputs}
+        values = few(samples, 1)
         for segment, session in zip(chain.segments, sessions, strict=True):
             name = segment.output.name
             values[name] = run(session, [name], {read: values[read] for read in segment.inputs})[0]

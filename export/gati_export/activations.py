@@ -12,6 +12,7 @@ import onnxruntime as ort
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError, UnavailableError
 from gati.session import CPU, Device, open_session
+from gati_export.ragged import batches, rows_at
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and which share of it is done, 0..1."""
@@ -106,7 +107,7 @@ def collect(
     Args:
         chain: The chain.
         sessions: Its segments, in order.
-        samples: Model inputs, or recorded features in their place (gati.content), by name, [n, ...].
+        samples: Model inputs, or recorded features in their place (gati.content), by name, n rows each.
         reducers: What to keep, by cut point and view.
         progress: Told how far it is.
         rows: Indices of the samples to run; all of them if None.
@@ -138,8 +139,8 @@ def run_batches(
     samples: Mapping[str, np.ndarray],
     rows: np.ndarray,
     progress: Progress,
-) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """Runs samples through all segments, batch by batch: where a batch lies among `rows`, and every segment's output.
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Runs samples through all segments, batch by batch: a batch's places among `rows`, and every segment's output.
 
     Features go through those behind them; what comes before is `NOTHING`.
 
@@ -151,15 +152,16 @@ def run_batches(
     first = first_segment(chain, samples)
     size = 1 if chain.max_batch == 1 else min(BATCH, chain.max_batch or BATCH)
     broken = np.zeros(len(chain.segments), np.int64)
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        values = {name: value[batch] for name, value in samples.items()}
+    done = 0
+    for places in batches(samples, rows, size):
+        values = rows_at(samples, rows[places])
         for segment, session in list(zip(chain.segments, sessions, strict=True))[first:]:
             feeds = {name: values[name] for name in segment.inputs}
             values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds)[0])
             broken[segment.index] += count_broken(values[segment.output.name])
-        yield slice(start, start + len(batch)), [values.get(s.output.name, NOTHING) for s in chain.segments]
-        progress("Run the backbone", min(start + size, len(rows)) / len(rows))
+        yield places, [values.get(s.output.name, NOTHING) for s in chain.segments]
+        done += len(places)
+        progress("Run the backbone", done / len(rows))
     _check(chain, broken, len(rows))
 
 

@@ -19,6 +19,7 @@ from gati.head import HIT, KEY, SCORE, THRESHOLD
 from gati.session import open_session
 from gati.state import STATE_INPUTS
 from gati.wire import EXIT, RELEASE
+from gati_export.ragged import few
 from gati_export.samples import check_samples, pick
 from gati_export.signature import UNKNOWN, Signature
 from gati_export.tail import Tail, divide, flattened, is_pixel, renamed
@@ -86,7 +87,7 @@ class Backbone:
         return np.asarray((session or self._session).run([self.output.name], given)[0])
 
     def batch(self, samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
-        """The first `size` rows of samples, repeated where there are fewer; zeros where there are no samples."""
+        """The first `size` rows of samples (`ragged.few`); zeros where there are no samples."""
         return _batch(self.inputs, samples, size)
 
 
@@ -318,8 +319,7 @@ def _check_names(names: Sequence[str], taken: Collection[str]) -> None:
 def _batch(inputs: tuple[Tensor, ...], samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
     if samples is None:
         return {tensor.name: tensor.zeros(size) for tensor in inputs}
-    few = {name: rows[:size] for name, rows in pick(samples, [tensor.name for tensor in inputs]).items()}
-    return {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in check_samples(few, inputs).items()}
+    return check_samples(few(pick(samples, [tensor.name for tensor in inputs]), size), inputs)
 
 
 def _try(backbone: Backbone, samples: Mapping[str, np.ndarray] | None, size: int) -> np.ndarray:

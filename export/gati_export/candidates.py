@@ -181,7 +181,7 @@ def timed(
         chain: The chain.
         sessions: Its segments.
         models: Cut point, name and ONNX file of each head.
-        samples: Model inputs by name, [n, ...]; the first is run.
+        samples: Model inputs by name; a typical one is run.
         known: Seconds by cut point and name.
     """
     new = [(cut, model) for cut, name, model in models if (cut, name) not in known]
@@ -297,7 +297,7 @@ class _Asked:
         self._output = output
         self._kept: dict[str, np.ndarray] = {}
 
-    def add(self, batch: slice, hidden: np.ndarray, total: int) -> None:
+    def add(self, batch: np.ndarray, hidden: np.ndarray, total: int) -> None:
         """Runs a batch of activations."""
         for name, value in zip(self._names, self._session.run(self._names, {self._cut: hidden}), strict=True):
             array = np.asarray(value)

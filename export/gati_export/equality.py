@@ -13,6 +13,7 @@ from gati.errors import BackboneError
 from gati.session import open_session
 from gati_export.activations import run_segments
 from gati_export.backbone import Backbone
+from gati_export.ragged import batches, rows_at, typical
 
 BATCH = 8
 """Rows of the larger batches that segments are checked on."""
@@ -39,7 +40,7 @@ def check_segments(backbone: Backbone, paths: Sequence[Path], samples: Mapping[s
     Args:
         backbone: The backbone.
         paths: The segments' files, in order.
-        samples: Model inputs by name, [n, …].
+        samples: Model inputs by name, n rows each.
 
     Returns:
         The largest difference of a score, relative to the largest score of its row or 1; 0.0 when bit for bit the same.
@@ -70,8 +71,8 @@ def _largest(
     """Largest difference between a backbone and segments over samples, so many of them in batches of such a size."""
     largest = 0.0
     for size, rows in sizes.items():
-        for start in range(0, rows, size):
-            feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
+        for places in batches(samples, np.arange(rows), size):
+            feeds = rows_at(samples, places)
             largest = max(largest, difference(run_segments(sessions, feeds), backbone.run(feeds, whole)))
     return largest
 
@@ -80,8 +81,8 @@ def _check_repeatable(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> 
     """Refuses a backbone that is not a function of its inputs."""
     rows = min(len(samples[backbone.inputs[0].name]), ALONE)
     size = 1 if backbone.max_batch == 1 else BATCH
-    for start in range(0, rows, size):
-        feeds = {tensor.name: samples[tensor.name][start : start + size] for tensor in backbone.inputs}
+    for places in batches(samples, np.arange(rows), size):
+        feeds = rows_at(samples, places)
         if not difference(backbone.run(feeds), backbone.run(feeds)) <= tolerance(backbone):
             raise BackboneError(
                 "The backbone answers the same input differently from run to run; export it in eval mode, without "
@@ -120,7 +121,7 @@ def _check_batches(backbone: Backbone, samples: Mapping[str, np.ndarray]) -> Non
     """Refuses a backbone whose answer to a row depends on the other rows of its batch: nothing could be promised."""
     if backbone.max_batch == 1:
         return
-    feeds = {tensor.name: samples[tensor.name][:BATCH] for tensor in backbone.inputs}
+    feeds = rows_at(samples, typical(samples)[:BATCH])
     together = backbone.run(feeds)
     alone = [backbone.run({name: rows[i : i + 1] for name, rows in feeds.items()}) for i in range(len(together))]
     apart = difference(np.concatenate(alone), together)

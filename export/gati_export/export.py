@@ -17,7 +17,7 @@ from gati.release import Release, Window
 from gati.settings import workspace
 from gati_export.accelerator import Accelerator
 from gati_export.activations import Progress
-from gati_export.backbone import Backbone, load_backbone
+from gati_export.backbone import Backbone, load_backbone, shorten
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
 from gati_export.deployed import Deployed
 from gati_export.equality import check_segments
@@ -28,13 +28,15 @@ from gati_export.measure import faster_mode
 from gati_export.plans import compiled
 from gati_export.prepare import prepare
 from gati_export.publish import Draft, publish
+from gati_export.ragged import Samples, batches, rows_at
 from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
+from gati_export.runs import find_runs
 from gati_export.samples import cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
-from gati_export.splitting import find_runs, split
+from gati_export.splitting import count, split
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
 
@@ -163,7 +165,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     chain = _write_chain(plan, backbone, chosen, staged)
     paths = [chain.segment_path(staged, segment.index) for segment in chain.segments]
     report("Compare segments with backbone", 0)
-    count = len(next(iter(samples.values())))
+    total = count(samples)
     head = {name: rows[:CHECKED] for name, rows in samples.items()}
     difference = check_segments(backbone, paths, head)
     report("Compare segments with backbone", 1)
@@ -171,13 +173,13 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     if plan.memory_share is not None:
         chain = replace(chain, memory=int(plan.memory_share * whole))
     terms = Terms.of(chain, plan.terms.seed)
-    extra = _extra(plan, backbone, samples)
+    extra = _extra(plan, backbone)
     parts = split(samples, find_runs(samples), extra=extra is not None)
     trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
     chain, accelerator, notes = _compile(plan, staged, chain, paths, head, report)
     write_repository(staged, chain, accelerator)
-    release = _publish_first(plan, staged, chain, trained, count)
+    release = _publish_first(plan, staged, chain, trained, total)
     found_out = report_of(chain, trained, terms, release, whole)
     chain, seconds = _settle_mode(plan, staged, chain, trained, samples, report)
     if plan.plain:
@@ -186,7 +188,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     if plan.deployed is not None:
         plan.deployed.hand_over(staged, chain, plain=plan.plain)
         notes = (*notes, *plan.deployed.notes(chain))
-    return Exported(chain, len(found), difference, min(CHECKED, count), found_out, release, seconds, notes)
+    return Exported(chain, len(found), difference, min(CHECKED, total), found_out, release, seconds, notes)
 
 
 def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tuple[str, ...]]:
@@ -207,6 +209,7 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tupl
     if plan.deployed is not None:
         plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)
+    _check_shapes(backbone, samples)
     notes = (*filter(None, [backbone.note]), *cast_notes(found, backbone.inputs))
     return prepare(backbone, samples), samples, notes
 
@@ -236,18 +239,26 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
     return replace(chain, segments=segments)
 
 
-def _extra(plan: Plan, backbone: Backbone, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
     if plan.extra is None:
         return None
     names = [tensor.name for tensor in backbone.inputs]
     extra = check_samples(load_samples(plan.extra, names=names, decode=plan.decode), backbone.inputs)
-    odd = next((name for name in names if extra[name].shape[1:] != samples[name].shape[1:]), None)
-    if odd is not None:
-        raise SamplesError(
-            f"A row of {odd!r} has shape {list(extra[odd].shape[1:])} in {plan.extra.name} and "
-            f"{list(samples[odd].shape[1:])} in {plan.samples.name}; give them one shape."
-        )
+    _check_shapes(backbone, extra)
     return extra
+
+
+def _check_shapes(backbone: Backbone, samples: Samples) -> None:
+    """Runs a sample of each shape: that dimensions may vary does not say how far."""
+    for alike in batches(samples, np.arange(count(samples)), count(samples)):
+        one = rows_at(samples, alike[:1])
+        try:
+            backbone.run(one)
+        except Exception as error:  # ONNX Runtime's classes have no root of their own
+            shapes = ", ".join(f"{name!r} {list(rows.shape[1:])}" for name, rows in one.items())
+            raise SamplesError(
+                f"The backbone can't take samples with {shapes} ({shorten(error)}); leave them out, or cut them."
+            ) from error
 
 
 def _compile(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gati_export.ragged import joined
 from gati_export.splitting import Split, count, digests
 
 
@@ -16,9 +17,9 @@ def with_extra(
     """Adds samples to the training part; those that tune or calibrate already are left out.
 
     Args:
-        samples: Model inputs by name, [n, ...].
+        samples: Model inputs by name, n rows each.
         split: Their parts.
-        more: Model inputs by the same names, [m, ...].
+        more: Model inputs by the same names, m rows each.
 
     Returns:
         All samples, the new ones last, and their parts.
@@ -26,7 +27,7 @@ def with_extra(
     there = len(split.groups)
     held_out = set(digests(samples, np.concatenate([split.tune, split.calibrate])))
     fresh = [row for row, digest in enumerate(digests(more, range(count(more)))) if digest not in held_out]
-    joined = {name: np.concatenate([rows, more[name][fresh]]) for name, rows in samples.items()}
+    both = {name: joined([rows, more[name][fresh]]) for name, rows in samples.items()}
     added = np.arange(there, there + len(fresh))
     groups = np.concatenate([split.groups, split.groups.max(initial=-1) + 1 + np.arange(len(fresh))])
-    return joined, replace(split, train=np.concatenate([split.train, added]), groups=groups)
+    return both, replace(split, train=np.concatenate([split.train, added]), groups=groups)

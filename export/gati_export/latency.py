@@ -25,6 +25,7 @@ from gati.inline import LARGEST_JOINED, cut_as_run
 from gati.layout import Passed, open_on_passed
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
 from gati_export.activations import first_segment
+from gati_export.ragged import few
 from gati_export.replay import state_of
 from gati_export.rungs import Rungs
 
@@ -119,7 +120,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     Args:
         chain: The chain.
         paths: Its segments' files.
-        samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
+        samples: Model inputs by name; a typical one is run. Zeros are run in the place of features.
     """
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
@@ -151,7 +152,7 @@ def measure_heads(
         chain: The chain.
         paths: Its segments' files.
         heads: Cut points and files.
-        samples: Model inputs by name, [n, ...]; the first is run. Zeros are run in the place of features.
+        samples: Model inputs by name; a typical one is run. Zeros are run in the place of features.
     """
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
@@ -232,9 +233,9 @@ def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Fee
 
 
 def _one(chain: Chain, samples: Feeds) -> dict[str, np.ndarray]:
-    """The model's inputs for the first sample; zeros where only features are known."""
-    zeros = first_segment(chain, samples) > 0
-    return {tensor.name: tensor.zeros() if zeros else samples[tensor.name][:1] for tensor in chain.inputs}
+    """The model's inputs for a typical sample; zeros where only features are known."""
+    one = {} if first_segment(chain, samples) else few(samples, 1)
+    return {tensor.name: one[tensor.name] if one else tensor.zeros() for tensor in chain.inputs}
 
 
 def _read(session: ort.InferenceSession, values: Feeds) -> Feeds:

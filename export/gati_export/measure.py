@@ -17,6 +17,7 @@ from gati.errors import GatiError, UnavailableError
 from gati.server import HOST, Ports, Server
 from gati.settings import NO_STORE, STORE
 from gati.triton import find_triton
+from gati_export.ragged import rows_at
 from gati_export.repository import write_repository
 
 REQUESTS, WARM_UP = 60, 10
@@ -33,7 +34,7 @@ def faster_mode(
     Args:
         staged: A repository that holds this chain alone.
         chain: The chain.
-        samples: Inputs to ask, [n, ...] each, one at a time.
+        samples: Inputs to ask, n rows each, one at a time.
         report: Told how far it is.
 
     Returns:
@@ -70,7 +71,8 @@ def _mean_seconds(address: str, chain: Chain, samples: Mapping[str, np.ndarray])
     with triton.InferenceServerClient(address) as client:
         taken = []
         for i in range(WARM_UP + REQUESTS):
-            rows = {tensor: as_sent(samples[tensor.name][[i % count]]) for tensor in chain.inputs}
+            one = rows_at(samples, [i % count])
+            rows = {tensor: as_sent(one[tensor.name]) for tensor in chain.inputs}
             inputs = [_input(tensor.name, tensor.dtype, value) for tensor, value in rows.items()]
             start = time.perf_counter()
             client.infer(chain.model, inputs)

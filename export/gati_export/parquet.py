@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from gati.errors import SamplesError
 from gati.recorder import ANSWER, EXIT, RELEASE, TIME
 from gati_export.images import Decode
+from gati_export.ragged import apart, gathered, is_ragged, joined
 
 NEEDS_DECODE = (
     "Column {name!r} holds encoded bytes; say with --image how they become the model's input, "
@@ -31,23 +32,41 @@ def read_parquet(path: Path, names: Sequence[str] | None, decode: Decode | None)
         decode: What makes a row of encoded bytes, or of a struct with the field `bytes`, an array.
 
     Returns:
-        Arrays [rows, *shape] by column. Lists are reshaped by the JSON list in the field's metadata under `shape`.
+        Arrays [rows, *shape] by column, or of objects where rows differ in shape (gati_export.ragged). Lists are
+        reshaped by the JSON list in the field's metadata under `shape`.
 
     Raises:
-        SamplesError: If there is no file, a file is damaged, rows differ in shape, or values are missing.
+        SamplesError: If there is no file, a file is damaged, rows differ in rank or type, or values are missing.
     """
     files = _files(path)
-    schema = _schema(files[0])
-    columns = _columns(schema, names, decode)
-    try:
-        tables = [pq.ParquetFile(file).read(columns=columns) for file in files]
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except (OSError, pa.ArrowException) as error:
-        raise SamplesError(f"The Parquet files of {path.name} can't be read together ({error}).") from error
+    columns = _columns(_schema(files[0]), names, decode)
+    parts = [_read(file, columns, decode) for file in files]
+    return {name: _together(name, [part[name] for part in parts if len(part[name])]) for name in columns}
+
+
+def _read(file: Path, columns: Sequence[str], decode: Decode | None) -> dict[str, np.ndarray]:
+    schema = _schema(file)
     for name in columns:
-        if name not in table.column_names:
-            raise SamplesError(f"Some files of {path.name} lack the column {name!r}; write the same columns to all.")
+        if name not in schema.names:
+            raise SamplesError(f"{file.name} lacks the column {name!r}; write the same columns to all files.")
+    try:
+        table = pq.ParquetFile(file).read(columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise SamplesError(f"{file.name} is damaged ({error}).") from error
     return {name: _array(name, schema.field(name), table.column(name), decode) for name in columns}
+
+
+def _together(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows of all files; those of one may be of another shape than those of another."""
+    if not parts:
+        return np.empty((0,))
+    if len({_rank(part) for part in parts}) > 1:
+        raise SamplesError(f"Rows of column {name!r} are lists of different depths; write them alike.")
+    return joined(parts)
+
+
+def _rank(rows: np.ndarray) -> int:
+    return rows[0].ndim
 
 
 def _files(path: Path) -> list[Path]:
@@ -109,38 +128,40 @@ def _array(name: str, field: pa.Field, column: pa.ChunkedArray, decode: Decode |
     if not (_is_number(column.type) or _is_list(column.type)):
         raise SamplesError(f"Column {name!r} holds {column.type}, which is no model's input; write numbers or images.")
     chunks = [_numbers(name, chunk) for chunk in column.chunks if len(chunk)]
-    if not chunks:
-        return np.empty((0,))
-    if len({chunk.shape[1:] for chunk in chunks}) > 1:
-        raise _differ(name)
-    return _reshaped(name, field, np.concatenate(chunks))
+    return _reshaped(name, field, joined(chunks)) if chunks else np.empty((0,))
 
 
 def _numbers(name: str, array: pa.Array) -> np.ndarray:
-    """Lists, nested or not, as one array [rows, *lengths]; all lists of one level must be equally long."""
-    shape = [len(array)]
-    while not _is_number(array.type):
-        if pa.types.is_fixed_size_list(array.type):
-            length = array.type.list_size
-        else:
-            lengths = pc.unique(pc.list_value_length(array))  # pyright: ignore[reportAttributeAccessIssue]
-            if len(lengths) != 1:
-                raise _differ(name)
-            length = lengths[0].as_py()
-        array = array.flatten()
+    """Lists, nested or not, as rows; those of one row and level must be equally long.
+
+    Returns:
+        An array [rows, *lengths], or one of objects where rows differ.
+    """
+    flat, shape = array, [len(array)]
+    while not _is_number(flat.type):
+        length = _length(flat)
+        if length is None:
+            if len(array) == 1:
+                raise SamplesError(f"Column {name!r} has a row whose lists differ in length; pad them to one.")
+            return gathered([_numbers(name, array.slice(row, 1))[0] for row in range(len(array))])
+        flat = flat.flatten()
         shape.append(length)
-        if array.null_count or len(array) != int(np.prod(shape)):
+        if flat.null_count or len(flat) != int(np.prod(shape)):
             raise SamplesError(f"Column {name!r} has rows with values missing inside; leave those rows out.")
-    return array.to_numpy(zero_copy_only=False).reshape(shape)
+    return flat.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _differ(name: str) -> SamplesError:
-    return SamplesError(f"Rows of column {name!r} differ in shape or type; pad, resize or convert them to one.")
+def _length(array: pa.Array) -> int | None:
+    """The length of all lists; None where they differ."""
+    if pa.types.is_fixed_size_list(array.type):
+        return array.type.list_size
+    lengths = pc.unique(pc.list_value_length(array))  # pyright: ignore[reportAttributeAccessIssue]
+    return lengths[0].as_py() if len(lengths) == 1 else None
 
 
 def _reshaped(name: str, field: pa.Field, rows: np.ndarray) -> np.ndarray:
     text = (field.metadata or {}).get(b"shape")
-    if text is None:
+    if text is None or is_ragged(rows):  # then it can't be the shape of all of them
         return rows
     try:
         return rows.reshape(len(rows), *(int(d) for d in json.loads(text)))
@@ -152,7 +173,7 @@ def _reshaped(name: str, field: pa.Field, rows: np.ndarray) -> np.ndarray:
 
 
 def _decoded(name: str, column: pa.ChunkedArray, decode: Decode) -> np.ndarray:
-    """Decodes row by row into one array, so that memory holds the images once."""
+    """Decodes row by row into one array, so that memory holds the images once, as long as they are of one shape."""
     rows = np.empty((0,))
     for index, encoded in enumerate(_encoded(column)):
         try:
@@ -163,8 +184,8 @@ def _decoded(name: str, column: pa.ChunkedArray, decode: Decode) -> np.ndarray:
             ) from error
         if index == 0:
             rows = np.empty((len(column), *row.shape), row.dtype)
-        if row.shape != rows.shape[1:] or row.dtype != rows.dtype:
-            raise _differ(name)
+        if not is_ragged(rows) and row.shape != rows.shape[1:]:
+            rows = apart(rows)
         rows[index] = row
     return rows
 

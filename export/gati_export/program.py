@@ -19,6 +19,7 @@ from gati.errors import BackboneError, SamplesError
 from gati.session import open_session, run
 from gati_export.exporter import exporting
 from gati_export.imports import import_callable
+from gati_export.ragged import few
 from gati_export.samples import pick
 
 BATCH = "batch"
@@ -130,8 +131,8 @@ def rows_of(module: nn.Module, samples: Mapping[str, np.ndarray], names: Sequenc
     """The first rows of the samples; floats in the precision that the module computes in."""
     floats = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     tensors = {}
-    for name, rows in pick(samples, names).items():
-        tensor = torch.from_numpy(np.resize(rows[:size], (size, *rows.shape[1:])))
+    for name, rows in few(pick(samples, names), size).items():
+        tensor = torch.from_numpy(rows)
         tensors[name] = tensor.to(floats) if tensor.is_floating_point() else tensor
     return tensors
 

@@ -11,6 +11,7 @@ from gati.chain import Tensor
 from gati.errors import SamplesError
 from gati_export.images import Decode
 from gati_export.parquet import read_parquet
+from gati_export.ragged import each, is_ragged, shapes
 
 
 def load_samples(
@@ -31,7 +32,7 @@ def load_samples(
         decode: For columns of encoded images; see `gati_export.images.parse_decode`.
 
     Returns:
-        Arrays [n, *shape] by name, n ≥ 1.
+        Rows by name, n ≥ 1 each: arrays [n, *shape], or of objects where rows differ in shape (gati_export.ragged).
 
     Raises:
         SamplesError: If samples can't be read or don't fit.
@@ -59,7 +60,9 @@ def _read_numpy(path: Path) -> dict[str, np.ndarray]:
         loaded = np.load(path, allow_pickle=False)
         arrays = {path.stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # NumPy raises what zipfile, zlib or its parser do
-        raise SamplesError(f"{path.name} is damaged, or holds more than plain arrays ({error}).") from error
+        raise SamplesError(
+            f"{path.name} is damaged, or holds more than plain arrays ({error}); rows of several shapes go to Parquet."
+        ) from error
     return arrays
 
 
@@ -73,7 +76,7 @@ def pick(samples: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, n
     if not missing:
         return {name: samples[name] for name in names}
     if len(names) == 1:
-        tensors = [array for array in samples.values() if array.ndim > 1] if len(samples) > 1 else [*samples.values()]
+        tensors = [rows for rows in samples.values() if len(samples) == 1 or rows.ndim > 1 or is_ragged(rows)]
         if len(tensors) == 1:
             return {names[0]: tensors[0]}
     there = ", ".join(repr(name) for name in samples) or "nothing that fits"
@@ -98,11 +101,12 @@ def check_samples(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -
 def cast_notes(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> list[str]:
     """What to know of samples that are integers where the model takes floats: they may lack a scaling."""
     picked = pick(samples, [tensor.name for tensor in inputs])
+    flat = {name: np.concatenate([*map(np.ravel, rows)]) if is_ragged(rows) else rows for name, rows in picked.items()}
     return [
-        f"Samples of {tensor.name!r} are {picked[tensor.name].dtype}, {picked[tensor.name].min()} to "
-        f"{picked[tensor.name].max()}, and taken as {tensor.dtype} as they are: that has to be what clients send."
+        f"Samples of {tensor.name!r} are {flat[tensor.name].dtype}, {flat[tensor.name].min()} to "
+        f"{flat[tensor.name].max()}, and taken as {tensor.dtype} as they are: that has to be what clients send."
         for tensor in inputs
-        if tensor.numpy.kind == "f" and picked[tensor.name].dtype.kind in "iu"
+        if tensor.numpy.kind == "f" and flat[tensor.name].dtype.kind in "iu"
     ]
 
 
@@ -118,23 +122,26 @@ def _count(arrays: Mapping[str, np.ndarray]) -> int:
 
 def _fit(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
     rows = _unflattened(rows, tensor)
-    shape = rows.shape[1:]
-    if len(shape) != len(tensor.shape) or any(w not in (-1, d) for d, w in zip(shape, tensor.shape, strict=True)):
-        raise SamplesError(
-            f"A row of input {tensor.name!r} has shape {list(shape)}, and the model takes {list(tensor.shape)} "
-            "(-1: any); reshape or resize the samples."
-        )
-    cast = _cast(rows, tensor)
-    if cast.dtype.kind == "f":
-        bad = int((~np.isfinite(cast.reshape(len(cast), -1)).all(axis=1)).sum())
-        if bad:
-            raise SamplesError(f"{bad} of {len(cast)} rows of input {tensor.name!r} hold NaN or Inf; leave them out.")
-    return np.ascontiguousarray(cast)
+    for shape in shapes(rows):
+        if len(shape) != len(tensor.shape) or any(w not in (-1, d) for d, w in zip(shape, tensor.shape, strict=True)):
+            raise SamplesError(
+                f"A row of input {tensor.name!r} has shape {list(shape)}, and the model takes {list(tensor.shape)} "
+                "(-1: any); reshape or resize the samples."
+            )
+        if 0 in shape:
+            raise SamplesError(
+                f"A row of input {tensor.name!r} has shape {list(shape)}, and holds nothing; leave it out."
+            )
+    cast = each(rows, lambda some: np.ascontiguousarray(_cast(some, tensor)))
+    bad = sum(not np.isfinite(row).all() for row in cast) if tensor.numpy.kind == "f" else 0
+    if bad:
+        raise SamplesError(f"{bad} of {len(cast)} rows of input {tensor.name!r} hold NaN or Inf; leave them out.")
+    return cast
 
 
 def _unflattened(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Gives rows that are flat lists of numbers, as tables hold them, the shape of the model's input."""
-    flat = rows.ndim <= 2 and min(tensor.shape, default=0) > 0
+    flat = rows.ndim <= 2 and min(tensor.shape, default=0) > 0 and not is_ragged(rows)
     return rows.reshape(-1, *tensor.shape) if flat and rows[0].size == np.prod(tensor.shape, dtype=np.int64) else rows
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gati_export.ragged import each, is_ragged
+
 NUMBERS = 8
 STEP = 1e-3
 """What numbers are rounded to, as a share of what samples differ by: thousands of times what copies differ by."""
@@ -20,12 +22,16 @@ def sketches(samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """For each tensor of floating point, sums over its values with random signs, as shares of their magnitude.
 
     Args:
-        samples: By name, [n, ...] each.
+        samples: By name, n rows each.
 
     Returns:
         By name, int64 [n, 8]; other tensors as they are.
     """
-    return {name: _sketch(value) if value.dtype.kind == "f" else value for name, value in samples.items()}
+    return {name: each(value, _sketch) if _is_float(value) else value for name, value in samples.items()}
+
+
+def _is_float(rows: np.ndarray) -> bool:
+    return (rows[0] if is_ragged(rows) else rows).dtype.kind == "f"
 
 
 def _sketch(value: np.ndarray) -> np.ndarray:

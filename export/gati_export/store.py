@@ -19,6 +19,7 @@ from gati.objects import open_store, public, reaching
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
+from gati_export.ragged import is_ragged, joined
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Recorded:
 
     Attributes:
         content: What they hold.
-        samples: That, by name, [n, ...] each.
+        samples: That, by name, n rows each.
         window: What they span.
         mark: What is recorded from then on comes after it.
     """
@@ -44,7 +45,7 @@ def default_store(repository: Path) -> str:
 
 
 def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, mark: str = "") -> Recorded:
-    """Reads the newest samples of the shape that most have, at most `limit`, which all hold what the newest holds.
+    """Reads the newest samples, at most `limit`, which all hold what the newest holds.
 
     A shard that can't be read is left out: its writer's disk may have failed, and the others are still good. So is one
     with features of other segments.
@@ -61,7 +62,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         UnavailableError: If the store can't be reached.
     """
     fs, url, names = _shards(store, chain, mark)
-    found: dict[tuple[Any, ...], list[_Part]] = {}
+    parts: list[_Part] = []
     content: Content | None = None
     for name in reversed(names):
         with reaching(url):
@@ -69,18 +70,19 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         if part is None or (content is not None and part.content != content):
             continue
         content = part.content
-        part = part if age is None else part.since(time.time() - age)
-        found.setdefault(part.shapes, []).append(part)
-        if _count(found[part.shapes]) >= limit:
+        parts.append(part if age is None else part.since(time.time() - age))
+        if _count(parts) >= limit:
             break
-    parts = max(found.values(), key=_count, default=[])
     if not _count(parts):
         raise SamplesError(
             f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
         )
     parts.reverse()
-    samples = {n: np.concatenate([part.samples[n] for part in parts])[-limit:] for n in parts[0].samples}
+    samples = {n: joined([part.samples[n] for part in parts])[-limit:] for n in parts[0].samples}
     times = np.concatenate([part.times for part in parts])[-limit:]
+    if any(map(is_ragged, samples.values())):  # what came at once lies in a shard for each shape
+        order = np.argsort(times, kind="stable")
+        samples, times = {name: rows[order] for name, rows in samples.items()}, times[order]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
     return Recorded(parts[0].content, samples, window, _mark(names[-1]))
 
@@ -121,11 +123,6 @@ class _Part:
     content: Content
     samples: dict[str, np.ndarray]
     times: np.ndarray
-
-    @property
-    def shapes(self) -> tuple[Any, ...]:
-        """Parts of the same shapes can be joined."""
-        return tuple(value.shape[1:] for value in self.samples.values())
 
     def since(self, time_: float) -> _Part:
         """What was served since then."""

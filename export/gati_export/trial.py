@@ -15,8 +15,9 @@ from gati.breaker import Breaker
 from gati.chain import Chain
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import ask
+from gati_export.runs import find_runs
 from gati_export.sketch import sketches
-from gati_export.splitting import Split, count, find_runs, split
+from gati_export.splitting import Split, count, split
 from gati_export.standing import refuted, served
 from gati_export.store import Recorded
 from gati_export.terms import Terms

@@ -57,14 +57,20 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     assert not kept.log
 
 
-def test_one_odd_request_does_not_hide_the_others(tmp_path: Path) -> None:
-    for start, width in ((0, 4), (2, 4), (4, 7)):
-        told = sample(start)
-        values = {name: np.resize(value, (2, width)) for name, value in told.values.items()}
-        write_shard(f"{tmp_path}/toy", shard(CHAIN, [replace(told, values=values)]), 1 << 30)
-        time.sleep(0.01)
-    recorded = read_recent(str(tmp_path), CHAIN, 100)
-    assert recorded.samples["x"].shape == (4, 4)
+def test_rows_of_all_shapes_are_read_in_the_order_they_were_served(tmp_path: Path) -> None:
+    chain = replace(CHAIN, inputs=(replace(CHAIN.inputs[0], shape=(-1,)),))
+    told = sample(0)
+    for row, width in enumerate((4, 7, 4, 5)):
+        x = {"x": np.full((2, width), row, np.float32)}
+        time_ = told.time + (row if row != 3 else 0.5)  # written later, as those of a shape are
+        write_shard(f"{tmp_path}/toy", shard(chain, [replace(told, values=x, time=time_)]), 1 << 30)
+    recorded = read_recent(str(tmp_path), chain, 7)
+    assert [(row[0], len(row)) for row in recorded.samples["x"]] == [
+        (0, 4), (3, 5), (3, 5), (1, 7), (1, 7), (2, 4), (2, 4),
+    ]  # fmt: skip
+    assert recorded.window.samples == 7
+    again = load_samples(tmp_path / "toy", inputs=chain.inputs)["x"]
+    assert sorted(map(len, again)) == [4, 4, 4, 4, 5, 5, 7, 7]
 
 
 def test_only_the_newest_are_read(tmp_path: Path) -> None:

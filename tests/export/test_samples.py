@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from gati.chain import Tensor
 from gati.errors import SamplesError
 from gati.recorder import shard, write_shard
 from gati_export.images import parse_decode
-from gati_export.samples import check_samples, load_samples
+from gati_export.samples import cast_notes, check_samples, load_samples
 
 X = Tensor("x", "FP32", (3, 4, 5))
 IDS, MASK = Tensor("ids", "INT64", (-1,)), Tensor("mask", "FP32", (-1,))
@@ -118,6 +119,42 @@ def test_encoded_images(tmp_path, images, encoded, as_struct):
     assert sorted(load_samples(path, decode=decode)) == ["image", "label"]
 
 
+def test_lists_of_any_length_for_a_dimension_that_may_vary(tmp_path):
+    texts = [[1, 2], [3], [4, 5, 6]]
+    path = write_table(tmp_path / "s.parquet", {"ids": texts, "mask": [[1.0] * len(text) for text in texts]})
+    samples = load_samples(path, inputs=[IDS, MASK])
+    assert [row.tolist() for row in samples["ids"]] == texts
+    assert {row.dtype for row in samples["ids"]} == {np.dtype(np.int64)}
+    assert {row.dtype for row in samples["mask"]} == {np.dtype(np.float32)}
+    with pytest.raises(SamplesError, match=re.escape("has shape [1], and the model takes [2]")):
+        load_samples(path, inputs=[Tensor("ids", "INT64", (2,))])
+    (tmp_path / "s.parquet").rename(tmp_path / "a.parquet")
+    write_table(tmp_path / "b.parquet", {"ids": [[7, 8]], "mask": [[1.0, np.nan]]})
+    with pytest.raises(SamplesError, match="1 of 4 rows of input 'mask'"):
+        load_samples(tmp_path, inputs=[IDS, MASK])
+    assert [row.tolist() for row in load_samples(tmp_path, inputs=[IDS])["ids"]] == [*texts, [7, 8]]
+    signals = write_table(tmp_path / "n.parquet", {"x": [[[1, 2], [3, 4]], [[5], [6]]]})
+    samples = load_samples(signals, inputs=[Tensor("x", "FP32", (2, -1))])
+    assert [row.tolist() for row in samples["x"]] == [[[1, 2], [3, 4]], [[5], [6]]]
+
+
+def test_integers_of_several_lengths_for_floats_are_said(tmp_path):
+    path = write_table(tmp_path / "s.parquet", {"mask": [[1, 2], [30]]})
+    samples = load_samples(path)
+    assert cast_notes(samples, [MASK]) == [
+        "Samples of 'mask' are int64, 1 to 30, and taken as FP32 as they are: that has to be what clients send."
+    ]
+
+
+def test_pictures_of_any_size_for_a_network_that_takes_them(tmp_path, encoded):
+    small = io.BytesIO()
+    Image.new("RGB", (2, 3)).save(small, "PNG")
+    path = write_table(tmp_path / "s.parquet", {"image": [*encoded, small.getvalue()]})
+    samples = load_samples(path, inputs=[Tensor("x", "FP32", (3, -1, -1))], decode=parse_decode(""))
+    assert [row.shape for row in samples["x"]] == [(3, 4, 5)] * 6 + [(3, 3, 2)]
+    assert not samples["x"][-1].any() and samples["x"][0].any()
+
+
 def test_image_option(encoded):
     assert parse_decode("")(encoded[0]).shape == (3, 4, 5)
     assert parse_decode("8x6 gray")(encoded[0]).shape == (1, 6, 8)
@@ -203,7 +240,9 @@ def test_objects_are_not_unpickled(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"ids": [[1, 2], [3]]}, "differ in shape"),
+        ({"ids": [[1, 2], []]}, "holds nothing"),
+        ({"ids": [[[1, 2]], [[3], [4]]]}, "has shape"),
+        ({"ids": [[[1, 2], [3]]]}, "a row whose lists differ in length"),
         ({"ids": [[1, 2], None]}, "no value in 1 rows"),
         ({"ids": [[1, 2], [3, None]]}, "values missing"),
         ({"ids": ["a", "b"]}, "holds string"),
@@ -220,8 +259,8 @@ def test_images_that_do_not_fit(tmp_path, encoded):
     small = io.BytesIO()
     Image.new("RGB", (2, 2)).save(small, "PNG")
     path = write_table(tmp_path / "s.parquet", {"image": [encoded[0], small.getvalue()]})
-    with pytest.raises(SamplesError, match="differ in shape"):
-        load_samples(path, decode=parse_decode(""))
+    with pytest.raises(SamplesError, match=re.escape("has shape [3, 2, 2], and the model takes [3, 4, 5]")):
+        load_samples(path, inputs=[X], decode=parse_decode(""))
     with pytest.raises(SamplesError, match="--image"):
         load_samples(path)
     broken = write_table(tmp_path / "b.parquet", {"image": [encoded[0], b"no image"]})

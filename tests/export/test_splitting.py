@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from gati_client.workload import film, frames, hot
 from gati_export.demo.digits import pools, views
-from gati_export.splitting import find_runs, fingerprint, split
+from gati_export.ragged import gathered
+from gati_export.runs import find_runs
+from gati_export.splitting import fingerprint, split
 
 RUN = 30
 
@@ -168,15 +170,37 @@ def test_a_camera_among_other_traffic(scenes):
     assert len(np.unique(found[rest])) > 0.85 * 600
 
 
-def test_texts_that_grow_word_by_word_are_runs():
+@pytest.mark.parametrize("padded", [True, False])
+def test_texts_that_grow_word_by_word_are_runs(padded):
     random = np.random.default_rng(0)
-    texts = np.zeros((800, 32), np.int64)
-    for start in range(0, 800, 20):
+    texts = []
+    for _ in range(40):
         words = random.integers(1, 5000, 32)
-        for step in range(20):
-            texts[start + step, : 12 + step] = words[: 12 + step]
-    found = find_runs({"ids": texts, "mask": (texts > 0).astype(np.int32)})
-    assert exactly_found(found, np.arange(800) // 20) >= 0.95
+        texts += [words[: 12 + step] for step in range(20)]
+    if padded:
+        ids = np.stack([np.pad(text, (0, 32 - len(text))) for text in texts])
+        samples = {"ids": ids, "mask": (ids > 0).astype(np.int32)}
+    else:
+        samples = {"ids": gathered(texts), "mask": gathered([np.ones(len(text), np.int32) for text in texts])}
+    assert exactly_found(find_runs(samples), np.arange(800) // 20) >= 0.95
+
+
+def test_texts_of_any_length_are_their_own_runs_unless_they_are_alike():
+    random = np.random.default_rng(0)
+    texts = [random.zipf(1.3, random.integers(1, 60)).clip(max=30_000) for _ in range(1000)]
+    assert np.array_equal(find_runs({"ids": gathered(texts)}), np.arange(1000))
+    often = [text for text in texts[:100] for _ in range(10)]  # a word is mistyped each time
+    often = [np.where(np.arange(len(text)) == random.integers(len(text)), -1, text) for text in often]
+    found = find_runs({"ids": gathered(often)})
+    assert exactly_found(found, np.arange(1000) // 10) >= 0.85  # of two words, one is half of them
+
+
+def test_signals_of_any_length_are_runs_where_they_are_alike():
+    random = np.random.default_rng(0)
+    signals = [random.normal(size=(2, random.integers(500, 3000))).astype(np.float32) for _ in range(80)]
+    assert np.array_equal(find_runs({"x": gathered(signals)}), np.arange(80))
+    noisy = [signal + 0.1 * random.normal(size=signal.shape).astype(np.float32) for signal in signals for _ in range(9)]
+    assert exactly_found(find_runs({"x": gathered(noisy)}), np.arange(720) // 9) >= 0.95
 
 
 def test_samples_must_be_close_in_numbers_and_in_words():

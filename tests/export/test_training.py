@@ -20,7 +20,8 @@ from gati_export.candidates import Candidate, ask
 from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
 from gati_export.heads import threshold_of
-from gati_export.splitting import Split, find_runs, fingerprint, split
+from gati_export.runs import find_runs
+from gati_export.splitting import Split, fingerprint, split
 from gati_export.standing import Live, judge
 from gati_export.terms import Terms
 from gati_export.training import Trained, decide, train_heads

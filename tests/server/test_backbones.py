@@ -5,19 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import networks
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import tritonclient.grpc as triton
 from conftest import Served
 from google.protobuf import text_format
-from networks import Network, decided, resembling
+from networks import Network, decided, resembling, unpadded
+from running import eventually
+from scipy import stats
 from tritonclient.grpc import model_config_pb2
 
 from gati.chain import Chain, chain_path, read_chain
@@ -25,6 +29,8 @@ from gati.cli import main
 from gati.release import head_path, valid_releases
 from gati.session import open_session
 from gati_export.bench.int8 import quantise
+from gati_export.refresh import Plan, refreshed
+from gati_export.store import count_since, default_store, read_recent
 
 ENOUGH, FEW = 1500, 40
 MODULE = """
@@ -110,6 +116,26 @@ def write_backbone(name: str, case: Case, network: Network, folder: Path) -> str
     return f"own_{name}:build"
 
 
+def write_samples(case: Case, network: Network, path: Path) -> str:
+    """Writes samples; where texts may have any length, without padding. Returns the file's name."""
+    samples = resembling(network, case.samples)
+    if "length" in case.dynamic:
+        texts = unpadded(samples)
+        columns = {name: [text[name][0].tolist() for text in texts] for name in samples}
+        pq.write_table(pa.table(columns), path.with_suffix(".parquet"))
+        return f"{path.name}.parquet"
+    np.savez(path.with_suffix(".npz"), **samples)
+    return f"{path.name}.npz"
+
+
+def asked(case: Case, network: Network, seed: int = 1) -> dict[str, np.ndarray]:
+    """40 rows that it was not exported with; texts are of one length here, to be asked for together."""
+    if "length" not in case.dynamic:
+        return resembling(network, 40, seed=seed)
+    texts = dict(by_length(unpadded(resembling(network, 1000, seed=seed))))
+    return some(texts[8], slice(0, 40))
+
+
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     """All cases, exported into one repository by the command."""
@@ -120,15 +146,15 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
         patch.setattr(sys, "path", [*sys.path])
         for name, case in CASES.items():
             network = case.make()
-            np.savez(folder / f"{name}.npz", **resembling(network, case.samples))
+            samples = write_samples(case, network, folder / name)
             backbone = write_backbone(name, case, network, folder)
             options = ["--repository", "models", "--name", name, "--mode", "inline", "--cut-points", "2", "--plain"]
             options += ["--families", "pooled", "--views", "3000"]  # the others take longer to learn
             with pytest.raises(SystemExit) as end:
-                main(["export", backbone, "--samples", f"{name}.npz", *options])
+                main(["export", backbone, "--samples", samples, *options])
             assert not end.value.code
             chain = read_chain(folder / "models", name)
-            rows = resembling(network, 40, seed=1)
+            rows = asked(case, network)
             names = [tensor.name for tensor in chain.inputs]
             made[name] = Family(chain, folder / "models", dict(zip(names, rows.values(), strict=True)))
     return made
@@ -166,6 +192,13 @@ def ask(client: triton.InferenceServerClient, family: Family, rows: dict[str, np
 
 def some(rows: dict[str, np.ndarray], index: slice) -> dict[str, np.ndarray]:
     return {name: array[index] for name, array in rows.items()}
+
+
+def by_length(texts: list[dict[str, np.ndarray]]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Texts of one length together."""
+    for length in sorted({text["input_ids"].shape[1] for text in texts}):
+        alike = [text for text in texts if text["input_ids"].shape[1] == length]
+        yield length, {name: np.concatenate([text[name] for text in alike]) for name in alike[0]}
 
 
 def close(answer: np.ndarray, expected: np.ndarray) -> bool:
@@ -215,6 +248,39 @@ def test_none_of_them_goes_the_long_way(inline, served, families):
         ask(inline, family, some(family.rows, slice(0, 1)), name)
     time.sleep(1)  # a release is joined a moment after it went live
     assert "than they need to" not in served.log()
+
+
+def test_texts_of_all_lengths_are_answered_early_and_as_promised(families):
+    family, wrong, early = families["text"], 0, set()
+    texts = {length: rows for length, rows in by_length(unpadded(resembling(CASES["text"].make(), 600, seed=2)))}
+    for length, rows in texts.items():
+        answers, exits = family.cached(rows)
+        wrong += int((answers.argmax(1) != family.backbone(rows).argmax(1)).sum())
+        early |= {length} if (exits == 0).any() else set()
+    assert wrong <= stats.binom.ppf(0.999, 600, family.chain.epsilon)
+    assert len(early) >= 5
+
+
+def test_a_refresh_learns_from_texts_of_all_lengths(serve, families, tmp_path):
+    family, repository = families["text"], tmp_path / "models"
+    for folder in family.repository.glob("text*"):
+        shutil.copytree(folder, repository / folder.name)
+    server = serve(repository, GATI_STORE="", GATI_AUDIT="0")
+    client = triton.InferenceServerClient(server.grpc)
+    texts = [text for text in unpadded(resembling(CASES["text"].make(), 2200, seed=3)) if text["input_ids"].size > 3]
+    for text in texts:
+        ask(client, family, text)
+    store = default_store(repository)
+    assert eventually(lambda: count_since(store, family.chain, "")[0] == len(texts))
+    recorded = read_recent(store, family.chain, len(texts))
+    assert [row.tolist() for row in recorded.samples["input_ids"]] == [text["input_ids"][0].tolist() for text in texts]
+    done = refreshed(Plan(repository, family.chain, store, server=server.grpc, always=True), lambda *_: None)
+    assert done.release is not None and done.release.window.samples == len(texts)
+    early = set()
+    for length, rows in by_length(texts):
+        served = ask(client, family, some(rows, slice(0, 32)))
+        early |= {length} if (served.as_numpy("release") == done.release.number).any() else set()
+    assert len(early) >= 5
 
 
 @pytest.mark.parametrize("length", [1, 6, 10, 17])

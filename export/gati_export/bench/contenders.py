@@ -24,6 +24,7 @@ from gati_export.bench.rows import MOSTLY_HITS, PLAIN
 from gati_export.candidates import Candidate, ask
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
+from gati_export.ragged import rows_at, typical
 from gati_export.replay import has_state
 from gati_export.repository import copy_config, move, onnx_config, plain_name, write_config, write_repository
 from gati_export.splitting import count
@@ -294,10 +295,11 @@ def _add_int8(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
     """The backbone in int8, and the chain with its segments in int8 and its heads as they are."""
     path = arena.repository.with_name(f"{arena.repository.name}.int8.onnx")
     try:
-        quantise(arena.backbone(), path, samples)
+        some = rows_at(samples, typical(samples)[:SAMPLES])
+        quantise(arena.backbone(), path, some)
         _write_model(arena, "int8", path)
         arena.contenders.append(Contender("int8"))
-        _add_int8_chain(arena, path, {name: values[:SAMPLES] for name, values in samples.items()})
+        _add_int8_chain(arena, path, some)
     except BenchError as error:
         arena.notes.append(f"int8: {error}")
 

@@ -12,6 +12,7 @@ from gati.chain import Chain
 from gati.errors import BenchError
 from gati_client import Client
 from gati_client.errors import ClientError
+from gati_export.ragged import rows_at
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndar
     try:
         with Client(address, model) as client:
             for row in range(len(outputs)):
-                answer = client.infer({name: values[row : row + 1] for name, values in requests.items()})
+                answer = client.infer(rows_at(requests, [row]))
                 answers[row] = answer.output[0]
                 if answer.exit is not None:
                     exits[row] = answer.exit.ravel()[0]

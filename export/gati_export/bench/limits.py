@@ -15,14 +15,15 @@ from gati_export.activations import open_segments
 from gati_export.bench.contenders import Arena
 from gati_export.candidates import Candidate, ask
 from gati_export.latency import measure_segments
+from gati_export.ragged import rows_at
 
 WARM_UP = 5
 
 
 def time_engine(session: ort.InferenceSession, chain: Chain, requests: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Seconds that each request, inputs [n, ...], takes in ONNX Runtime alone, one at a time: [n]."""
+    """Seconds that each of n requests takes in ONNX Runtime alone, one at a time: [n]."""
     count = len(next(iter(requests.values())))
-    singles = [{name: values[row : row + 1] for name, values in requests.items()} for row in range(count)]
+    singles = [rows_at(requests, [row]) for row in range(count)]
     for feeds in singles[:WARM_UP]:
         run(session, [chain.output.name], feeds)
     taken = np.empty(count)

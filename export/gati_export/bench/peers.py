@@ -19,7 +19,8 @@ from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.heads import with_threshold
 from gati_export.latency import measure_segments
-from gati_export.splitting import find_runs, split
+from gati_export.runs import find_runs
+from gati_export.splitting import split
 from gati_export.terms import Terms
 from gati_export.training import enlarged, train_heads
 

@@ -35,6 +35,7 @@ from gati_export.bench.rows import ALLOWED, ENGINE, ORACLE, PLAIN, SERVED, Resul
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Feeds, Traffic, write_inputs
+from gati_export.ragged import batches, rows_at
 
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""
@@ -86,7 +87,7 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
 
     Args:
         plan: What to measure.
-        samples: What requests are drawn from, inputs by name, [n, ...].
+        samples: What requests are drawn from, inputs by name, n rows each.
         report: Told how far it is.
 
     Raises:
@@ -120,7 +121,7 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
         classes = outputs_of(session, plan.chain, samples).argmax(1) if plan.workload == "hot" else None
         traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
         first = [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
-        starts = seconds_to_answer(arena, first, Path(work, "start"), traffic.take(1))
+        starts = seconds_to_answer(arena, first, Path(work, "start"), rows_at(traffic.take(1), [0]))
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), {DEVICE: str(plan.device)}, options=options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
@@ -183,13 +184,12 @@ def outputs_of(session: ort.InferenceSession, chain: Chain, requests: Mapping[st
     Raises:
         SamplesError: If it can't take them.
     """
-    size = min(BATCH, chain.max_batch)
-    count = len(next(iter(requests.values())))
-    batches = (
-        {name: values[start : start + size] for name, values in requests.items()} for start in range(0, count, size)
-    )
+    rows = np.arange(len(next(iter(requests.values()))))
+    found = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
     try:
-        return np.concatenate([run(session, [chain.output.name], feeds)[0] for feeds in batches])
+        for batch in batches(requests, rows, min(BATCH, chain.max_batch)):
+            found[batch] = run(session, [chain.output.name], rows_at(requests, batch))[0]
+        return found
     except Exception as error:  # ONNX Runtime's own errors share no base
         raise SamplesError(f"The backbone can't take these samples: {str(error).splitlines()[0][:300]}") from error
 

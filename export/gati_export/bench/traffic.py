@@ -12,13 +12,14 @@ import numpy as np
 from gati.chain import Tensor, as_sent
 from gati.errors import SamplesError
 from gati_client.workload import film, frames, hot, iid
+from gati_export.ragged import rows_at
 
 WORKLOADS = ("iid", "hot", "frames")
 MOST = 200_000
 """Requests before a sequence begins anew."""
 
 Feeds = dict[str, np.ndarray]
-"""One request, or all: inputs by name, [rows, ...] each."""
+"""One request, or all: inputs by name, as many rows each (gati_export.ragged)."""
 
 
 class Traffic:
@@ -52,7 +53,7 @@ class Traffic:
         self._index = iid(count, MOST, seed) if classes is None else hot(classes, MOST, seed=seed)
 
     def take(self, count: int) -> Feeds:
-        """The next requests, inputs by name, [count, ...] each."""
+        """The next requests, inputs by name, `count` rows each."""
         start, self.taken = self.taken, self.taken + count
         if self._film is not None:
             rows = [next(self._film) for _ in range(count)]
@@ -88,10 +89,12 @@ def _filmed(name: str, pool: np.ndarray, seed: int) -> Iterator[Feeds]:
 
 
 def write_inputs(path: Path, requests: Feeds) -> None:
-    """Writes requests [n, ...] as perf_analyzer's input data, one step a request."""
+    """Writes requests as perf_analyzer's input data, one step a request."""
     count = len(next(iter(requests.values())))
-    sent = {name: as_sent(values) for name, values in requests.items()}
-    steps = [{name: _encoded(values[row]) for name, values in sent.items()} for row in range(count)]
+    steps = [
+        {name: _encoded(as_sent(values)[0]) for name, values in rows_at(requests, [row]).items()}
+        for row in range(count)
+    ]
     path.write_text(json.dumps({"data": steps}), encoding="ascii")
 
 

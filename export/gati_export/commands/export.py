@@ -111,9 +111,10 @@ def export(
     BACKBONE is an ONNX file, a torch.export program (.pt2), a TorchScript program (.pt), package.module:callable that
     returns an nn.Module, or the folder of such a model in a Triton repository, whose place the chain then takes for
     all clients: names, batches, labels. It gives scores, [batch, classes], and perhaps what follows from these alone,
-    as a label does. SAMPLES are arrays, or Parquet columns, named as its inputs; no labels are needed. The answers
-    served differ from BACKBONE's on at most a share --epsilon of requests like SAMPLES, with confidence 1 - --delta:
-    that takes 299 samples held out at the defaults, so give 1,400 or more.
+    as a label does. SAMPLES are arrays, or Parquet columns, named as its inputs, and no labels are needed; rows may be
+    of any shape that it takes, as texts are. The answers served differ from BACKBONE's on at most a share --epsilon of
+    requests like SAMPLES, with confidence 1 - --delta: that takes 299 samples held out at the defaults, so give 1,400
+    or more.
 
     \b
     gati export resnet18.onnx --samples images.npz --repository models
