@@ -44,7 +44,7 @@ from gati_export.publish import Draft, publish
 from gati_export.runs import find_runs
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
-from gati_export.splitting import fingerprint, split
+from gati_export.splitting import Split, fingerprint, split
 from gati_export.terms import ENOUGH, Terms
 from gati_export.training import Heard, Trained, decide
 from gati_export.views import with_views
@@ -140,7 +140,7 @@ class Trial:
         candidates: Heads of all families.
         tuned: What these say to the tuning samples.
         held_out: The same of the calibration samples.
-        groups: Which of these are one observation.
+        parts: Which samples those are.
         digest: Of these.
     """
 
@@ -154,14 +154,15 @@ class Trial:
     candidates: Candidates
     tuned: Heard
     held_out: Heard
-    groups: np.ndarray
+    parts: Split
     digest: str
 
     def compose(self, families: Sequence[str]) -> tuple[Trained, np.ndarray]:
         """The heads of these families that are chosen and certified, and the groups of the calibration samples."""
         few, heard = subset(self.candidates, self.tuned, families)
         _, judged = subset(self.candidates, self.held_out, families)
-        return decide(self.chain, few, heard, judged, self.groups, self.terms, self.digest), self.groups
+        trained = decide(self.chain, few, heard, judged, self.parts, self.terms, self.digest)
+        return trained, self.parts.groups[self.parts.calibrate]
 
     def judge(self, name: str, seed: int, trained: Trained, most: int) -> Row:
         """Runs a chain with these heads, and the plain backbone, on the requests in turns, and compares."""
@@ -296,7 +297,7 @@ def _train(
         candidates=candidates,
         tuned=ask(chain, sessions, candidates.heads, samples, parts.tune, report),
         held_out=ask(chain, sessions, candidates.heads, samples, parts.calibrate, report),
-        groups=parts.groups[parts.calibrate],
+        parts=parts,
         digest=fingerprint(samples, parts.calibrate),
     )
 

@@ -34,7 +34,7 @@ class Certificate:
 
     Attributes:
         n: Calibration samples, none of them used in training.
-        observations: Independent ones among them: frames of one scene, and copies, count as one.
+        observations: Independent ones among them, of inputs that no training has seen, each counted once.
         errors: On how many of them the chain's answer did not agree with the backbone's.
         bound: Upper bound on the share of such answers, at confidence 1 − delta.
         epsilon: The promise.

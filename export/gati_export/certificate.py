@@ -5,8 +5,12 @@ from the strictest to the loosest, decided before the calibration samples are lo
 than ε of the answers differ" at level δ, until the first one fails. To pass any setting that breaks the promise, the
 first such on the path must be passed, and that happens with probability δ at most; so having tried many costs nothing.
 
-Samples of one group (frames of one scene, copies) depend on each other; groups must be independent draws of the traffic
-that is promised for. The promise is for traffic whose groups are as large as these: tests hold for the sizes given.
+Samples of one group (frames of one scene) depend on each other; groups must be independent draws of the traffic that
+is promised for. The promise is for traffic whose groups are as large as these: tests hold for the sizes given.
+
+Where inputs are asked again and again, two things are tested at each setting, and have to hold: that no more than ε of
+all requests are answered otherwise, of which some inputs make up many; and that no more than ε of the fresh inputs are,
+each counted once, so that answers that are right because they are always the same don't vouch for what comes next.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class Verdict:
     Attributes:
         step: Its place on the path.
         n: Calibration samples.
-        observations: Groups among them, which are independent.
+        observations: Groups among them, which are independent: of fresh ones, where others are not.
         errors: Samples on which the chain's answer differs from the backbone's at this step.
         bound: Upper bound on the share of such answers, at confidence 1 − delta; at most epsilon.
         method: How the step was chosen and the bound computed.
@@ -53,16 +57,16 @@ def samples_needed(epsilon: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
-def observations_needed(groups: np.ndarray, epsilon: float, delta: float) -> int:
-    """How many groups of such sizes it takes to show an error of at most epsilon, if no sample is an error.
+def there_and_needed(
+    groups: np.ndarray, epsilon: float, delta: float, fresh: np.ndarray | None = None
+) -> tuple[int, int]:
+    """How many groups there are, and how many of such sizes it takes to show that, if no sample is an error.
 
-    Args:
-        groups: Of each sample, int [n], n ≥ 1.
-        epsilon: Largest share of answers that may differ.
-        delta: 1 − confidence.
+    Of fresh ones, if more of these are missing. Arguments are as for `certify`.
     """
     _check(epsilon, delta)
-    return int(min(_test(np.unique(groups, return_counts=True)[1], epsilon, delta).needed(), BEYOND))
+    tests = _tests(groups, fresh, epsilon, delta)
+    return min(((len(test.sizes), test.needed()) for test in tests), key=lambda pair: pair[0] / pair[1])
 
 
 def errors_allowed(n: int, epsilon: float, delta: float) -> int:
@@ -77,7 +81,9 @@ def upper_bound(errors: int, n: int, delta: float) -> float:
     return 1.0 if errors >= n else float(stats.beta.ppf(1 - delta, errors + 1, n - errors))
 
 
-def certify(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float) -> Verdict | None:
+def certify(
+    errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: np.ndarray | None = None
+) -> Verdict | None:
     """Finds the loosest step of a path that is safe; None if the first one is not (see `refusal`).
 
     Args:
@@ -86,61 +92,101 @@ def certify(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float
         groups: Of each sample, int [n]; samples of one group count as one observation.
         epsilon: Largest share of answers that may differ.
         delta: 1 − confidence.
+        fresh: Whether a sample asks what no other does, bool [n]; None if all do.
 
     Raises:
         SamplesError: If epsilon or delta is not between 0 and 1.
     """
     _check(epsilon, delta)
-    members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
-    if not len(sizes):
+    tests = _tests(groups, fresh, epsilon, delta)
+    if not all(len(test.sizes) for test in tests):
         return None
-    test, passed = _test(sizes, epsilon, delta), -1
+    passed = -1
     for wrong in errors:
-        if not test.passes(_by_group(wrong, members, sizes)):
+        if not all(test.passes(wrong) for test in tests):
             break
         passed += 1
     if passed < 0:
         return None
     wrong = errors[passed]
+    bound, method = max((test.bound(wrong), test.method) for test in tests)
     return Verdict(
         step=passed,
-        n=len(members),
-        observations=len(sizes),
+        n=len(groups),
+        observations=min(len(test.sizes) for test in tests),
         errors=int(wrong.sum()),
-        bound=test.bound(_by_group(wrong, members, sizes)),
-        method=f"Learn then Test, fixed sequence of {len(errors)} settings; {test.method}",
+        bound=bound,
+        method=f"Learn then Test, fixed sequence of {len(errors)} settings; {method}",
     )
 
 
-def refusal(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float) -> str:
+def refusal(
+    errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: np.ndarray | None = None
+) -> str:
     """Why `certify` found no safe step, and what would help, in one sentence; arguments as there."""
     _check(epsilon, delta)
     promise = f"at most {epsilon:.2%} differing answers with {1 - delta:.0%} confidence"
-    members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
-    n, observations = len(members), len(sizes)
-    needed = _test(sizes, epsilon, delta).needed() if n else samples_needed(epsilon, delta)
-    if observations < needed and observations == n:
-        return f"There are {n} calibration samples, and {promise} takes at least {needed}; collect more."
-    if observations < needed:
-        return (
-            f"There are {observations} independent observations among the {n} calibration samples (frames of one "
-            f"scene, and copies, count as one; the largest such group has {sizes.max()}), and {promise} takes at least "
-            f"{needed}; collect more that differ."
-        )
+    tests = _tests(groups, fresh, epsilon, delta)
+    for test in tests:
+        n, observations, needed = len(test.members), len(test.sizes), test.needed()
+        if observations < needed and observations == len(groups):
+            return f"There are {n} calibration samples, and {promise} takes at least {needed}; collect more."
+        if observations < needed:
+            largest = f"; the largest such group has {test.sizes.max()}" if observations < n else ""
+            return (
+                f"There are {observations} independent observations among the {len(groups)} calibration samples "
+                f"(frames of one scene, and copies, count as one{largest}), and {promise} takes at least {needed}; "
+                "collect more that differ."
+            )
     if not len(errors):
         return "No head gave a usable score on the tuning samples; check that the samples are like the traffic."
-    bound = _test(sizes, epsilon, delta).bound(_by_group(errors[0], members, sizes))
+    test = next((test for test in tests if not test.passes(errors[0])), tests[0])
+    n, observations = len(test.members), len(test.sizes)
     independent = f", {observations} independent ones among them," if observations < n else ""
     return (
-        f"No setting is safe: with the strictest one, {int(errors[0].sum())} of {n} calibration answers{independent} "
-        f"differ from the backbone's, which shows at most {bound:.2%} and not {promise}; give more samples, or a "
-        "larger epsilon."
+        f"No setting is safe: with the strictest one, {int(test.of(errors[0]).sum())} of {n} calibration "
+        f"answers{independent} differ from the backbone's, which shows at most {test.bound(errors[0]):.2%} and not "
+        f"{promise}; give more samples, or a larger epsilon."
     )
 
 
-def _by_group(wrong: np.ndarray, members: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Errors in each group, [groups]."""
-    return np.bincount(members[wrong], minlength=len(sizes))
+class _Tested:
+    """Samples that are tested together.
+
+    Attributes:
+        sizes: Of their groups.
+        members: The group of each.
+        method: How they are tested.
+    """
+
+    def __init__(self, groups: np.ndarray, rows: np.ndarray | slice, epsilon: float, delta: float) -> None:
+        self.members, self.sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)[1:]
+        self._rows = rows
+        self._fewest = samples_needed(epsilon, delta)
+        self._test = _test(self.sizes, epsilon, delta) if len(self.sizes) else None
+        self.method = self._test.method if self._test else ""
+
+    def of(self, wrong: np.ndarray) -> np.ndarray:
+        """Errors in each group, [groups], where samples are wrong, bool [n] of all there are."""
+        return np.bincount(self.members[wrong[self._rows]], minlength=len(self.sizes))
+
+    def passes(self, wrong: np.ndarray) -> bool:
+        """Whether that is safe."""
+        return self._test is not None and self._test.passes(self.of(wrong))
+
+    def bound(self, wrong: np.ndarray) -> float:
+        """Upper bound on the share of errors."""
+        return self._test.bound(self.of(wrong)) if self._test else 1.0
+
+    def needed(self) -> int:
+        """How many groups of such sizes it takes, if no sample is an error."""
+        return int(min(self._test.needed(), BEYOND)) if self._test else self._fewest
+
+
+def _tests(groups: np.ndarray, fresh: np.ndarray | None, epsilon: float, delta: float) -> list[_Tested]:
+    """What is tested: all samples, and fresh ones where there are others."""
+    found = [_Tested(groups, slice(None), epsilon, delta)]
+    return found if fresh is None or fresh.all() else [*found, _Tested(groups, fresh, epsilon, delta)]
 
 
 def _test(sizes: np.ndarray, epsilon: float, delta: float) -> _Binomial | _Betting:

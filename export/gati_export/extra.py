@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,10 +23,7 @@ def with_extra(
     Returns:
         All samples, the new ones last, and their parts.
     """
-    there = len(split.groups)
     held_out = set(digests(samples, np.concatenate([split.tune, split.calibrate])))
     fresh = [row for row, digest in enumerate(digests(more, range(count(more)))) if digest not in held_out]
     both = {name: joined([rows, more[name][fresh]]) for name, rows in samples.items()}
-    added = np.arange(there, there + len(fresh))
-    groups = np.concatenate([split.groups, split.groups.max(initial=-1) + 1 + np.arange(len(fresh))])
-    return both, replace(split, train=np.concatenate([split.train, added]), groups=groups)
+    return both, split.grown(len(fresh))

@@ -1,14 +1,15 @@
 """Splitting: which samples train heads, tune them, and calibrate the certificate, and which are one observation.
 
-Frames of one scene, and copies, say little more than one sample does. They form a group, which goes to one part as a
-whole and counts once in the certificate.
+Frames of one scene say little more than one sample does: they go to one part together, and count once. Copies that come
+apart, as one text in ten is "thanks", are requests like others: what is asked again and again will be, and what heads
+do with it is part of what they do with the traffic. But they say nothing of what comes next (gati_export.certificate).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -22,28 +23,54 @@ EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
 """The same where there are other samples to train on, and where these come in runs, which those others don't show."""
 
 
+FEWEST = 5
+"""Runs with an input in common are not one for that if the input is in so many."""
+TURN = (5**0.5 - 1) / 2
+"""Of which the multiples lie evenly in 0..1, whatever their number."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """Indices of the samples that train heads, tune them, and calibrate the certificate; no group is in two parts.
+    """Indices of the samples that train heads, tune them, and calibrate the certificate.
 
     Attributes:
         train: Int [...], rising, like the others.
         tune: Likewise.
         calibrate: Likewise.
-        groups: The group of every sample, int [n], numbered by first appearance.
+        groups: The run of every sample, int [n]. No run is in two parts.
+        inputs: What every sample asks, int [n]: the same number for copies.
     """
 
     train: np.ndarray
     tune: np.ndarray
     calibrate: np.ndarray
     groups: np.ndarray
+    inputs: np.ndarray
+
+    @property
+    def fresh(self) -> np.ndarray:
+        """Of the samples that calibrate, whether they ask what none that trains, tunes, or came before asks, bool."""
+        asked = self.inputs[self.calibrate]
+        first = np.zeros(len(asked), bool)
+        first[np.unique(asked, return_index=True)[1]] = True
+        return first & ~np.isin(asked, self.inputs[np.concatenate([self.train, self.tune])])
+
+    def grown(self, more: int) -> Split:
+        """The same with so many more samples, which are last, each by itself, and train."""
+        train = np.concatenate([self.train, len(self.groups) + np.arange(more)])
+        return replace(self, train=train, groups=_grown(self.groups, more), inputs=_grown(self.inputs, more))
+
+
+def _grown(names: np.ndarray, more: int) -> np.ndarray:
+    return np.concatenate([names, names.max(initial=-1) + 1 + np.arange(more)])
 
 
 def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, extra: bool = False) -> Split:
     """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
 
-    An input goes to the same part whenever it is seen, so no copy of a calibration sample was trained on; and neither
-    was a sample of the same run.
+    What an input does is decided by its content, whenever it is seen: so no copy of a sample that calibrates as the
+    only one of its kind was ever trained on, nor was a sample of the same run. Copies are dealt out to this part and
+    those behind it: some of those that train also tune and calibrate.
 
     Args:
         samples: Model inputs by name, n rows each.
@@ -52,17 +79,41 @@ def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, 
     """
     found = list(digests(samples, range(count(samples))))
     contents: dict[bytes, int] = {}
-    groups = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
-    if runs is not None:
-        groups = _joined(groups, runs)
-    # the digest that speaks for a group must not be chosen by the bytes that draw its part: the least is not uniform
-    spokesman: dict[int, bytes] = {}
-    for group, digest in zip(groups.tolist(), found, strict=True):
-        spokesman[group] = min(spokesman.get(group, digest), digest, key=lambda each: each[8:])
-    draws = np.array([int.from_bytes(spokesman[group][:8]) / 2**64 for group in groups.tolist()])
-    part = np.digitize(draws, np.cumsum(shares(runs, extra=extra)))
+    inputs = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
+    runs = np.arange(len(found)) if runs is None else runs
+    names = np.where(_dealt_out(inputs, runs), len(found) + np.arange(len(found)), inputs)
+    bounds = np.cumsum(shares(runs, extra=extra))
+    own, drawn = (np.digitize(draws, bounds) for draws in _draws(_joined(names, runs), found))
+    part = np.where(drawn < own, -1, drawn)
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
-    return Split(train, tune, calibrate, groups)
+    return Split(train, tune, calibrate, runs, inputs)
+
+
+def _dealt_out(inputs: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """Whether copies of a sample, bool [n], have parts of their own: where they come one by one, or in many runs."""
+    if len(np.unique(runs)) == len(runs):
+        return np.ones(len(runs), bool)
+    pairs = np.unique([inputs, runs], axis=1)
+    return (np.bincount(pairs[0]) >= FEWEST)[inputs]
+
+
+def _draws(groups: np.ndarray, digests: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """What decides the part of each sample, 0..1: by the digest that speaks for its group, and by the group itself.
+
+    They are the same but where one digest speaks for several groups, of which the first alone has its draw.
+    """
+    # it must not be chosen by the bytes that draw its part: the least is not uniform
+    spokesman: dict[int, bytes] = {}
+    for group, digest in zip(groups.tolist(), digests, strict=True):
+        spokesman[group] = min(spokesman.get(group, digest), digest, key=lambda each: each[8:])
+    turns: dict[bytes, int] = {}
+    own, drawn = dict[int, float](), dict[int, float]()
+    for group, digest in spokesman.items():
+        turns[digest] = turns.get(digest, -1) + 1
+        own[group] = int.from_bytes(digest[:8]) / 2**64
+        drawn[group] = (own[group] + TURN * turns[digest]) % 1
+    names = groups.tolist()
+    return np.array([own[group] for group in names]), np.array([drawn[group] for group in names])
 
 
 def shares(runs: np.ndarray | None, *, extra: bool) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, first_segment, learnable, open_segments
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
-from gati_export.certificate import Verdict, certify, errors_allowed, observations_needed, refusal, samples_needed
+from gati_export.certificate import Verdict, certify, errors_allowed, refusal, samples_needed, there_and_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
@@ -111,7 +111,7 @@ def train_heads(
     """
     parse_agreement(terms.agreement)  # before the work, not after it
     numbers = of_numbers(terms.agreement)
-    families = chosen_families(terms.families, _has_runs(split), numbers)
+    families = chosen_families(terms.families, _has_runs(split) or _has_copies(split), numbers)
     sessions = open_segments(segment_paths)
     times = known.times if known else measure_segments(chain, segment_paths, samples)
     check_p99(float(times.segments.sum()), terms.p99)
@@ -132,7 +132,7 @@ def train_heads(
     said, outputs = ask(chain, sessions, [*candidates.heads, *earlier], samples, split.calibrate, progress)
     held_out, before = (said[: len(candidates.heads)], outputs), said[len(candidates.heads) :]
     digest = fingerprint(samples, split.calibrate)
-    trained = decide(chain, candidates, tuned, held_out, split.groups[split.calibrate], terms, digest)
+    trained = decide(chain, candidates, tuned, held_out, split, terms, digest)
     return replace(trained, outputs=outputs, earlier={head.cut: one for head, one in zip(earlier, before, strict=True)})
 
 
@@ -158,9 +158,15 @@ def _has_runs(split: Split) -> bool:
     return len(np.unique(groups)) < 0.8 * len(groups)
 
 
-def _affordable(groups: np.ndarray, terms: Terms) -> float:
+def _has_copies(split: Split) -> bool:
+    """Whether many samples ask what others have asked."""
+    inputs = split.inputs[np.concatenate([split.tune, split.calibrate])]
+    return len(np.unique(inputs)) < 0.8 * len(inputs)
+
+
+def _affordable(split: Split, terms: Terms) -> float:
     """The share of errors that as many calibration samples can certify: less than epsilon."""
-    n = len(np.unique(groups))
+    n = len(np.unique(split.groups[split.calibrate][split.fresh]))
     return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / n
 
 
@@ -168,11 +174,10 @@ def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.nd
     """Why no head can come of these samples, before any is trained."""
     if not chain.heads:
         return "The backbone could not be cut, so there is no place for a head."
-    there = len(np.unique(split.groups))
-    calibrating = len(np.unique(split.groups[split.calibrate]))
-    needed = fewest = samples_needed(terms.epsilon, terms.delta)
-    if calibrating:
-        needed = observations_needed(split.groups[split.calibrate], terms.epsilon, terms.delta)
+    there = min(len(np.unique(names)) for names in (split.groups, split.inputs))
+    fewest = samples_needed(terms.epsilon, terms.delta)
+    groups, fresh = split.groups[split.calibrate], split.fresh
+    calibrating, needed = there_and_needed(groups, terms.epsilon, terms.delta, fresh)
     if calibrating < needed:
         kept = 1 - sum(shares(split.groups, extra=extra is not None))
         total = int(np.ceil(1.1 * needed / kept / 100) * 100)
@@ -193,7 +198,7 @@ def decide(
     candidates: Candidates,
     tuned: Heard,
     held_out: Heard,
-    groups: np.ndarray,
+    split: Split,
     terms: Terms,
     digest: str,
 ) -> Trained:
@@ -204,7 +209,7 @@ def decide(
         candidates: What there is to choose from.
         tuned: What they say to the tuning samples that no selector was fitted to, and the backbone's outputs there.
         held_out: The same of the calibration samples.
-        groups: Which of these are one observation, int [n].
+        split: The parts of the samples.
         terms: What to keep to.
         digest: SHA-256 over the calibration samples.
 
@@ -213,7 +218,8 @@ def decide(
         AgreementError: If agreement can't be judged as asked.
     """
     agreement = parse_agreement(terms.agreement)
-    limits = Limits(_affordable(groups, terms), terms.memory, terms.p99)
+    limits = Limits(_affordable(split, terms), terms.memory, terms.p99)
+    groups, fresh = split.groups[split.calibrate], split.fresh
     choice = choose(candidates, *tuned, agreement, limits)
     said, outputs = held_out
     agrees = tuple((one, agreement(one.answers, outputs)) for one in said)
@@ -224,9 +230,9 @@ def decide(
     chosen = [said[place] for place in choice.composition.chosen]
     most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
     exits, errors = walk(chosen, choice.path, outputs, agreement, most)
-    verdict = certify(errors, groups, terms.epsilon, terms.delta)
+    verdict = certify(errors, groups, terms.epsilon, terms.delta, fresh)
     if verdict is None:
-        return refused(refusal(errors, groups, terms.epsilon, terms.delta))
+        return refused(refusal(errors, groups, terms.epsilon, terms.delta, fresh))
     where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
     shares = np.bincount(where, minlength=len(chain.segments)) / len(where)
     plain = float(candidates.times.segments.sum())

@@ -7,7 +7,6 @@ any traffic (a mirrored word, say) is answered honestly and costs a head little;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -44,10 +43,7 @@ def with_views(
     rows = np.resize(split.train, count)
     mirrored = images.shape[6 - sum(axes)] in COLOURS  # grey pictures are often writing
     views = np.stack([_view(images[row], (axes[0] - 1, axes[1] - 1), mirrored, random) for row in rows])
-    total = len(images)
-    groups = np.concatenate([split.groups, split.groups.max() + 1 + np.arange(count)])
-    train = np.concatenate([split.train, np.arange(total, total + count)])
-    return {name: np.concatenate([images, views])}, replace(split, train=train, groups=groups)
+    return {name: np.concatenate([images, views])}, split.grown(count)
 
 
 def image_axes(inputs: Sequence[Tensor]) -> tuple[int, int] | None:

@@ -14,13 +14,21 @@ from gati.errors import SamplesError
 from gati_export.certificate import (
     certify,
     errors_allowed,
-    observations_needed,
     refusal,
     samples_needed,
+    there_and_needed,
     upper_bound,
 )
+from gati_export.splitting import split
 
 EPSILON, DELTA = 0.01, 0.05
+
+
+def observations_needed(groups: np.ndarray, epsilon: float, delta: float) -> int:
+    """How many groups of such sizes it takes."""
+    there, needed = there_and_needed(groups, epsilon, delta)
+    assert there == len(np.unique(groups))
+    return needed
 
 
 def noise(runs: int) -> float:
@@ -187,6 +195,50 @@ def test_what_breaks_the_promise_passes_no_more_often_than_it_may(sizes, shared,
         passed += certify(wrong[None], groups, epsilon, DELTA) is not None
     assert passed / runs <= DELTA + noise(runs)
     assert observations_needed(groups, epsilon, DELTA) < len(counts)  # it would pass without errors
+
+
+def test_answers_that_are_always_the_same_do_not_vouch_for_fresh_ones():
+    groups, fresh = np.arange(4000), np.arange(4000) < 400
+    few, many = (np.arange(4000) < count for count in (8, 3))  # 0.2 % of all and 2 % of the fresh, and 0.75 %
+    assert certify(few[None], groups, EPSILON, DELTA) is not None
+    assert certify(few[None], groups, EPSILON, DELTA, fresh) is None
+    assert "8 of 400 calibration answers differ" in refusal(few[None], groups, EPSILON, DELTA, fresh)
+    assert certify(many[None], groups, 0.02, DELTA, fresh) is not None
+    popular = (groups > 3900)[None]  # one input, asked again and again
+    assert certify(popular, groups, EPSILON, DELTA, fresh) is None
+    assert "99 of 4000 calibration answers differ" in refusal(popular, groups, EPSILON, DELTA, fresh)
+    right = certify(flagged(4000, 0), groups, EPSILON, DELTA, fresh)
+    assert right is not None
+    assert (right.n, right.observations, right.errors) == (4000, 400, 0)
+    assert right.bound == pytest.approx(1 - DELTA ** (1 / 400))
+    said = refusal(flagged(4000, 0), groups, EPSILON, DELTA, np.arange(4000) < 200)
+    assert said.startswith("There are 200 independent observations among the 4000 calibration samples (frames of one")
+    assert there_and_needed(groups, EPSILON, DELTA, np.arange(4000) < 200) == (200, 299)
+    assert there_and_needed(groups, EPSILON, DELTA, np.arange(4000) < 0) == (0, 299)
+
+
+@pytest.mark.parametrize("where", [(0, 30), (20, 400), (2000, 20_000)])
+def test_the_promise_holds_where_inputs_are_asked_again_and_again(where):
+    """Requests by Zipf's law, certified as they are split, while heads are wrong where inputs are so popular."""
+    random, runs, epsilon, broken, used = np.random.default_rng(4), 80, 0.02, 0, []
+    popular = 1 / np.arange(1, 20_001)
+    popular /= popular.sum()
+    within = (np.arange(20_000) >= where[0]) & (np.arange(20_000) < where[1])
+    thresholds = np.linspace(1, 0, 61)[1:-1, None]
+    for _ in range(runs):
+        scores = random.random(20_000)
+        wrong = random.random(20_000) < np.where(within, 0.5, 0.05) * (1 - scores)
+        asked = random.choice(20_000, 6000, p=popular)
+        parts = split({"x": (asked + random.integers(2**40))[:, None]})
+        held_out = asked[parts.calibrate]
+        errors = (scores[held_out] >= thresholds) & wrong[held_out]
+        verdict = certify(errors, parts.groups[parts.calibrate], epsilon, DELTA, parts.fresh)
+        if verdict is not None:
+            differs = popular[wrong & (scores >= thresholds[verdict.step])].sum()
+            broken += differs > epsilon
+            used.append(differs)
+    assert broken / runs <= DELTA + noise(runs)
+    assert len(used) > 0.8 * runs and np.mean(used) > 0.1 * epsilon
 
 
 def test_bound_is_below_the_truth_no_more_often_than_it_may():

@@ -49,6 +49,7 @@ def test_extra_samples_train_and_copies_of_held_out_ones_are_left_out(count: int
     np.testing.assert_array_equal(joint.groups[:count], parts.groups)
     assert len(np.unique(joint.groups[count:])) == len(added)  # each is its own
     assert not set(joint.groups[count:]) & set(parts.groups)
+    np.testing.assert_array_equal(joint.fresh, parts.fresh)
     for name, array in samples.items():
         np.testing.assert_array_equal(joined[name][:count], array)
         assert joined[name].dtype == array.dtype and len(joined[name]) == len(joint.groups)
@@ -57,7 +58,7 @@ def test_extra_samples_train_and_copies_of_held_out_ones_are_left_out(count: int
 def test_nothing_new_changes_nothing() -> None:
     samples = some(10, 0)
     every = np.arange(10)
-    parts = Split(every[:4], every[4:6], every[6:], every)
+    parts = Split(every[:4], every[4:6], every[6:], every, every)
     joined, joint = with_extra(samples, parts, picked(samples, every[4:]))
     assert len(joined["x"]) == 10
     np.testing.assert_array_equal(joint.train, parts.train)
@@ -67,7 +68,7 @@ def test_nothing_new_changes_nothing() -> None:
 def test_a_sample_is_the_same_only_in_all_of_its_inputs() -> None:
     samples = some(4, 0)
     every = np.arange(4)
-    parts = Split(every[:1], every[1:2], every[2:], every)
+    parts = Split(every[:1], every[1:2], every[2:], every, every)
     other = {"x": samples["x"][3:], "ids": samples["ids"][3:] + 1}
     assert len(with_extra(samples, parts, other)[0]["x"]) == 5
     assert len(with_extra(samples, parts, picked(samples, every[3:]))[0]["x"]) == 4

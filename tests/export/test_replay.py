@@ -88,7 +88,7 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     rows = film(1600, 0)
     order = np.arange(1600)
     groups = order // 4
-    split = Split(order[groups % 4 < 2], order[groups % 4 == 2], order[groups % 4 == 3], groups)
+    split = Split(order[groups % 4 < 2], order[groups % 4 == 2], order[groups % 4 == 3], groups, order)
     sessions, times = open_segments(paths), measure_segments(chain, paths, rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptive, "TELLING", -np.inf)

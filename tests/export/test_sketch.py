@@ -17,10 +17,10 @@ def test_copies_that_differ_in_their_last_digits_are_one_observation(shape: tupl
     copies = (rows * (1 + 2e-7 * random.choice([-1, 1], rows.shape))).astype(np.float32)
     samples = {"cut": np.concatenate([rows, copies]), "mask": np.ones((600, 4), np.int64)}
     runs = find_runs(samples)
-    assert len(np.unique(split(samples, runs).groups)) > 450, "by their bytes, they are not"
-    groups = split(sketches(samples), runs).groups
-    together = (groups[:300] == groups[300:]).mean()
-    assert together > 0.98 and len(np.unique(groups[:300])) == 300
+    assert len(np.unique(split(samples, runs).inputs)) > 450, "by their bytes, they are not"
+    inputs = split(sketches(samples), runs).inputs
+    together = (inputs[:300] == inputs[300:]).mean()
+    assert together > 0.98 and len(np.unique(inputs[:300])) == 300
 
 
 def test_rows_of_zeros_and_half_precision_have_sketches() -> None:

@@ -14,7 +14,7 @@ from gati_client.workload import film, frames, hot
 from gati_export.demo.digits import pools, views
 from gati_export.ragged import gathered
 from gati_export.runs import find_runs
-from gati_export.splitting import fingerprint, split
+from gati_export.splitting import Split, fingerprint, split
 
 RUN = 30
 
@@ -47,20 +47,51 @@ def _rank(labels: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.randoms())
-def test_equal_inputs_share_a_part_in_any_order(values, random):
+def test_copies_are_dealt_out_to_the_part_of_their_input_and_those_behind_it_in_any_order(values, random):
     samples = {"a": np.array(values)[:, None], "b": np.array(values)[:, None] * 2.0}
     order = list(range(len(values)))
     random.shuffle(order)
     shuffled = {name: array[order] for name, array in samples.items()}
     parts, again = split(samples), split(shuffled)
-    assert sorted(np.concatenate([parts.train, parts.tune, parts.calibrate])) == list(range(len(values)))
+    used = np.concatenate([parts.train, parts.tune, parts.calibrate])
+    assert len(np.unique(used)) == len(used)
     for part in ("train", "tune", "calibrate"):
         first, second = getattr(parts, part), getattr(again, part)
         assert sorted(samples["a"][first, 0]) == sorted(shuffled["a"][second, 0])
         assert fingerprint(samples, first) == fingerprint(shuffled, second)
-    assert not set(samples["a"][parts.train, 0]) & set(samples["a"][parts.calibrate, 0])
-    same = np.equal.outer(values, values)
-    assert np.array_equal(np.equal.outer(parts.groups, parts.groups), same)
+    first = split({"a": np.unique(values)[:, None], "b": np.unique(values)[:, None] * 2.0})
+    own = {value: part for part in range(3) for value in np.unique(values)[parts_of(first)[part]]}
+    for part, rows in enumerate(parts_of(parts)):
+        assert all(own[values[row]] <= part for row in rows)
+    for value in set(values):
+        assert samples["a"][used, 0].tolist().count(value) >= 1
+    assert np.array_equal(np.equal.outer(parts.inputs, parts.inputs), np.equal.outer(values, values))
+    assert np.array_equal(parts.groups, np.arange(len(values)))
+    fresh = samples["a"][parts.calibrate[parts.fresh], 0].tolist()
+    assert sorted(fresh) == sorted(value for value in set(values) if own[value] == 2)
+
+
+def parts_of(split: Split) -> tuple[np.ndarray, ...]:
+    return split.train, split.tune, split.calibrate
+
+
+def test_what_is_asked_again_and_again_is_in_all_parts_as_often_as_in_all():
+    random = np.random.default_rng(0)
+    popular = np.repeat(np.arange(20), 200)
+    values = random.permutation(np.concatenate([popular, np.arange(1000, 5000)]))
+    parts = split({"x": values[:, None]})
+    shares_of = {value: [(values[rows] == value).sum() / 200 for rows in parts_of(parts)] for value in range(20)}
+    trained = [shares for shares in shares_of.values() if shares[0]]
+    assert 6 <= len(trained) <= 18
+    for shares in shares_of.values():
+        assert shares[2] == pytest.approx(0.25, abs=0.02)
+    for shares in trained:
+        np.testing.assert_allclose(shares, [0.60, 0.15, 0.25], atol=0.02)
+    once = [(values[rows] >= 1000).sum() / 4000 for rows in parts_of(parts)]
+    np.testing.assert_allclose(once, [0.60, 0.15, 0.25], atol=0.03)
+    fresh = values[parts.calibrate[parts.fresh]]
+    alone = {value for value, (train, tune, _) in shares_of.items() if train == tune == 0}
+    assert len(np.unique(fresh)) == len(fresh) and {value for value in fresh if value < 20} == alone
 
 
 def test_each_content_draws_its_part_by_its_digest():
@@ -69,25 +100,29 @@ def test_each_content_draws_its_part_by_its_digest():
     parts = split(samples, np.arange(500))
     assert parts.train.tolist() == [i for i, share in enumerate(drawn) if share < 0.6]
     assert parts.calibrate.tolist() == [i for i, share in enumerate(drawn) if share >= 0.75]
-    assert np.array_equal(parts.groups, np.arange(500))
+    assert np.array_equal(parts.groups, np.arange(500)) and parts.fresh.all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 15)), min_size=1, max_size=60))
-def test_runs_and_copies_are_joined_and_go_to_one_part(rows):
+def test_runs_with_an_input_in_common_go_to_one_part_unless_it_is_in_many(rows):
     contents, runs = np.array(rows).T
+    runs = np.concatenate([runs, [99, 99]])  # there are runs
+    contents = np.concatenate([contents, [98, 99]])
     parts = split({"x": contents[:, None]}, runs)
-    groups = np.arange(len(rows))
-    for _ in rows:  # the slow way: spread the least name until nothing changes
-        for labels in (contents, runs):
-            for label in np.unique(labels):
+    groups = np.arange(len(runs))
+    rare = {label for label in contents if len(set(runs[contents == label])) < 5}
+    for _ in runs:  # the slow way: spread the least name until nothing changes
+        for labels, joining in ((contents, rare), (runs, set(runs))):
+            for label in joining:
                 groups[labels == label] = groups[labels == label].min()
-    assert np.array_equal(np.equal.outer(parts.groups, parts.groups), np.equal.outer(groups, groups))
-    assert parts.groups[0] == 0 and set(parts.groups) == set(range(parts.groups.max() + 1))
-    part = np.empty(len(rows), int)
-    for which, index in enumerate((parts.train, parts.tune, parts.calibrate)):
+    assert np.array_equal(parts.groups, runs)
+    part = np.full(len(runs), -1)
+    for which, index in enumerate(parts_of(parts)):
         part[index] = which
     assert all(len(set(part[groups == group])) == 1 for group in groups)
+    held_out = parts.calibrate[parts.fresh]
+    assert not set(contents[held_out]) & set(contents[np.concatenate([parts.train, parts.tune])])
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,20 @@ def test_scenes_count_once_in_judging_the_live_release(trial, trained):
     assert not judge(guessing, *trial, rows, one_scene, TERMS, gone_on(trial, heads, rows)).broken
 
 
+def test_inputs_that_are_asked_again_and_again_hinder_no_certificate(trial):
+    popular = 1 / np.arange(1, 3001)
+    asked = np.random.default_rng(0).choice(3000, 3000, p=popular / popular.sum())
+    rows = {"x": samples(3000, 0)["x"][asked]}
+    parts = split(rows)
+    assert np.bincount(asked).max() > 0.1 * len(asked) and parts.fresh.sum() < 0.5 * len(parts.calibrate)
+    heads = train_heads(*trial, rows, parts, TERMS, quiet)
+    assert heads.certificate is not None
+    assert heads.certificate.n == len(parts.calibrate) and heads.certificate.observations == parts.fresh.sum()
+    chain, backbone = serve(trial, heads.heads, samples(1000, 2))
+    answered = chain >= 0
+    assert answered.mean() > 0.3 and (answered & (chain != backbone)).mean() <= EPSILON
+
+
 def test_too_few_samples_leave_a_chain_without_heads(trial):
     rows = samples(60, 0)
     heads = train_heads(*trial, rows, split(rows), TERMS, quiet)
@@ -180,7 +194,7 @@ def test_too_few_samples_leave_a_chain_without_heads(trial):
     assert len(heads.segment_seconds) == 3 and heads.exits == (0, 0, 1)
     assert heads.candidates.heads == [] and heads.choice is None
     every = np.arange(210)
-    skewed = Split(every[:5], every[5:10], every[10:], every)
+    skewed = Split(every[:5], every[5:10], every[10:], every, every)
     assert "to learn from" in (train_heads(*trial, rows, skewed, TERMS, quiet).why_not or "")
     with pytest.raises(SamplesError, match="epsilon"):
         train_heads(*trial, rows, split(rows), replace(TERMS, epsilon=0.0), quiet)
@@ -287,7 +301,7 @@ def test_budgets_are_kept(trial, trained):
 
     def under(**budget: float) -> Trained:
         terms = replace(TERMS, **budget)
-        return decide(trial.chain, heads.candidates, tuned, held_out, parts.groups[parts.calibrate], terms, "")
+        return decide(trial.chain, heads.candidates, tuned, held_out, parts, terms, "")
 
     none = under(memory=100)
     assert none.heads == {} and "No head saves more" in (none.why_not or "")

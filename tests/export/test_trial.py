@@ -23,7 +23,7 @@ NONE = without_heads(CHAIN, Candidates([], {}, Times(np.ones(len(CHAIN.segments)
 def objected(wrong: np.ndarray, groups: np.ndarray | None = None) -> str | None:
     """To what answers calibration samples wrongly like this, in the order of traffic."""
     rows = np.arange(len(wrong))
-    split = Split(rows[:0], rows[:0], rows, rows if groups is None else groups)
+    split = Split(rows[:0], rows[:0], rows, rows if groups is None else groups, rows)
     return objection(CHAIN, [], replace(NONE, wrong=wrong), split, None, TERMS, lambda *_: None)
 
 

@@ -12,7 +12,7 @@ from gati_export.views import MOST, image_axes, with_views
 
 def halves(count: int) -> Split:
     rows = np.arange(count)
-    return Split(rows[: count // 2], rows[count // 2 : -2], rows[-2:], rows)
+    return Split(rows[: count // 2], rows[count // 2 : -2], rows[-2:], rows, rows)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_views_are_trained_on_and_nothing_else(enough, added) -> None:
 def test_a_view_is_its_image_shifted_and_perhaps_mirrored() -> None:
     image = np.zeros((2, 3, 16, 16), np.float32)
     image[0, :, 8, 7] = 1
-    split = Split(np.array([0]), np.array([1]), np.array([1]), np.arange(2))
+    split = Split(np.array([0]), np.array([1]), np.array([1]), np.arange(2), np.arange(2))
     samples, _ = with_views([Tensor("x", "FP32", (3, 16, 16))], {"x": image}, split, 50, seed=0)
     spots = [np.argwhere(view[0]).tolist() for view in samples["x"][2:]]
     assert len(spots) == MOST and all(len(spot) == 1 for spot in spots)
@@ -60,5 +60,5 @@ def test_a_view_is_its_image_shifted_and_perhaps_mirrored() -> None:
 
 def test_without_training_images_there_is_nothing_to_view() -> None:
     images = {"x": np.zeros((4, 3, 16, 16), np.float32)}
-    split = Split(np.arange(0), np.arange(2), np.arange(2, 4), np.arange(4))
+    split = Split(np.arange(0), np.arange(2), np.arange(2, 4), np.arange(4), np.arange(4))
     assert with_views([Tensor("x", "FP32", (3, 16, 16))], images, split, 50, seed=0) == (images, split)

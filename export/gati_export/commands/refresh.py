@@ -105,7 +105,7 @@ def refresh(
     """Learn MODEL's heads anew from what it served, and publish them while it goes on answering.
 
     Reads the newest recorded samples, asks the segments for the backbone's answers, trains a head per cut point,
-    certifies the chain on samples that no training has seen, and compares it with the live release on these samples.
+    certifies the chain on samples held out, and compares it with the live release on these samples.
     The next release is published if it is faster there, or if the live one no longer keeps its promise; where nothing
     can be certified, nothing is published and the reason is given. `gati report` shows what was decided. Ends with
     75 where a server or the store is away, and trying again may help; else as all commands do.
