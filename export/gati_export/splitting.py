@@ -22,9 +22,8 @@ SHARES = 0.60, 0.15
 EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
 """The same where there are other samples to train on, and where these come in runs, which those others don't show."""
 
-
 FEWEST = 5
-"""Runs with an input in common are not one for that if the input is in so many."""
+"""Runs with an input in common are one observation, unless the input is in so many."""
 TURN = (5**0.5 - 1) / 2
 """Of which the multiples lie evenly in 0..1, whatever their number."""
 
@@ -37,7 +36,7 @@ class Split:
         train: Int [...], rising, like the others.
         tune: Likewise.
         calibrate: Likewise.
-        groups: The run of every sample, int [n]. No run is in two parts.
+        groups: The run of every sample, and of those joined with it, int [n]. None is in two parts.
         inputs: What every sample asks, int [n]: the same number for copies.
     """
 
@@ -82,11 +81,12 @@ def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, 
     inputs = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
     runs = np.arange(len(found)) if runs is None else runs
     names = np.where(_dealt_out(inputs, runs), len(found) + np.arange(len(found)), inputs)
+    groups = _joined(names, runs)
     bounds = np.cumsum(shares(runs, extra=extra))
-    own, drawn = (np.digitize(draws, bounds) for draws in _draws(_joined(names, runs), found))
+    own, drawn = (np.digitize(draws, bounds) for draws in _draws(groups, found))
     part = np.where(drawn < own, -1, drawn)
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
-    return Split(train, tune, calibrate, runs, inputs)
+    return Split(train, tune, calibrate, groups, inputs)
 
 
 def _dealt_out(inputs: np.ndarray, runs: np.ndarray) -> np.ndarray:
