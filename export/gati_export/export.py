@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from gati_export.samples import cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
 from gati_export.splitting import count, split
+from gati_export.staging import REPOSITORY, staging, staging_area
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
 
@@ -143,15 +143,11 @@ def export_chain(plan: Plan, report: Progress) -> Exported:
         SamplesError: If the samples can't be used.
         RepositoryError: If a model of that name is in the repository already, or the chain can't be moved there.
     """
-    parent = workspace(plan.repository) / "exports"
-    parent.mkdir(parents=True, exist_ok=True)
-    check_room(parent, plan.repository, plan.name, plan.plain)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{plan.name}-") as work:
-        # Named like the repository it will be part of: its workspace then lies beside it, in the same folder.
-        staged = Path(work) / "repository"
-        staged.mkdir()
-        exported = _export(plan, staged, Path(work), report)
-        install(staged, plan.repository, plan.name)
+    area = staging_area(plan.repository)
+    check_room(area, plan.repository, plan.name, plan.plain)
+    with staging(area, plan.name) as work:
+        exported = _export(plan, work / REPOSITORY, work, report)
+        install(work / REPOSITORY, plan.repository, plan.name)
     write(plan.repository, exported.report)
     return exported
 

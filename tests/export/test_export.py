@@ -8,8 +8,10 @@ import os
 import pty
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from graphs import Graph
 from onnx import TensorProto
 from PIL import Image
@@ -277,6 +280,46 @@ def test_tensorrt_is_not_for_inline_chains(gati):
     ended = gati(engine="tensorrt", mode="inline")
     assert ended.code == 2
     assert "--engine tensorrt is for Triton models: leave --mode out" in ended.err
+
+
+def test_what_an_export_that_was_killed_has_left_goes_with_the_next(gati, tmp_path):
+    command = [sys.executable, "-c", "from gati.cli import main; main()", "export", "net.onnx"]
+    options = ["--samples", "samples.npz", "--repository", "models", "--mode", "inline"]
+    area = tmp_path / "models.gati" / "exports"
+    killed = subprocess.Popen([*command, *options], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not list(area.glob("*/repository/*")):
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    (left,) = area.iterdir()
+    assert gati("net.onnx", "--name", "other").code == 0
+    assert left.exists(), "it may be at work: it is too young to be taken for dead"
+    os.utime(left, (0, 0))
+    with FileLock(left / ".lock"):
+        assert gati("net.onnx", "--name", "another").code == 0
+        assert left.exists(), "it is at work"
+    os.utime(left, (0, 0))
+    assert gati("net.onnx").code == 0
+    assert not list(area.iterdir())
+
+
+def test_a_chain_that_was_moved_in_part_is_taken_back(gati, tmp_path):
+    assert gati("net.onnx", "--plain").code == 0
+    assert gati("net.onnx", "--name", "net-plain-other").code == 0
+    models, staged = tmp_path / "models", tmp_path / "models.gati" / "exports" / "net-dead" / "repository"
+    staged.mkdir(parents=True)
+    for last in ("net", "net-segment-1"):  # killed before these were moved
+        (models / last).rename(staged / last)
+    os.utime(staged.parent, (0, 0))
+    ended = gati("net.onnx", "--plain")
+    assert ended.code == 0, ended.err
+    chain = read_chain(models, "net")
+    for segment in chain.segments:
+        chain.check_segment(models, segment.index)
+    assert not list(staged.parent.parent.iterdir())
+    assert read_chain(models, "net-plain-other").model == "net-plain-other"
+    (models / "net").rename(tmp_path / "elsewhere")
+    assert "holds 'net-" in one_error(gati("net.onnx")), "what nobody left there is not touched"
 
 
 def test_few_samples_give_a_chain_that_waits_for_a_refresh(gati, tmp_path):
