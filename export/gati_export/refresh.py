@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from gati.chain import Chain
 from gati.errors import GatiError, PublishError, SamplesError
+from gati.quarantine import newest_release
 from gati.release import Release
 from gati.settings import workspace
 from gati_export.activations import Progress, learnable
@@ -164,7 +165,8 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
     if publish or plan.always:
         against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
-        why, publish = (against, False) if against else (why, True)
+        overtaken = _overtaken(repository, chain, live)
+        why, publish = (overtaken or against or why, not overtaken and not against)
     rollout = _publish(plan, trained, recorded, report) if publish else None
     turn = notes.turn(rollout.release if rollout else None, why)
     learned = replace(learned, release=turn.release)
@@ -199,6 +201,14 @@ def _as_it_serves(plan: Plan, live: Live) -> Live:
     first = Replicas(plan.repository, plan.chain, resolved(plan.server)).closed(live.number)
     behind = [index for index in live.heads if first is not None and index >= first]
     return replace(live, closed=sorted({*live.closed, *behind}))
+
+
+def _overtaken(repository: Path, chain: Chain, live: Live | None) -> str | None:
+    """Why what was learned must not take the place of what serves by now, in a sentence; None if that is as it was."""
+    newest, before = newest_release(repository, chain), live.number if live else 0
+    if newest is None or newest.number == before:
+        return None
+    return f"Release {newest.number} was published meanwhile, by a rollback perhaps, and nothing was compared with it."
 
 
 def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:

@@ -26,7 +26,9 @@ from gati.settings import workspace
 from gati_client import Client
 from gati_export.activations import open_segments, run_batches
 from gati_export.history import turns
+from gati_export.publish import earlier
 from gati_export.refresh import Plan, refreshed
+from gati_export.rollout import publish_to
 from gati_export.store import read_recent
 
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
@@ -94,6 +96,20 @@ def test_refresh_learns_from_what_was_served(
     assert (made.live, made.release, made.samples) == (1, 2, 1400)
     assert made.plain_seconds and made.live_seconds and made.new_seconds
     assert made.new_seconds < made.plain_seconds and made.live_differs is not None
+
+
+def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running) -> None:
+    repository, chain, live = running.repository, running.chain, running.live()
+
+    def roll_back(what: str, share: float) -> None:
+        if what == "Write heads" and share == 1:
+            publish_to(repository, chain, earlier(repository, chain), running.served.grpc)
+
+    store = str(workspace(repository) / "samples")
+    done = refreshed(Plan(repository, chain, store, server=running.served.grpc, always=True), roll_back)
+    assert done.rollout is None and running.live() == live + 1
+    assert done.turn.why.startswith(f"Release {live + 1} was published meanwhile, by a rollback perhaps")
+    assert next(valid_releases(repository, chain)).reason.startswith("rollback to")
 
 
 def test_refresh_learns_from_features_where_no_input_is_kept(
