@@ -33,8 +33,9 @@ class Certificate:
     """P(served answer ≠ backbone's answer) ≤ epsilon with confidence 1 − delta, and what it rests on.
 
     Attributes:
-        n: Calibration samples, none of them used in training.
-        observations: Independent ones among them, of inputs that no training has seen, each counted once.
+        n: Calibration samples, none of them used in training; where their bound is the larger one, only those whose
+            inputs no training has seen, each once.
+        observations: Independent ones among them: frames of one scene count as one.
         errors: On how many of them the chain's answer did not agree with the backbone's.
         bound: Upper bound on the share of such answers, at confidence 1 − delta.
         epsilon: The promise.

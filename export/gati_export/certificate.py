@@ -10,7 +10,8 @@ is promised for. The promise is for traffic whose groups are as large as these: 
 
 Where inputs are asked again and again, two things are tested at each setting, and have to hold: that no more than ε of
 all requests are answered otherwise, of which some inputs make up many; and that no more than ε of the fresh inputs are,
-each counted once, so that answers that are right because they are always the same don't vouch for what comes next.
+each counted once, so that few popular ones don't vouch for the rest. Inputs that train are in the first test only as
+far as they were asked again: enough as long as heads err on what they were trained on no more often than otherwise.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Verdict:
 
     Attributes:
         step: Its place on the path.
-        n: Calibration samples.
-        observations: Groups among them, which are independent: of fresh ones, where others are not.
-        errors: Samples on which the chain's answer differs from the backbone's at this step.
+        n: Calibration samples: all, or the fresh ones where these give the larger bound.
+        observations: Groups among them, which are independent.
+        errors: Those on which the chain's answer differs from the backbone's at this step.
         bound: Upper bound on the share of such answers, at confidence 1 − delta; at most epsilon.
         method: How the step was chosen and the bound computed.
     """
@@ -109,14 +110,15 @@ def certify(
     if passed < 0:
         return None
     wrong = errors[passed]
-    bound, method = max((test.bound(wrong), test.method) for test in tests)
+    test = max(tests, key=lambda test: test.bound(wrong))
+    both = f"; the larger bound of those for all {len(groups)} samples and for inputs that no training has seen"
     return Verdict(
         step=passed,
-        n=len(groups),
-        observations=min(len(test.sizes) for test in tests),
-        errors=int(wrong.sum()),
-        bound=bound,
-        method=f"Learn then Test, fixed sequence of {len(errors)} settings; {method}",
+        n=len(test.members),
+        observations=len(test.sizes),
+        errors=int(test.of(wrong).sum()),
+        bound=test.bound(wrong),
+        method=f"Learn then Test, fixed sequence of {len(errors)} settings; {test.method}{both * (len(tests) > 1)}",
     )
 
 
@@ -135,8 +137,8 @@ def refusal(
             largest = f"; the largest such group has {test.sizes.max()}" if observations < n else ""
             return (
                 f"There are {observations} independent observations among the {len(groups)} calibration samples "
-                f"(frames of one scene, and copies, count as one{largest}), and {promise} takes at least {needed}; "
-                "collect more that differ."
+                f"(frames of one scene, and copies, count as one, and what trains as none{largest}), and {promise} "
+                f"takes at least {needed}; collect more that differ."
             )
     if not len(errors):
         return "No head gave a usable score on the tuning samples; check that the samples are like the traffic."

@@ -80,10 +80,10 @@ def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, 
     contents: dict[bytes, int] = {}
     inputs = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
     runs = np.arange(len(found)) if runs is None else runs
-    names = np.where(_dealt_out(inputs, runs), len(found) + np.arange(len(found)), inputs)
-    groups = _joined(names, runs)
+    dealt = _dealt_out(inputs, runs)
+    groups = _joined(np.where(dealt, len(found) + np.arange(len(found)), inputs), runs)
     bounds = np.cumsum(shares(runs, extra=extra))
-    own, drawn = (np.digitize(draws, bounds) for draws in _draws(groups, found))
+    own, drawn = (np.digitize(draws, bounds) for draws in _draws(groups, found, dealt))
     part = np.where(drawn < own, -1, drawn)
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
     return Split(train, tune, calibrate, groups, inputs)
@@ -97,18 +97,20 @@ def _dealt_out(inputs: np.ndarray, runs: np.ndarray) -> np.ndarray:
     return (np.bincount(pairs[0]) >= FEWEST)[inputs]
 
 
-def _draws(groups: np.ndarray, digests: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _draws(groups: np.ndarray, digests: Sequence[bytes], dealt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What decides the part of each sample, 0..1: by the digest that speaks for its group, and by the group itself.
 
-    They are the same but where one digest speaks for several groups, of which the first alone has its draw.
+    They are the same but where one digest speaks for several groups, of which the first alone has its draw. One that is
+    dealt out speaks for others only if all of them are.
     """
     # it must not be chosen by the bytes that draw its part: the least is not uniform
-    spokesman: dict[int, bytes] = {}
-    for group, digest in zip(groups.tolist(), digests, strict=True):
-        spokesman[group] = min(spokesman.get(group, digest), digest, key=lambda each: each[8:])
+    spokesman: dict[int, tuple[bool, bytes]] = {}
+    for group, dealt_out, digest in zip(groups.tolist(), dealt.tolist(), digests, strict=True):
+        one = dealt_out, digest
+        spokesman[group] = min(spokesman.get(group, one), one, key=lambda each: (each[0], each[1][8:]))
     turns: dict[bytes, int] = {}
     own, drawn = dict[int, float](), dict[int, float]()
-    for group, digest in spokesman.items():
+    for group, (_, digest) in spokesman.items():
         turns[digest] = turns.get(digest, -1) + 1
         own[group] = int.from_bytes(digest[:8]) / 2**64
         drawn[group] = (own[group] + TURN * turns[digest]) % 1

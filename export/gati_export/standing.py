@@ -89,7 +89,7 @@ def judge(
     terms: Terms,
     trained: Trained,
 ) -> Standing:
-    """Judges the live release by the calibration samples, none of which any release was trained on.
+    """Judges the live release by the calibration samples, as the next one is.
 
     Exits that audits have closed answer nothing.
 

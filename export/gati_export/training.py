@@ -1,6 +1,6 @@
 """Training: heads for a chain, learned from the backbone's own answers, chosen by what they save, and certified.
 
-Three parts of the samples have three jobs and never mix: `train` fits predictors, `tune` fits selectors and chooses
+Three parts of the samples have three jobs, and none has two: `train` fits predictors, `tune` fits selectors and chooses
 heads and the thresholds to try, `calibrate` certifies. Selectors need no samples of their own: they have so few weights
 that they judge those they were fitted to as well as others, and a choice among half as many samples is a worse one.
 """
@@ -32,6 +32,8 @@ from gati_export.terms import Terms
 from gati_export.views import with_views
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
+MANY = 0.2
+"""Share of samples that resemble or repeat others, from which on a memory is tried."""
 VIEW_SECONDS = 100.0
 """Of the backbone, that training samples may take once there are views among them."""
 
@@ -111,7 +113,7 @@ def train_heads(
     """
     parse_agreement(terms.agreement)  # before the work, not after it
     numbers = of_numbers(terms.agreement)
-    families = chosen_families(terms.families, _has_runs(split) or _has_copies(split), numbers)
+    families = chosen_families(terms.families, _share_in_runs(split) > MANY or _has_copies(split), numbers)
     sessions = open_segments(segment_paths)
     times = known.times if known else measure_segments(chain, segment_paths, samples)
     check_p99(float(times.segments.sum()), terms.p99)
@@ -120,7 +122,7 @@ def train_heads(
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
     lookups = known.heads if known else {}
-    start = {} if _has_runs(split) else init or {}
+    start = {} if _share_in_runs(split) else init or {}
     candidates = fit_candidates(
         chain, sessions, samples, split, families, times, progress, terms.seed, start, numbers, lookups
     )
@@ -152,22 +154,21 @@ def enlarged(
     return with_views(images, samples, split, most, terms.seed)
 
 
-def _has_runs(split: Split) -> bool:
-    """Whether samples come in runs of near-duplicates: views and extra samples, which only train, don't tell."""
+def _share_in_runs(split: Split) -> float:
+    """How many samples resemble others before them: views and extra samples, which only train, don't tell."""
     groups = split.groups[np.concatenate([split.tune, split.calibrate])]
-    return len(np.unique(groups)) < 0.8 * len(groups)
+    return 1 - len(np.unique(groups)) / max(len(groups), 1)
 
 
 def _has_copies(split: Split) -> bool:
     """Whether many samples ask what others have asked."""
-    inputs = split.inputs[np.concatenate([split.tune, split.calibrate])]
-    return len(np.unique(inputs)) < 0.8 * len(inputs)
+    return 1 - len(np.unique(split.inputs)) / len(split.inputs) > MANY
 
 
 def _affordable(split: Split, terms: Terms) -> float:
     """The share of errors that as many calibration samples can certify: less than epsilon."""
     n = len(np.unique(split.groups[split.calibrate][split.fresh]))
-    return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / n
+    return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / max(n, 1)
 
 
 def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.ndarray] | None) -> str | None:

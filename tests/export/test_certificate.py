@@ -209,8 +209,11 @@ def test_answers_that_are_always_the_same_do_not_vouch_for_fresh_ones():
     assert "99 of 4000 calibration answers differ" in refusal(popular, groups, EPSILON, DELTA, fresh)
     right = certify(flagged(4000, 0), groups, EPSILON, DELTA, fresh)
     assert right is not None
-    assert (right.n, right.observations, right.errors) == (4000, 400, 0)
+    assert (right.n, right.observations, right.errors) == (400, 400, 0), "the larger bound is theirs"
     assert right.bound == pytest.approx(1 - DELTA ** (1 / 400))
+    assert "no training has seen" in right.method
+    often = certify((groups > 3974)[None], groups, EPSILON, DELTA, fresh)
+    assert often is not None and (often.n, often.errors) == (4000, 25)
     said = refusal(flagged(4000, 0), groups, EPSILON, DELTA, np.arange(4000) < 200)
     assert said.startswith("There are 200 independent observations among the 4000 calibration samples (frames of one")
     assert there_and_needed(groups, EPSILON, DELTA, np.arange(4000) < 200) == (200, 299)

@@ -11,7 +11,7 @@ from gati_export.splitting import split
 
 
 @pytest.mark.parametrize("shape", [(64, 16, 16), (10, 32), (16,)])
-def test_copies_that_differ_in_their_last_digits_are_one_observation(shape: tuple[int, ...]) -> None:
+def test_copies_that_differ_in_their_last_digits_are_one_input(shape: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
     rows = np.maximum(random.normal(size=(300, *shape)), 0).astype(np.float32)
     copies = (rows * (1 + 2e-7 * random.choice([-1, 1], rows.shape))).astype(np.float32)

@@ -125,6 +125,16 @@ def test_runs_with_an_input_in_common_go_to_one_part_unless_it_is_in_many(rows):
     assert not set(contents[held_out]) & set(contents[np.concatenate([parts.train, parts.tune])])
 
 
+def test_an_input_of_many_runs_does_not_decide_where_they_go():
+    """A blank picture begins all runs, and its digest is the least of all, as that of one in many may be."""
+    blank = min(range(10_000, 10_200), key=lambda value: hashlib.sha256(np.int64(value).tobytes()).digest()[8:])
+    contents = np.stack([np.full(2000, blank), np.arange(2000), np.arange(2000, 4000)], 1).reshape(-1)
+    parts, later = (split({"x": contents[start:, None]}, np.arange(6000)[start:] // 3) for start in (0, 300))
+    np.testing.assert_allclose([len(part) / 6000 for part in parts_of(parts)], [0.60, 0.15, 0.25], atol=0.04)
+    trained = set(contents[parts.train]) - {blank}
+    assert not trained & set(contents[300:][np.concatenate([later.tune, later.calibrate])])
+
+
 @pytest.mark.parametrize(
     ("size", "extra", "expected"),
     [
