@@ -27,7 +27,7 @@ from gati_export.measure import faster_mode
 from gati_export.plans import compiled
 from gati_export.prepare import prepare
 from gati_export.publish import Draft, publish
-from gati_export.ragged import Samples, batches, rows_at
+from gati_export.ragged import Samples, batches, few, is_ragged, rows_at
 from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
@@ -36,7 +36,7 @@ from gati_export.samples import cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
 from gati_export.splitting import count, split
-from gati_export.staging import REPOSITORY, staging, staging_area
+from gati_export.staging import REPOSITORY, moving, staging, staging_area
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
 
@@ -147,7 +147,8 @@ def export_chain(plan: Plan, report: Progress) -> Exported:
     check_room(area, plan.repository, plan.name, plan.plain)
     with staging(area, plan.name) as work:
         exported = _export(plan, work / REPOSITORY, work, report)
-        install(work / REPOSITORY, plan.repository, plan.name)
+        with moving(work) as staged:
+            install(staged, plan.repository, plan.name)
     write(plan.repository, exported.report)
     return exported
 
@@ -206,7 +207,7 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tupl
         plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)
     _check_shapes(backbone, samples)
-    notes = (*filter(None, [backbone.note]), *cast_notes(found, backbone.inputs))
+    notes = (*filter(None, [backbone.note, _shape_note(samples)]), *cast_notes(found, backbone.inputs))
     return prepare(backbone, samples), samples, notes
 
 
@@ -246,15 +247,30 @@ def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
 
 def _check_shapes(backbone: Backbone, samples: Samples) -> None:
     """Runs a sample of each shape: that dimensions may vary does not say how far."""
+    failed, errors = 0, list[SamplesError]()
     for alike in batches(samples, np.arange(count(samples)), count(samples)):
         one = rows_at(samples, alike[:1])
         try:
             backbone.run(one)
         except Exception as error:  # ONNX Runtime's classes have no root of their own
-            shapes = ", ".join(f"{name!r} {list(rows.shape[1:])}" for name, rows in one.items())
-            raise SamplesError(
-                f"The backbone can't take samples with {shapes} ({shorten(error)}); leave them out, or cut them."
-            ) from error
+            failed += len(alike)
+            errors.append(SamplesError(f"{_shapes(one)} ({shorten(error)})"))
+    if errors:
+        total = count(samples)
+        raise SamplesError(f"The backbone can't take {failed} of {total} samples, such as {errors[0]}; leave them out.")
+
+
+def _shapes(rows: Samples) -> str:
+    return ", ".join(f"{name!r} {list(each.shape[1:])}" for name, each in rows.items())
+
+
+def _shape_note(samples: Samples) -> str | None:
+    """What to know of samples that differ in shape."""
+    if not any(map(is_ragged, samples.values())):
+        return None
+    return (
+        f"Samples differ in shape: times, those of budgets too, are of one of median size, {_shapes(few(samples, 1))}."
+    )
 
 
 def _compile(

@@ -53,6 +53,8 @@ def _read(file: Path, columns: Sequence[str], decode: Decode | None) -> dict[str
         table = pq.ParquetFile(file).read(columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise SamplesError(f"{file.name} is damaged ({error}).") from error
+    if not table.num_rows:
+        return dict.fromkeys(columns, np.empty((0,)))
     return {name: _array(name, schema.field(name), table.column(name), decode) for name in columns}
 
 
@@ -140,6 +142,8 @@ def _numbers(name: str, array: pa.Array) -> np.ndarray:
     flat, shape = array, [len(array)]
     while not _is_number(flat.type):
         length = _length(flat)
+        if length is None and not len(flat):
+            return np.empty(shape)  # of rows that hold nothing, it is not known how deep they would be
         if length is None:
             if len(array) == 1:
                 raise SamplesError(f"Column {name!r} has a row whose lists differ in length; pad them to one.")
@@ -184,6 +188,8 @@ def _decoded(name: str, column: pa.ChunkedArray, decode: Decode) -> np.ndarray:
             ) from error
         if index == 0:
             rows = np.empty((len(column), *row.shape), row.dtype)
+        if row.dtype != rows[0].dtype or row.ndim != rows[0].ndim:
+            raise SamplesError(f"Rows of column {name!r} differ in type, or in the number of dimensions; convert them.")
         if not is_ragged(rows) and row.shape != rows.shape[1:]:
             rows = apart(rows)
         rows[index] = row

@@ -19,7 +19,7 @@ from gati.errors import BackboneError, SamplesError
 from gati.session import open_session, run
 from gati_export.exporter import exporting
 from gati_export.imports import import_callable
-from gati_export.ragged import few
+from gati_export.ragged import Samples, extremes, few, varying
 from gati_export.samples import pick
 
 BATCH = "batch"
@@ -55,14 +55,19 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
         raise BackboneError(f"{spec} can only be exported with samples at hand; give some.")
     module = _build(spec)
     names = _argument_names(spec, module, samples)
-    batches = {size: rows_of(module, samples, names, size) for size in (1, 2, MANY)}
-    outputs = _output_names(spec, module, batches[1])
-    free = {name: {0: BATCH} for name in names}
-    ways: tuple[tuple[str, Callable[[], ir.Model]], ...] = (
-        ("", lambda: _freed(_to_onnx(module, batches[2], outputs, free))),  # a size of 1 would be taken for a constant
-        (WAS_TRACED, lambda: _traced(module, batches, outputs)),
-        ("", lambda: _to_onnx(module, batches[1], outputs, None)),
-    )
+    samples = pick(samples, names)
+    tries = tries_of(module, samples)
+    one, two = tries[:2]
+    outputs = _output_names(spec, module, one)
+    vary = {name: varying(rows) for name, rows in samples.items()}
+    auto = torch.export.Dim.AUTO
+    free = {name: {0: BATCH, **dict.fromkeys(axes, auto)} for name, axes in vary.items()}
+    ways: list[tuple[str, Callable[[], ir.Model]]] = [
+        ("", lambda: _freed(_to_onnx(module, two, outputs, free), vary)),  # a size of 1 would be taken for a constant
+        (WAS_TRACED, lambda: _traced(module, tries, outputs, vary)),
+    ]
+    if not any(vary.values()):
+        ways.append(("", lambda: _to_onnx(module, one, outputs, None)))
     errors: list[Exception] = []
     with exporting():
         for said, way in ways:
@@ -127,14 +132,14 @@ def _argument_names(spec: str, module: nn.Module, samples: Mapping[str, np.ndarr
     return names
 
 
-def rows_of(module: nn.Module, samples: Mapping[str, np.ndarray], names: Sequence[str], size: int) -> Tensors:
-    """The first rows of the samples; floats in the precision that the module computes in."""
+def tries_of(module: nn.Module, samples: Samples) -> list[Tensors]:
+    """One row, two, and many, and rows of other sizes if there are any; floats as the module computes them."""
     floats = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    tensors = {}
-    for name, rows in few(pick(samples, names), size).items():
-        tensor = torch.from_numpy(rows)
-        tensors[name] = tensor.to(floats) if tensor.is_floating_point() else tensor
-    return tensors
+    found = []
+    for feeds in (*(few(samples, size) for size in (1, 2, MANY)), *extremes(samples)):
+        tensors = {name: torch.from_numpy(rows) for name, rows in feeds.items()}
+        found.append({name: each.to(floats) if each.is_floating_point() else each for name, each in tensors.items()})
+    return found
 
 
 def _output_names(spec: str, module: nn.Module, tensors: Tensors) -> list[str]:
@@ -177,34 +182,40 @@ def _to_onnx(program: Any, tensors: Tensors | None, outputs: list[str], dynamic:
     return exported.model
 
 
-def _freed(model: ir.Model) -> ir.Model:
-    if any(value.shape is None or isinstance(value.shape[0], int) for value in model.graph.inputs):
-        raise BackboneError("The batch became a constant.")
+def _freed(model: ir.Model, vary: Mapping[str, Sequence[int]]) -> ir.Model:
+    for value in model.graph.inputs:
+        if value.shape is None or any(isinstance(value.shape[axis], int) for axis in (0, *vary[value.name or ""])):
+            raise BackboneError("The batch, or a size that varies, became a constant.")
     return model
 
 
-def _traced(module: nn.Module, batches: Mapping[int, Tensors], outputs: list[str]) -> ir.Model:
+def free_axes(vary: Mapping[str, Sequence[int]], outputs: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Axes that may vary, as tracing takes them: the batch, and those of inputs."""
+    inputs = {name: {0: BATCH, **{axis: f"{name}_{axis}" for axis in axes}} for name, axes in vary.items()}
+    return inputs | {name: {0: BATCH} for name in outputs}
+
+
+def _traced(
+    module: nn.Module, tries: Sequence[Tensors], outputs: list[str], vary: Mapping[str, Sequence[int]]
+) -> ir.Model:
     """Follows the module through one call, as PyTorch exported before: it takes what `torch.export` can't read.
 
     What the module decided in that call is decided for good, hence held against it on batches of all sizes.
     """
     file: Any = io.BytesIO()
-    axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
-    names: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
-    torch.onnx.export(module, (), file, kwargs=batches[2], **names, dynamo=False)
-    return held_against(file.getvalue(), lambda tensors: module(**tensors), batches, outputs)
+    names: dict[str, Any] = {"input_names": [*vary], "output_names": outputs, "dynamic_axes": free_axes(vary, outputs)}
+    torch.onnx.export(module, (), file, kwargs=tries[1], **names, dynamo=False)
+    return held_against(file.getvalue(), lambda tensors: module(**tensors), tries, outputs)
 
 
-def held_against(
-    file: bytes, call: Callable[[Tensors], Any], batches: Mapping[int, Tensors], outputs: list[str]
-) -> ir.Model:
+def held_against(file: bytes, call: Callable[[Tensors], Any], tries: Sequence[Tensors], outputs: list[str]) -> ir.Model:
     """Reads an ONNX file that was made of a module, if it says what the module says.
 
     Raises:
         AssertionError: If it does not.
     """
     session = open_session(file)
-    for tensors in batches.values():
+    for tensors in tries:
         with torch.no_grad():
             expected = by_name(call(tensors)).values()
         answers = run(session, outputs, {name: tensor.numpy() for name, tensor in tensors.items()})

@@ -71,6 +71,21 @@ def batches(samples: Samples, rows: np.ndarray, size: int) -> Iterator[np.ndarra
             yield np.array(places[start : start + size])
 
 
+def varying(rows: np.ndarray) -> list[int]:
+    """The axes along which rows differ in size, the batch being axis 0."""
+    sizes = zip(*shapes(rows), strict=True)
+    return [axis for axis, found in enumerate(sizes, start=1) if len(set(found)) > 1]
+
+
+def extremes(samples: Samples) -> list[dict[str, np.ndarray]]:
+    """The smallest row and the largest, [1, ...] each; none where all rows are of one shape."""
+    ragged = [values for values in samples.values() if is_ragged(values)]
+    if not ragged:
+        return []
+    sizes = [sum(row.size for row in rows) for rows in zip(*ragged, strict=True)]
+    return [rows_at(samples, [int(place)]) for place in (np.argmin(sizes), np.argmax(sizes))]
+
+
 def typical(samples: Samples) -> np.ndarray:
     """The rows that have the shape of a row of median size: what they take is what rows take."""
     count = len(next(iter(samples.values())))

@@ -133,7 +133,8 @@ def _fit(rows: np.ndarray, tensor: Tensor) -> np.ndarray:
                 f"A row of input {tensor.name!r} has shape {list(shape)}, and holds nothing; leave it out."
             )
     cast = each(rows, lambda some: np.ascontiguousarray(_cast(some, tensor)))
-    bad = sum(not np.isfinite(row).all() for row in cast) if tensor.numpy.kind == "f" else 0
+    finite = each(cast, lambda some: np.isfinite(some).reshape(len(some), -1).all(axis=1))
+    bad = int((~finite).sum())
     if bad:
         raise SamplesError(f"{bad} of {len(cast)} rows of input {tensor.name!r} hold NaN or Inf; leave them out.")
     return cast

@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.exporter import exporting
-from gati_export.program import BATCH, MANY, Tensors, by_name, first_line, held_against, rows_of, save
-from gati_export.samples import check_samples
+from gati_export.program import Tensors, by_name, first_line, free_axes, held_against, save, tries_of
+from gati_export.ragged import varying
+from gati_export.samples import check_samples, pick
 from gati_export.signature import Signature
 
 PLACE = re.compile(r".+__(\d+)")
@@ -48,15 +48,18 @@ def export_script(source: Path, samples: Mapping[str, np.ndarray] | None, path: 
     module = _read(source)
     samples = check_samples(samples, signature.inputs) if signature.inputs else samples
     inputs = _inputs(source, module, signature.names, samples)
-    batches = {size: rows_of(module, samples, inputs, size) for size in (1, 2, MANY)}
+    samples = pick(samples, inputs)
+    tries = tries_of(module, samples)
+    vary = {name: varying(rows) for name, rows in samples.items()}
+    vary |= {tensor.name: [i for i, size in enumerate(tensor.shape, 1) if size < 0] for tensor in signature.inputs}
     try:
         with torch.no_grad():
-            given = [*by_name(module(*batches[1].values()))]
+            given = [*by_name(module(*tries[0].values()))]
     except Exception as error:  # whatever the program raises
         raise BackboneError(f"{source.name} fails on the samples ({_said(error)}); check their shapes.") from error
     with exporting():
         try:
-            model = _to_onnx(module, batches, _outputs(given, signature.outputs), signature.inputs)
+            model = _to_onnx(module, tries, _outputs(given, signature.outputs), vary)
         except Exception as error:  # the exporter's, or a difference from the program
             raise BackboneError(f"{source.name} can't be exported to ONNX ({_said(error)}).") from error
         save(model, path)
@@ -109,15 +112,13 @@ def _outputs(given: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _to_onnx(
-    module: torch.jit.ScriptModule, batches: Mapping[int, Tensors], outputs: list[str], inputs: Sequence[Tensor]
+    module: torch.jit.ScriptModule, tries: Sequence[Tensors], outputs: list[str], vary: Mapping[str, Sequence[int]]
 ) -> ir.Model:
     file: Any = io.BytesIO()
-    axes = {name: {0: BATCH} for name in (*batches[2], *outputs)}
-    for tensor in inputs:
-        axes[tensor.name] |= {axis: f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape, 1) if size < 0}
-    wanted: dict[str, Any] = {"input_names": [*batches[2]], "output_names": outputs, "dynamic_axes": axes}
-    torch.onnx.export(module, tuple(batches[2].values()), file, **wanted, dynamo=False)
-    return held_against(file.getvalue(), lambda tensors: module(*tensors.values()), batches, outputs)
+    wanted: dict[str, Any] = {"input_names": [*tries[1]], "output_names": outputs}
+    axes = free_axes(vary, outputs)
+    torch.onnx.export(module, tuple(tries[1].values()), file, **wanted, dynamic_axes=axes, dynamo=False)
+    return held_against(file.getvalue(), lambda tensors: module(*tensors.values()), tries, outputs)
 
 
 def _said(error: Exception) -> str:

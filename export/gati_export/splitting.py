@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from gati_export.ragged import is_ragged
 from gati_export.runs import by_appearance
 
 SHARES = 0.60, 0.15
@@ -137,6 +138,8 @@ def digests(samples: Mapping[str, np.ndarray], index: Sequence[int] | np.ndarray
         digest = hashlib.sha256()
         for array in arrays:
             digest.update(array[row].tobytes())
+            if is_ragged(array):
+                digest.update(str(array[row].shape).encode())
         yield digest.digest()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,14 +13,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gati.chain import find_chains, read_chain
-from gati.errors import GatiError
+from gati.chain import find_chains
 from gati.settings import workspace
-from gati_export.repository import plain_name
 
-REPOSITORY, LOCK = "repository", ".lock"
-NEW_SECONDS = 10
-"""A folder that is younger may be another export's, which has not locked it yet."""
+REPOSITORY, LOCK, HOST, MOVED = "repository", ".lock", ".host", ".moved"
+NEW_SECONDS, OLD_SECONDS = 10, 86_400
+"""A folder that is younger may be another export's, which has not locked it yet; one of another host, whose locks may
+not be seen here, or without a lock, is left for a day."""
 
 
 def staging_area(repository: Path) -> Path:
@@ -27,29 +28,44 @@ def staging_area(repository: Path) -> Path:
     area.mkdir(parents=True, exist_ok=True)
     for folder in area.iterdir():
         with suppress(Timeout, OSError):  # Timeout: it is at work; of what is dead, the kernel has let go
-            if time.time() - folder.stat().st_mtime > NEW_SECONDS:
+            if time.time() - folder.stat().st_mtime > (NEW_SECONDS if _is_ours(folder) else OLD_SECONDS):
                 with FileLock(folder / LOCK, timeout=0):
-                    _take_back(folder / REPOSITORY, repository)
+                    _take_back(folder, repository)
                     shutil.rmtree(folder)
     return area
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether an export of this host works there, or did."""
+    known = (folder / LOCK).exists() and (folder / HOST).exists()
+    return known and (folder / HOST).read_text(encoding="utf-8") == socket.gethostname()
 
 
 @contextmanager
 def staging(area: Path, name: str) -> Iterator[Path]:
     """A folder for one export, with a repository in it that is named as that which it will be part of."""
     with tempfile.TemporaryDirectory(dir=area, prefix=f"{name}-") as work, FileLock(Path(work) / LOCK):
+        (Path(work) / HOST).write_text(socket.gethostname(), encoding="utf-8")
         (Path(work) / REPOSITORY).mkdir()
         yield Path(work)
 
 
-def _take_back(staged: Path, repository: Path) -> None:
-    """Removes from a repository what a dead export had moved there of its chain: that itself would have come last."""
-    for name in find_chains(staged):
-        if (repository / name).exists():
-            continue
-        with suppress(GatiError):
-            chain = read_chain(staged, name)
-            models = [*map(chain.segment_model, range(len(chain.segments))), *map(chain.head_model, chain.heads)]
-            for model in (*models, plain_name(name)):
-                if not (staged / model).exists():
-                    shutil.rmtree(repository / model, ignore_errors=True)
+@contextmanager
+def moving(work: Path) -> Iterator[Path]:
+    """The repository in an export's folder, of which it is known meanwhile what is being moved out of it."""
+    journal = work / MOVED
+    journal.write_text(json.dumps([folder.name for folder in (work / REPOSITORY).iterdir()]), encoding="utf-8")
+    try:
+        yield work / REPOSITORY
+    finally:
+        journal.unlink()
+
+
+def _take_back(work: Path, repository: Path) -> None:
+    """Removes from a repository what a dead export had moved there of its chain, which itself would have come last."""
+    if not (work / MOVED).exists() or not find_chains(work / REPOSITORY):
+        return
+    with suppress(ValueError):  # killed as it was written, and before anything was moved
+        for name in json.loads((work / MOVED).read_text(encoding="utf-8")):
+            if not (work / REPOSITORY / name).exists():
+                shutil.rmtree(repository / name, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,15 @@ import pyarrow.parquet as pq
 from gati.chain import Chain
 from gati.content import Content, content_of
 from gati.errors import SamplesError
+from gati.expiry import number_of
 from gati.objects import open_store, public, reaching
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
 from gati_export.ragged import is_ragged, joined
+
+BURST_NS = 30 * 10**9
+"""Within which shards may be of one time, where each holds samples of one shape."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,30 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     fs, url, names = _shards(store, chain, mark)
     parts: list[_Part] = []
     content: Content | None = None
+    there, shapes, until = 0, set[tuple](), 0
     for name in reversed(names):
+        if until and (len(shapes) == 1 or number_of(name) < until):
+            break
         with reaching(url):
             part = _read(fs, name, chain)
         if part is None or (content is not None and part.content != content):
             continue
         content = part.content
         parts.append(part if age is None else part.since(time.time() - age))
-        if _count(parts) >= limit:
-            break
-    if not _count(parts):
+        there += len(parts[-1].times)
+        shapes.add(tuple(rows.shape[1:] for rows in part.samples.values()))
+        if there >= limit and not until:
+            until = number_of(name) - BURST_NS
+    if not there:
         raise SamplesError(
             f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
         )
     parts.reverse()
-    samples = {n: joined([part.samples[n] for part in parts])[-limit:] for n in parts[0].samples}
-    times = np.concatenate([part.times for part in parts])[-limit:]
-    if any(map(is_ragged, samples.values())):  # what came at once lies in a shard for each shape
-        order = np.argsort(times, kind="stable")
-        samples, times = {name: rows[order] for name, rows in samples.items()}, times[order]
+    samples = {name: joined([part.samples[name] for part in parts]) for name in parts[0].samples}
+    times = np.concatenate([part.times for part in parts])
+    ragged = any(map(is_ragged, samples.values()))  # what came at once lies in a shard for each shape
+    order = (np.argsort(times, kind="stable") if ragged else np.arange(len(times)))[-limit:]
+    samples, times = {name: rows[order] for name, rows in samples.items()}, times[order]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
     return Recorded(parts[0].content, samples, window, _mark(names[-1]))
 
@@ -128,10 +136,6 @@ class _Part:
         """What was served since then."""
         young = self.times >= np.datetime64(int(time_ * 1e6), "us")
         return _Part(self.content, {name: value[young] for name, value in self.samples.items()}, self.times[young])
-
-
-def _count(parts: Sequence[_Part]) -> int:
-    return sum(len(part.times) for part in parts)
 
 
 def _read(fs: Any, name: str, chain: Chain) -> _Part | None:

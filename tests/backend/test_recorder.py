@@ -69,6 +69,8 @@ def test_rows_of_all_shapes_are_read_in_the_order_they_were_served(tmp_path: Pat
         (0, 4), (3, 5), (3, 5), (1, 7), (1, 7), (2, 4), (2, 4),
     ]  # fmt: skip
     assert recorded.window.samples == 7
+    newest = read_recent(str(tmp_path), chain, 3)
+    assert [(row[0], len(row)) for row in newest.samples["x"]] == [(1, 7), (2, 4), (2, 4)]
     again = load_samples(tmp_path / "toy", inputs=chain.inputs)["x"]
     assert sorted(map(len, again)) == [4, 4, 4, 4, 5, 5, 7, 7]
 

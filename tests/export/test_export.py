@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from gati.session import Device
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode
 from gati_export.measure import CLEARLY, faster
+from gati_export.staging import staging_area
 
 SHAPE, CLASSES = (3, 4, 5), 4
 FEW = 20
@@ -255,6 +256,40 @@ def test_samples_to_train_on_may_be_of_other_shapes(gati, tmp_path):
     assert gati("any.onnx", samples="eight.npz", train_samples="twelve.npz").code == 0
 
 
+BAG = """
+import torch
+from torch import nn
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.last = nn.Embedding(50, 16), nn.Linear(16, 4)
+        self.layers = nn.Sequential(*(part for _ in range(3) for part in (nn.Linear(16, 16), nn.ReLU())))
+
+    def forward(self, ids):
+        return self.last(self.layers(self.words(ids)).mean(1))
+
+class Told(Bag):
+    def forward(self, ids):
+        return super().forward(ids if float(ids.sum()) >= 0 else -ids)  # torch.export can't decide that
+"""
+
+
+@pytest.mark.parametrize("form", ["own_bag:Bag", "own_bag:Told", "bag.pt"])
+def test_a_module_is_exported_for_the_lengths_that_samples_have(gati, tmp_path, form):
+    (tmp_path / "own_bag.py").write_text(BAG)
+    if form == "bag.pt":
+        make = "import own_bag, torch; torch.jit.save(torch.jit.script(own_bag.Bag()), 'bag.pt')"
+        subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True)
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, 50, length).tolist() for length in (3, 5, 9, 17, 5) for _ in range(4)]
+    pq.write_table(pa.table({"ids": texts}), tmp_path / "texts.parquet")
+    ended = gati(form, samples="texts.parquet", name="bag")
+    assert ended.code == 0, ended.err
+    assert "Samples differ in shape: times, also of budgets, are those of one of median size, 'ids' [5]." in ended.out
+    assert read_chain(tmp_path / "models", "bag").inputs == (Tensor("ids", "INT64", (-1,)),)
+
+
 def test_a_sample_of_a_shape_that_the_network_can_not_take_is_told(gati, tmp_path):
     graph = Graph()
     x = graph.input("x", ["batch", "length"])
@@ -266,7 +301,7 @@ def test_a_sample_of_a_shape_that_the_network_can_not_take_is_told(gati, tmp_pat
     graph.save(tmp_path / "short.onnx", "scores")
     pq.write_table(pa.table({"x": [[1.0] * length for length in (4, 9, 17, 5)]}), tmp_path / "texts.parquet")
     said = one_error(gati("short.onnx", samples="texts.parquet"))
-    assert "The backbone can't take samples with 'x' [17] (" in said
+    assert "The backbone can't take 1 of 4 samples, such as 'x' [17] (" in said
 
 
 def test_integers_for_floats_are_taken_as_they_are_and_said(gati, tmp_path):
@@ -294,13 +329,26 @@ def test_what_an_export_that_was_killed_has_left_goes_with_the_next(gati, tmp_pa
     (left,) = area.iterdir()
     assert gati("net.onnx", "--name", "other").code == 0
     assert left.exists(), "it may be at work: it is too young to be taken for dead"
-    os.utime(left, (0, 0))
-    with FileLock(left / ".lock"):
-        assert gati("net.onnx", "--name", "another").code == 0
-        assert left.exists(), "it is at work"
-    os.utime(left, (0, 0))
+    for age, dead in ((60, False), (3600, True)):
+        with FileLock(left / ".lock") if not dead else nullcontext():
+            os.utime(left, (time.time() - age,) * 2)
+            staging_area(tmp_path / "models")
+        assert left.exists() != dead, "it is at work"
     assert gati("net.onnx").code == 0
     assert not list(area.iterdir())
+
+
+def test_what_may_be_at_work_elsewhere_is_left_for_a_day(tmp_path):
+    area = staging_area(tmp_path / "models")
+    for name, files in {"other-host": {".lock": "", ".host": "elsewhere"}, "older-release": {}}.items():
+        (area / name).mkdir()
+        for file, text in files.items():
+            (area / name / file).write_text(text)
+    for age, left in ((3600, {"other-host", "older-release"}), (90_000, set())):
+        for folder in area.iterdir():
+            os.utime(folder, (time.time() - age,) * 2)
+        staging_area(tmp_path / "models")
+        assert {folder.name for folder in area.iterdir()} == left
 
 
 def test_a_chain_that_was_moved_in_part_is_taken_back(gati, tmp_path):
@@ -308,11 +356,14 @@ def test_a_chain_that_was_moved_in_part_is_taken_back(gati, tmp_path):
     assert gati("net.onnx", "--name", "net-plain-other").code == 0
     models, staged = tmp_path / "models", tmp_path / "models.gati" / "exports" / "net-dead" / "repository"
     staged.mkdir(parents=True)
+    moved = [folder.name for folder in models.glob("net*") if not folder.name.startswith("net-plain")]
+    (staged.parent / ".moved").write_text(json.dumps(moved))
     for last in ("net", "net-segment-1"):  # killed before these were moved
         (models / last).rename(staged / last)
     os.utime(staged.parent, (0, 0))
-    ended = gati("net.onnx", "--plain")
+    ended = gati("net.onnx")
     assert ended.code == 0, ended.err
+    assert (models / "net-plain").exists(), "it is not of what was moved"
     chain = read_chain(models, "net")
     for segment in chain.segments:
         chain.check_segment(models, segment.index)

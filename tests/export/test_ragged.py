@@ -5,7 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati_export.ragged import Samples, apart, batches, each, few, gathered, is_ragged, joined, rows_at, shapes, typical
+from gati_export.ragged import (
+    Samples,
+    apart,
+    batches,
+    each,
+    extremes,
+    few,
+    gathered,
+    is_ragged,
+    joined,
+    rows_at,
+    shapes,
+    typical,
+    varying,
+)
 
 LENGTHS = 3, 5, 3, 4, 5, 3
 
@@ -64,6 +78,13 @@ def test_batches_are_as_large_as_they_can_be(texts: dict[str, np.ndarray]) -> No
     assert [places.tolist() for places in batches(texts, np.arange(6), 2)] == [[0, 2], [5], [1, 4], [3]]
     plain = {"loudness": texts["loudness"]}
     assert [places.tolist() for places in batches(plain, np.arange(6), 4)] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_what_varies_is_seen(texts: dict[str, np.ndarray]) -> None:
+    assert varying(texts["ids"]) == [1] and varying(texts["loudness"]) == []
+    assert varying(gathered([np.zeros((3, 4, 8)), np.zeros((3, 4, 9))])) == [3]
+    assert [rows["ids"].shape for rows in extremes(texts)] == [(1, 3), (1, 5)]
+    assert extremes({"loudness": texts["loudness"]}) == []
 
 
 def test_rows_are_measured_on_one_of_median_size(texts: dict[str, np.ndarray]) -> None:

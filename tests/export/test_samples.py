@@ -153,6 +153,21 @@ def test_pictures_of_any_size_for_a_network_that_takes_them(tmp_path, encoded):
     samples = load_samples(path, inputs=[Tensor("x", "FP32", (3, -1, -1))], decode=parse_decode(""))
     assert [row.shape for row in samples["x"]] == [(3, 4, 5)] * 6 + [(3, 3, 2)]
     assert not samples["x"][-1].any() and samples["x"][0].any()
+    first = encoded[0]
+    for other in (np.zeros((3, 4, 5), np.uint8), np.zeros((4, 5), np.float32)):
+        with pytest.raises(SamplesError, match="differ in type"):
+            load_samples(
+                path, decode=lambda row, other=other: np.zeros((3, 4, 5), np.float32) if row == first else other
+            )
+
+
+def test_an_empty_file_among_others_says_nothing(tmp_path):
+    write_table(tmp_path / "a.parquet", {"ids": [[1, 2], [3, 4]]})
+    pq.write_table(pa.table({"ids": pa.nulls(0)}), tmp_path / "b.parquet")
+    assert load_samples(tmp_path, inputs=[IDS])["ids"].tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(SamplesError, match="no rows"):
+        load_samples(tmp_path, inputs=[IDS])
 
 
 def test_image_option(encoded):
@@ -242,6 +257,7 @@ def test_objects_are_not_unpickled(tmp_path):
     [
         ({"ids": [[1, 2], []]}, "holds nothing"),
         ({"ids": [[[1, 2]], [[3], [4]]]}, "has shape"),
+        ({"ids": [[[1, 2]], []]}, "has shape"),
         ({"ids": [[[1, 2], [3]]]}, "a row whose lists differ in length"),
         ({"ids": [[1, 2], None]}, "no value in 1 rows"),
         ({"ids": [[1, 2], [3, None]]}, "values missing"),

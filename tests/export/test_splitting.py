@@ -94,6 +94,11 @@ def test_what_is_asked_again_and_again_is_in_all_parts_as_often_as_in_all():
     assert len(np.unique(fresh)) == len(fresh) and {value for value in fresh if value < 20} == alone
 
 
+def test_rows_of_other_shapes_are_other_inputs():
+    blank = gathered([np.zeros((3, 4, 8)), np.zeros((3, 8, 4)), np.zeros((3, 4, 8))])
+    assert split({"x": blank}).inputs.tolist() == [0, 1, 0]
+
+
 def test_each_content_draws_its_part_by_its_digest():
     samples = {"x": np.arange(500, dtype=np.float32)[:, None]}
     drawn = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8]) / 2**64 for row in samples["x"]]

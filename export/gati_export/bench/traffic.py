@@ -12,7 +12,7 @@ import numpy as np
 from gati.chain import Tensor, as_sent
 from gati.errors import SamplesError
 from gati_client.workload import film, frames, hot, iid
-from gati_export.ragged import rows_at
+from gati_export.ragged import is_ragged, rows_at
 
 WORKLOADS = ("iid", "hot", "frames")
 MOST = 200_000
@@ -72,6 +72,8 @@ class Traffic:
 def _pictures(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> tuple[str, np.ndarray]:
     tensor = inputs[0]
     pool = samples[tensor.name]
+    if is_ragged(pool):
+        raise SamplesError(f"The workload frames is for pictures of one size; those of {tensor.name!r} have several.")
     if len(inputs) > 1 or pool.ndim != 4 or pool.dtype.kind != "f" or pool.shape[1] > min(pool.shape[2:]):
         raise SamplesError(
             "The workload frames is for models with one input of images [channels, height, width] of real numbers; "
