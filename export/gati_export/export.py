@@ -269,7 +269,7 @@ def _shape_note(samples: Samples) -> str | None:
     if not any(map(is_ragged, samples.values())):
         return None
     return (
-        f"Samples differ in shape: times, those of budgets too, are of one of median size, {_shapes(few(samples, 1))}."
+        f"Samples differ in shape: times, also of budgets, are those of one of median size, {_shapes(few(samples, 1))}."
     )
 
 
