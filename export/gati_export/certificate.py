@@ -9,9 +9,10 @@ Samples of one group (frames of one scene) depend on each other; groups must be 
 is promised for. The promise is for traffic whose groups are as large as these: tests hold for the sizes given.
 
 Where inputs are asked again and again, two things are tested at each setting, and have to hold: that no more than ε of
-all requests are answered otherwise, of which some inputs make up many; and that no more than ε of the fresh inputs are,
-each counted once, so that few popular ones don't vouch for the rest. Inputs that train are in the first test only as
-far as they were asked again: enough as long as heads err on what they were trained on no more often than otherwise.
+all requests are answered otherwise, of which some inputs make up many; and that no more than ε of those for fresh
+inputs are, of which none counts so often that few of them would vouch for the rest. Inputs that train are in the first
+test only as far as they were asked again: enough as long as heads err on what they were trained on no more often than
+otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ BETS = 16
 """Bets that are mixed; with more, neither 0 nor 10 errors take fewer observations."""
 BEYOND = 10**9
 """More observations than anybody will have."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Which calibration samples ask what none that trains or tunes asks.
+
+    Attributes:
+        turns: 1 for the first that asks it, 2 for the next and so on; 0 for the others, int [n].
+        groups: Of each sample, copies being of one, int [n].
+    """
+
+    turns: np.ndarray
+    groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,7 @@ def samples_needed(epsilon: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
-def there_and_needed(
-    groups: np.ndarray, epsilon: float, delta: float, fresh: np.ndarray | None = None
-) -> tuple[int, int]:
+def there_and_needed(groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None) -> tuple[int, int]:
     """How many groups there are, and how many of such sizes it takes to show that, if no sample is an error.
 
     Of fresh ones, if more of these are missing. Arguments are as for `certify`.
@@ -83,7 +95,7 @@ def upper_bound(errors: int, n: int, delta: float) -> float:
 
 
 def certify(
-    errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: np.ndarray | None = None
+    errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None
 ) -> Verdict | None:
     """Finds the loosest step of a path that is safe; None if the first one is not (see `refusal`).
 
@@ -93,7 +105,7 @@ def certify(
         groups: Of each sample, int [n]; samples of one group count as one observation.
         epsilon: Largest share of answers that may differ.
         delta: 1 − confidence.
-        fresh: Whether a sample asks what no other does, bool [n]; None if all do.
+        fresh: Which samples ask what no training has seen; None if all do, and each something else.
 
     Raises:
         SamplesError: If epsilon or delta is not between 0 and 1.
@@ -122,9 +134,7 @@ def certify(
     )
 
 
-def refusal(
-    errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: np.ndarray | None = None
-) -> str:
+def refusal(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None) -> str:
     """Why `certify` found no safe step, and what would help, in one sentence; arguments as there."""
     _check(epsilon, delta)
     promise = f"at most {epsilon:.2%} differing answers with {1 - delta:.0%} confidence"
@@ -185,10 +195,22 @@ class _Tested:
         return int(min(self._test.needed(), BEYOND)) if self._test else self._fewest
 
 
-def _tests(groups: np.ndarray, fresh: np.ndarray | None, epsilon: float, delta: float) -> list[_Tested]:
-    """What is tested: all samples, and fresh ones where there are others."""
+def _tests(groups: np.ndarray, fresh: Fresh | None, epsilon: float, delta: float) -> list[_Tested]:
+    """What is tested: all samples, and fresh ones where there are others.
+
+    An input counts as often as it was asked, up to so many times that half of the groups would be enough; or else once.
+    That is decided by the groups' sizes alone.
+    """
     found = [_Tested(groups, slice(None), epsilon, delta)]
-    return found if fresh is None or fresh.all() else [*found, _Tested(groups, fresh, epsilon, delta)]
+    if fresh is None or (fresh.turns == 1).all():
+        return found
+    most = 1 << int(fresh.turns.max(initial=0)).bit_length()
+    while most > 1:
+        test = _Tested(fresh.groups, (fresh.turns > 0) & (fresh.turns <= most), epsilon, delta)
+        if 2 * test.needed() <= len(test.sizes):
+            return [*found, test]
+        most //= 2
+    return [*found, _Tested(fresh.groups, fresh.turns == 1, epsilon, delta)]
 
 
 def _test(sizes: np.ndarray, epsilon: float, delta: float) -> _Binomial | _Betting:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from gati_export.certificate import Fresh
 from gati_export.ragged import is_ragged
 from gati_export.runs import by_appearance
 
@@ -48,12 +49,15 @@ class Split:
     inputs: np.ndarray
 
     @property
-    def fresh(self) -> np.ndarray:
-        """Of the samples that calibrate, whether they ask what none that trains, tunes, or came before asks, bool."""
-        asked = self.inputs[self.calibrate]
-        first = np.zeros(len(asked), bool)
-        first[np.unique(asked, return_index=True)[1]] = True
-        return first & ~np.isin(asked, self.inputs[np.concatenate([self.train, self.tune])])
+    def fresh(self) -> Fresh:
+        """Which of the samples that calibrate ask what none that trains or tunes asks."""
+        asked, groups = self.inputs[self.calibrate], self.groups[self.calibrate]
+        order = np.argsort(asked, kind="stable")
+        first = np.searchsorted(asked[order], asked)
+        turns = np.empty(len(asked), np.int64)
+        turns[order] = np.arange(1, len(asked) + 1)
+        seen = np.isin(asked, self.inputs[np.concatenate([self.train, self.tune])])
+        return Fresh(np.where(seen, 0, turns - first), _joined(asked, groups))
 
     def grown(self, more: int) -> Split:
         """The same with so many more samples, which are last, each by itself, and train."""

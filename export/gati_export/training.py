@@ -167,7 +167,7 @@ def _has_copies(split: Split) -> bool:
 
 def _affordable(split: Split, terms: Terms) -> float:
     """The share of errors that as many calibration samples can certify: less than epsilon."""
-    n = len(np.unique(split.groups[split.calibrate][split.fresh]))
+    n = len(np.unique(split.fresh.groups[split.fresh.turns > 0]))
     return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / max(n, 1)
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 from gati.errors import SamplesError
 from gati_export.certificate import (
+    Fresh,
     certify,
     errors_allowed,
     refusal,
@@ -197,8 +198,13 @@ def test_what_breaks_the_promise_passes_no_more_often_than_it_may(sizes, shared,
     assert observations_needed(groups, epsilon, DELTA) < len(counts)  # it would pass without errors
 
 
+def once(count: int, n: int) -> Fresh:
+    """Of n samples, the first ask something each that no other does."""
+    return Fresh((np.arange(n) < count).astype(int), np.arange(n))
+
+
 def test_answers_that_are_always_the_same_do_not_vouch_for_fresh_ones():
-    groups, fresh = np.arange(4000), np.arange(4000) < 400
+    groups, fresh = np.arange(4000), once(400, 4000)
     few, many = (np.arange(4000) < count for count in (8, 3))  # 0.2 % of all and 2 % of the fresh, and 0.75 %
     assert certify(few[None], groups, EPSILON, DELTA) is not None
     assert certify(few[None], groups, EPSILON, DELTA, fresh) is None
@@ -214,10 +220,24 @@ def test_answers_that_are_always_the_same_do_not_vouch_for_fresh_ones():
     assert "no training has seen" in right.method
     often = certify((groups > 3974)[None], groups, EPSILON, DELTA, fresh)
     assert often is not None and (often.n, often.errors) == (4000, 25)
-    said = refusal(flagged(4000, 0), groups, EPSILON, DELTA, np.arange(4000) < 200)
+    said = refusal(flagged(4000, 0), groups, EPSILON, DELTA, once(200, 4000))
     assert said.startswith("There are 200 independent observations among the 4000 calibration samples (frames of one")
-    assert there_and_needed(groups, EPSILON, DELTA, np.arange(4000) < 200) == (200, 299)
-    assert there_and_needed(groups, EPSILON, DELTA, np.arange(4000) < 0) == (0, 299)
+    assert there_and_needed(groups, EPSILON, DELTA, once(200, 4000)) == (200, 299)
+    assert there_and_needed(groups, EPSILON, DELTA, once(0, 4000)) == (0, 299)
+
+
+def test_fresh_inputs_count_as_often_as_they_are_asked_unless_few_would_count_for_most():
+    asked = np.concatenate([np.repeat(np.arange(2000), 3), np.full(3000, 2000)])
+    first = np.searchsorted(asked, asked)
+    fresh = Fresh(1 + np.arange(9000) - first, asked)
+    verdict = certify(flagged(9000, 0), np.arange(9000), EPSILON, DELTA, fresh)
+    assert verdict is not None and 6000 <= verdict.n <= 6032 and verdict.observations == 2001
+    wrong = (asked % 100 == 0) & (asked < 1500)  # 15 of 2,001 inputs, all of what they are asked
+    again = certify(wrong[None], np.arange(9000), EPSILON, DELTA, fresh)
+    assert again is None and "45 of 60" in refusal(wrong[None], np.arange(9000), EPSILON, DELTA, fresh)
+    few = asked < 400
+    rare = certify(flagged(1200, 0), np.arange(1200), EPSILON, DELTA, Fresh(fresh.turns[few], asked[few]))
+    assert rare is not None and (rare.n, rare.observations) == (400, 400), "three times each would take too many"
 
 
 @pytest.mark.parametrize("where", [(0, 30), (20, 400), (2000, 20_000)])

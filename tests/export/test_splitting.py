@@ -67,7 +67,7 @@ def test_copies_are_dealt_out_to_the_part_of_their_input_and_those_behind_it_in_
         assert samples["a"][used, 0].tolist().count(value) >= 1
     assert np.array_equal(np.equal.outer(parts.inputs, parts.inputs), np.equal.outer(values, values))
     assert np.array_equal(parts.groups, np.arange(len(values)))
-    fresh = samples["a"][parts.calibrate[parts.fresh], 0].tolist()
+    fresh = samples["a"][parts.calibrate[parts.fresh.turns == 1], 0].tolist()
     assert sorted(fresh) == sorted(value for value in set(values) if own[value] == 2)
 
 
@@ -89,7 +89,7 @@ def test_what_is_asked_again_and_again_is_in_all_parts_as_often_as_in_all():
         np.testing.assert_allclose(shares, [0.60, 0.15, 0.25], atol=0.02)
     once = [(values[rows] >= 1000).sum() / 4000 for rows in parts_of(parts)]
     np.testing.assert_allclose(once, [0.60, 0.15, 0.25], atol=0.03)
-    fresh = values[parts.calibrate[parts.fresh]]
+    fresh = values[parts.calibrate[parts.fresh.turns == 1]]
     alone = {value for value, (train, tune, _) in shares_of.items() if train == tune == 0}
     assert len(np.unique(fresh)) == len(fresh) and {value for value in fresh if value < 20} == alone
 
@@ -105,7 +105,7 @@ def test_each_content_draws_its_part_by_its_digest():
     parts = split(samples, np.arange(500))
     assert parts.train.tolist() == [i for i, share in enumerate(drawn) if share < 0.6]
     assert parts.calibrate.tolist() == [i for i, share in enumerate(drawn) if share >= 0.75]
-    assert np.array_equal(parts.groups, np.arange(500)) and parts.fresh.all()
+    assert np.array_equal(parts.groups, np.arange(500)) and (parts.fresh.turns == 1).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -126,7 +126,7 @@ def test_runs_with_an_input_in_common_go_to_one_part_unless_it_is_in_many(rows):
     for which, index in enumerate(parts_of(parts)):
         part[index] = which
     assert all(len(set(part[groups == group])) == 1 for group in groups)
-    held_out = parts.calibrate[parts.fresh]
+    held_out = parts.calibrate[parts.fresh.turns == 1]
     assert not set(contents[held_out]) & set(contents[np.concatenate([parts.train, parts.tune])])
 
 
