@@ -34,7 +34,7 @@ class Certificate:
 
     Attributes:
         n: Calibration samples, none of them used in training; where their bound is the larger one, only those whose
-            inputs no training has seen, each once.
+            inputs no training has seen, each a few times at most.
         observations: Independent ones among them: frames of one scene count as one.
         errors: On how many of them the chain's answer did not agree with the backbone's.
         bound: Upper bound on the share of such answers, at confidence 1 − delta.

@@ -198,8 +198,8 @@ class _Tested:
 def _tests(groups: np.ndarray, fresh: Fresh | None, epsilon: float, delta: float) -> list[_Tested]:
     """What is tested: all samples, and fresh ones where there are others.
 
-    An input counts as often as it was asked, up to so many times that half of the groups would be enough; or else once.
-    That is decided by the groups' sizes alone.
+    An input counts as often as it was asked, up to so many times that a quarter of the groups would be enough; or else
+    once. That is decided by the groups' sizes alone.
     """
     found = [_Tested(groups, slice(None), epsilon, delta)]
     if fresh is None or (fresh.turns == 1).all():
@@ -207,7 +207,7 @@ def _tests(groups: np.ndarray, fresh: Fresh | None, epsilon: float, delta: float
     most = 1 << int(fresh.turns.max(initial=0)).bit_length()
     while most > 1:
         test = _Tested(fresh.groups, (fresh.turns > 0) & (fresh.turns <= most), epsilon, delta)
-        if 2 * test.needed() <= len(test.sizes):
+        if 4 * test.needed() <= len(test.sizes):
             return [*found, test]
         most //= 2
     return [*found, _Tested(fresh.groups, fresh.turns == 1, epsilon, delta)]
