@@ -1,9 +1,8 @@
 """Splitting: which samples train heads, tune them, and calibrate the certificate, and which are one observation.
 
-Frames of one scene say little more than one sample does: they go to one part together, and count once. So do copies, as
-long as none are many. Where one text in ten is "thanks", they are requests like others: what is asked again and again
-will be, and what heads do with it is part of what they do with the traffic. But they say nothing of what comes next
-(gati_export.certificate).
+Frames of one scene say little more than one sample does: they go to one part together, and count once. Copies that come
+apart, as one text in ten is "thanks", are requests like others: what is asked again and again will be, and what heads
+do with it is part of what they do with the traffic. But they say nothing of what comes next (gati_export.certificate).
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
 
 FEWEST = 5
 """Runs with an input in common are one observation, unless the input is in so many."""
-POPULAR = 1e-3
-"""And copies of an input, unless some input is a larger share of all: too large an observation to certify with."""
 TURN = (5**0.5 - 1) / 2
 """Of which the multiples lie evenly in 0..1, whatever their number."""
 
@@ -76,8 +73,8 @@ def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, 
     """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
 
     What an input does is decided by its content, whenever it is seen: so no copy of a sample that calibrates as the
-    only one of its kind was ever trained on, nor was a sample of the same run. Copies go with it and are one
-    observation; but where some input is popular, they are dealt out to this part and those behind it.
+    only one of its kind was ever trained on, nor was a sample of the same run. Copies are dealt out to this part and
+    those behind it: some of those that train also tune and calibrate.
 
     Args:
         samples: Model inputs by name, n rows each.
@@ -98,9 +95,9 @@ def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, 
 
 
 def _dealt_out(inputs: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    """Whether copies of a sample, bool [n], have parts of their own: where an input is popular, or is in many runs."""
+    """Whether copies of a sample, bool [n], have parts of their own: where they come one by one, or in many runs."""
     if len(np.unique(runs)) == len(runs):
-        return np.full(len(runs), np.bincount(inputs).max(initial=0) > max(FEWEST, POPULAR * len(runs)))
+        return np.ones(len(runs), bool)
     pairs = np.unique([inputs, runs], axis=1)
     return (np.bincount(pairs[0]) >= FEWEST)[inputs]
 
