@@ -202,7 +202,7 @@ def _tests(groups: np.ndarray, fresh: Fresh | None, epsilon: float, delta: float
     once. That is decided by the groups' sizes alone.
     """
     found = [_Tested(groups, slice(None), epsilon, delta)]
-    if fresh is None or (fresh.turns == 1).all():
+    if fresh is None or ((fresh.turns > 0).all() and len(np.unique(fresh.groups)) == len(found[0].sizes)):
         return found
     most = 1 << int(fresh.turns.max(initial=0)).bit_length()
     while most > 1:

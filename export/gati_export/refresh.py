@@ -148,7 +148,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     notes.samples = recorded.window.samples
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, plan.seed)
-    samples, parts = recorded.samples, parted(recorded)
+    samples, parts = recorded.samples, parted(recorded, terms)
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
     trained = train_heads(chain, paths, samples, parts, terms, report, heads, known=known)

@@ -1,23 +1,26 @@
 """Splitting: which samples train heads, tune them, and calibrate the certificate, and which are one observation.
 
-Frames of one scene say little more than one sample does: they go to one part together, and count once. Copies that come
-apart, as one text in ten is "thanks", are requests like others: what is asked again and again will be, and what heads
-do with it is part of what they do with the traffic. But they say nothing of what comes next (gati_export.certificate).
+Frames of one scene say little more than one sample does: they go to one part together, and count once. So do copies, as
+long as that certifies enough. Where one text in ten is "thanks", it doesn't, and copies that come apart are requests
+like others: what is asked again and again will be, and what heads do with it is part of what they do with the traffic.
+But they say nothing of what comes next (gati_export.certificate).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from gati_export.certificate import Fresh
+from gati_export.certificate import Fresh, there_and_needed
 from gati_export.ragged import is_ragged
 from gati_export.runs import by_appearance
+from gati_export.terms import Terms
 
 SHARES = 0.60, 0.15
 """Of the samples, those that train and those that tune; the rest, 25 %, calibrates."""
@@ -26,6 +29,8 @@ EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
 
 FEWEST = 5
 """Runs with an input in common are one observation, unless the input is in so many."""
+AMPLE = 3
+"""And copies are, where there are so many times the inputs that it takes to certify heads without any error."""
 TURN = (5**0.5 - 1) / 2
 """Of which the multiples lie evenly in 0..1, whatever their number."""
 
@@ -69,37 +74,58 @@ def _grown(names: np.ndarray, more: int) -> np.ndarray:
     return np.concatenate([names, names.max(initial=-1) + 1 + np.arange(more)])
 
 
-def split(samples: Mapping[str, np.ndarray], runs: np.ndarray | None = None, *, extra: bool = False) -> Split:
+def split(
+    samples: Mapping[str, np.ndarray],
+    runs: np.ndarray | None = None,
+    *,
+    extra: bool = False,
+    epsilon: float = Terms.epsilon,
+    delta: float = Terms.delta,
+) -> Split:
     """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
 
     What an input does is decided by its content, whenever it is seen: so no copy of a sample that calibrates as the
-    only one of its kind was ever trained on, nor was a sample of the same run. Copies are dealt out to this part and
-    those behind it: some of those that train also tune and calibrate.
+    only one of its kind was ever trained on, nor was a sample of the same run. Copies go with it; but where too little
+    could be certified so, they are dealt out to this part and those behind it: some of those that train also tune and
+    calibrate.
 
     Args:
         samples: Model inputs by name, n rows each.
         runs: The run of each sample, int [n], as `find_runs` gives them; None if each is its own.
         extra: Whether there are others to train on, so that more of these can tune and calibrate.
+        epsilon: Largest share of answers that may differ.
+        delta: 1 − confidence of that.
     """
     found = list(digests(samples, range(count(samples))))
     contents: dict[bytes, int] = {}
     inputs = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
     runs = np.arange(len(found)) if runs is None else runs
-    dealt = _dealt_out(inputs, runs)
+    first = shares(runs, extra=extra)
+    dealt = _dealt_out(inputs, runs, partial(_ample, kept=1 - sum(first), epsilon=epsilon, delta=delta))
     groups = _joined(np.where(dealt, len(found) + np.arange(len(found)), inputs), runs)
-    bounds = np.cumsum(shares(runs, extra=extra))
-    own, drawn = (np.digitize(draws, bounds) for draws in _draws(groups, found, dealt))
+    own, drawn = (np.digitize(draws, np.cumsum(first)) for draws in _draws(groups, found, dealt))
     part = np.where(drawn < own, -1, drawn)
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
     return Split(train, tune, calibrate, groups, inputs)
 
 
-def _dealt_out(inputs: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    """Whether copies of a sample, bool [n], have parts of their own: where they come one by one, or in many runs."""
+def _dealt_out(inputs: np.ndarray, runs: np.ndarray, ample: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Whether copies of a sample have parts of their own, bool [n]: of all, or in runs of what is in many of these."""
     if len(np.unique(runs)) == len(runs):
-        return np.ones(len(runs), bool)
+        return np.full(len(runs), not ample(np.bincount(inputs)))
     pairs = np.unique([inputs, runs], axis=1)
     return (np.bincount(pairs[0]) >= FEWEST)[inputs]
+
+
+def _ample(times: np.ndarray, kept: float, epsilon: float, delta: float) -> bool:
+    """Whether inputs asked so many times, int [inputs], of which a share is kept to calibrate, certify enough.
+
+    It is assumed that what is asked most often will be among them; else what is not would seem not to be asked at all.
+    """
+    places = np.arange(0, len(times), 1 / kept).astype(int)
+    some = np.sort(times)[::-1][places[places < len(times)]]
+    there, needed = there_and_needed(np.repeat(np.arange(len(some)), some), epsilon, delta)
+    return there >= AMPLE * needed
 
 
 def _draws(groups: np.ndarray, digests: Sequence[bytes], dealt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -155,9 +155,10 @@ def enlarged(
 
 
 def _share_in_runs(split: Split) -> float:
-    """How many samples resemble others before them: views and extra samples, which only train, don't tell."""
-    groups = split.groups[np.concatenate([split.tune, split.calibrate])]
-    return 1 - len(np.unique(groups)) / max(len(groups), 1)
+    """How many inputs resemble others before them: views and extra samples, which only train, don't tell."""
+    rows = np.concatenate([split.tune, split.calibrate])
+    inputs = np.unique([split.groups[rows], split.inputs[rows]], axis=1)[0]  # of each group
+    return 1 - len(np.unique(inputs)) / max(len(inputs), 1)
 
 
 def _has_copies(split: Split) -> bool:

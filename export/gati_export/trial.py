@@ -51,7 +51,7 @@ def objection(
     """
     wrong, groups = trained.wrong, learned_from.groups[learned_from.calibrate]
     if newest is not None:
-        late = parted(newest).groups
+        late = parted(newest, terms).groups
         errors = _errors(chain, segment_paths, trained, newest.samples, terms, progress)
         if refuted(errors, late, terms):
             share = f"{errors.mean():.2%} of {len(errors):,} samples that were served while it was learned"
@@ -62,10 +62,11 @@ def objection(
     return None
 
 
-def parted(recorded: Recorded) -> Split:
+def parted(recorded: Recorded, terms: Terms) -> Split:
     """Splits recorded samples; see gati_export.splitting."""
     samples = recorded.samples
-    return split(samples if recorded.content.cut is None else sketches(samples), find_runs(samples))
+    contents = samples if recorded.content.cut is None else sketches(samples)
+    return split(contents, find_runs(samples), epsilon=terms.epsilon, delta=terms.delta)
 
 
 def _errors(

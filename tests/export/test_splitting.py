@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gati_client.workload import film, frames, hot
+from gati_export.certificate import certify
 from gati_export.demo.digits import pools, views
 from gati_export.ragged import gathered
 from gati_export.runs import find_runs
@@ -73,6 +74,33 @@ def test_copies_are_dealt_out_to_the_part_of_their_input_and_those_behind_it_in_
 
 def parts_of(split: Split) -> tuple[np.ndarray, ...]:
     return split.train, split.tune, split.calibrate
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_copies_stay_together_where_inputs_that_count_once_certify_enough(extra):
+    values = np.random.default_rng(0).permutation(np.repeat(np.arange(1500), 4))
+    parts = split({"x": values[:, None]}, extra=extra, epsilon=0.05)
+    assert np.array_equal(np.equal.outer(parts.groups, parts.groups), np.equal.outer(values, values))
+    assert sorted(np.concatenate(parts_of(parts))) == list(range(6000)) and (parts.fresh.turns > 0).all()
+    held_out = len(parts.calibrate)
+    verdict = certify(np.zeros((1, held_out), bool), parts.groups[parts.calibrate], 0.05, 0.05, parts.fresh)
+    assert verdict is not None and (verdict.n, verdict.observations) == (held_out, held_out // 4)
+    assert "no training" not in verdict.method, "none of them is any other's copy"
+    again = split({"x": values[values < 1000][:, None]}, extra=extra, epsilon=0.05)  # a part stays a content's own
+    for part, later in zip(parts_of(parts), parts_of(again), strict=True):
+        assert set(values[values < 1000][later]) == {value for value in values[part] if value < 1000}
+
+
+@pytest.mark.parametrize(
+    ("times", "why"),
+    [
+        (np.full(200, 4), "too few inputs"),
+        (np.array([400, *np.full(1400, 4)]), "one is popular, and may be of those that do not calibrate"),
+    ],
+)
+def test_copies_are_dealt_out_where_they_would_leave_too_little(times, why):
+    parts = split({"x": np.repeat(np.arange(len(times)), times)[:, None]}, epsilon=0.05)
+    assert np.array_equal(parts.groups, np.arange(times.sum())), why
 
 
 def test_what_is_asked_again_and_again_is_in_all_parts_as_often_as_in_all():

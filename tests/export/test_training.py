@@ -250,11 +250,12 @@ def test_earlier_heads_are_a_start(trial, trained):
     assert all(said.answers.shape == warm.outputs.shape for said in warm.earlier.values())
 
 
-def test_a_memory_is_tried_where_samples_come_in_runs(trial, monkeypatch):
-    tried = []
+def test_a_memory_is_tried_and_heads_begin_anew_where_samples_come_in_runs(trial, monkeypatch):
+    tried, begun = [], []
 
-    def fit(_chain, _sessions, _samples, _split, families, *_):
+    def fit(_chain, _sessions, _samples, _split, families, _times, _progress, _seed, start, *_):
         tried.append(families)
+        begun.append(start)
         raise SamplesError("That is enough.")
 
     monkeypatch.setattr(training, "fit_candidates", fit)
@@ -263,10 +264,15 @@ def test_a_memory_is_tried_where_samples_come_in_runs(trial, monkeypatch):
     film, others = {"x": frames}, samples(3000, 5)
     in_runs = split(film, find_runs(film))
     mixed = with_extra(film, in_runs, others)  # extra samples, and views, are no runs
-    for rows, parts in ((film, in_runs), mixed, (others, split(others, find_runs(others)))):
+    copies = {"x": np.tile(others["x"], (3, 1))}
+    together, dealt_out = (split(copies, epsilon=epsilon) for epsilon in (0.5, 0.001))
+    assert len(np.unique(together.groups)) == 3000 and len(np.unique(dealt_out.groups)) == 9000
+    given = (film, in_runs), mixed, (others, split(others, find_runs(others))), (copies, together), (copies, dealt_out)
+    for rows, parts in given:
         with pytest.raises(SamplesError, match="enough"):
-            train_heads(*trial, rows, parts, replace(TERMS, epsilon=0.5), quiet)
-    assert [("recent" in families) for families in tried] == [True, True, False]
+            train_heads(*trial, rows, parts, replace(TERMS, epsilon=0.5), quiet, init={1: b"live"})
+    assert [("recent" in families) for families in tried] == [True, True, False, True, True]
+    assert begun == [{}, {}, *[{1: b"live"}] * 3], "copies go to the same part whenever they are seen"
 
 
 TOLERANCE = 0.1

@@ -51,7 +51,7 @@ def peer_heads(
         The heads of each peer by cut point, thresholds inside, and why a peer has none, in sentences.
     """
     terms = replace(Terms.of(chain, 0), memory=None, p99=None)
-    parts = split(samples, find_runs(samples), extra=extra is not None)
+    parts = split(samples, find_runs(samples), extra=extra is not None, epsilon=terms.epsilon, delta=terms.delta)
     found: dict[str, dict[int, bytes]] = {}
     notes = []
     for peer, family in CERTIFIED.items():
