@@ -32,7 +32,7 @@ from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
 from gati_export.runs import find_runs
-from gati_export.samples import cast_notes, check_samples, load_samples
+from gati_export.samples import ARRAYS, cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
 from gati_export.splitting import count, split
@@ -240,7 +240,8 @@ def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
     if plan.extra is None:
         return None
     names = [tensor.name for tensor in backbone.inputs]
-    extra = check_samples(load_samples(plan.extra, names=names, decode=plan.decode), backbone.inputs)
+    decode = None if plan.extra.suffix in ARRAYS else plan.decode
+    extra = check_samples(load_samples(plan.extra, names=names, decode=decode), backbone.inputs)
     _check_shapes(backbone, extra)
     return extra
 

@@ -20,6 +20,10 @@ NEEDS_DECODE = (
     "Column {name!r} holds encoded bytes; say with --image how they become the model's input, "
     'for example --image "32x32 rgb".'
 )
+NOTHING_TO_DECODE = (
+    "--image says how encoded images become arrays, and {name} holds none of them; leave --image out if its numbers "
+    "are what the model is sent."
+)
 
 
 def read_parquet(path: Path, names: Sequence[str] | None, decode: Decode | None) -> dict[str, np.ndarray]:
@@ -36,10 +40,14 @@ def read_parquet(path: Path, names: Sequence[str] | None, decode: Decode | None)
         reshaped by the JSON list in the field's metadata under `shape`.
 
     Raises:
-        SamplesError: If there is no file, a file is damaged, rows differ in rank or type, or values are missing.
+        SamplesError: If there is no file, a file is damaged, rows differ in rank or type, values are missing, or there
+            is nothing to decode.
     """
     files = _files(path)
-    columns = _columns(_schema(files[0]), names, decode)
+    schema = _schema(files[0])
+    columns = _columns(schema, names, decode)
+    if decode is not None and not any(_is_encoded(schema.field(name).type) for name in columns):
+        raise SamplesError(NOTHING_TO_DECODE.format(name=path.name))
     parts = [_read(file, columns, decode) for file in files]
     return {name: _together(name, [part[name] for part in parts if len(part[name])]) for name in columns}
 
@@ -129,15 +137,18 @@ def _array(name: str, field: pa.Field, column: pa.ChunkedArray, decode: Decode |
         return _decoded(name, column, decode)
     if not (_is_number(column.type) or _is_list(column.type)):
         raise SamplesError(f"Column {name!r} holds {column.type}, which is no model's input; write numbers or images.")
-    chunks = [_numbers(name, chunk) for chunk in column.chunks if len(chunk)]
+    chunks = [rows_of(name, chunk) for chunk in column.chunks if len(chunk)]
     return _reshaped(name, field, joined(chunks)) if chunks else np.empty((0,))
 
 
-def _numbers(name: str, array: pa.Array) -> np.ndarray:
+def rows_of(name: str, array: pa.Array) -> np.ndarray:
     """Lists, nested or not, as rows; those of one row and level must be equally long.
 
     Returns:
         An array [rows, *lengths], or one of objects where rows differ.
+
+    Raises:
+        SamplesError: If lists of a row differ in length, or values are missing; it names the column.
     """
     flat, shape = array, [len(array)]
     while not _is_number(flat.type):
@@ -147,7 +158,7 @@ def _numbers(name: str, array: pa.Array) -> np.ndarray:
         if length is None:
             if len(array) == 1:
                 raise SamplesError(f"Column {name!r} has a row whose lists differ in length; pad them to one.")
-            return gathered([_numbers(name, array.slice(row, 1))[0] for row in range(len(array))])
+            return gathered([rows_of(name, array.slice(row, 1))[0] for row in range(len(array))])
         flat = flat.flatten()
         shape.append(length)
         if flat.null_count or len(flat) != int(np.prod(shape)):

@@ -10,8 +10,11 @@ import numpy as np
 from gati.chain import Tensor
 from gati.errors import SamplesError
 from gati_export.images import Decode
-from gati_export.parquet import read_parquet
+from gati_export.parquet import NOTHING_TO_DECODE, read_parquet
 from gati_export.ragged import each, is_ragged, shapes
+
+ARRAYS = ".npz", ".npy"
+"""Files of NumPy's, which hold nothing that would have to be decoded."""
 
 
 def load_samples(
@@ -35,14 +38,16 @@ def load_samples(
         Rows by name, n ≥ 1 each: arrays [n, *shape], or of objects where rows differ in shape (gati_export.ragged).
 
     Raises:
-        SamplesError: If samples can't be read or don't fit.
+        SamplesError: If samples can't be read or don't fit, or there is nothing to decode.
     """
     path = Path(path)
     names = names if inputs is None else [tensor.name for tensor in inputs]
     if path.is_dir() or path.suffix == ".parquet":
         arrays = read_parquet(_existing(path), names, decode)
-    elif path.suffix in (".npz", ".npy"):
+    elif path.suffix in ARRAYS:
         arrays = _read_numpy(_existing(path))
+        if decode is not None:
+            raise SamplesError(NOTHING_TO_DECODE.format(name=path.name))
     else:
         raise SamplesError(f"{path.name} is not a kind of samples that gati reads; give .npz, .npy or Parquet.")
     _count(arrays if names is None else pick(arrays, names))

@@ -284,6 +284,16 @@ def test_images_that_do_not_fit(tmp_path, encoded):
         load_samples(broken, decode=parse_decode(""))
 
 
+def test_nothing_to_decode_is_said(tmp_path, images):
+    """Else a scaling that --image asks for would be left out, and nobody would know."""
+    rows = images.transpose(0, 3, 1, 2).astype(np.float32)
+    np.savez(tmp_path / "s.npz", x=rows)
+    column = [row.reshape(-1) for row in rows]
+    for path in (tmp_path / "s.npz", write_table(tmp_path / "s.parquet", {"x": column, "photo": [b"a"] * len(rows)})):
+        with pytest.raises(SamplesError, match=rf"{path.name} holds none of them; leave --image out"):
+            load_samples(path, inputs=[X], decode=parse_decode("5x4 rgb mean=0.5"))
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(SamplesError, match="no Parquet files"):
         load_samples(tmp_path, inputs=[X])
