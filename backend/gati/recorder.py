@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ANSWER, EXIT, RELEASE, TIME = "gati.answer", "gati.exit", "gati.release", "gati.time"
 SHAPE = b"shape"
-"""Field metadata of a tensor's column: a row's shape as JSON; the column holds the flat values."""
+"""Field metadata of a column of flat values: a row's shape as JSON. Rows of several shapes are nested lists."""
 QUEUE_BYTES = 64 << 20
 SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
@@ -70,11 +70,6 @@ class Sample:
         """Bytes that it takes while it waits."""
         arrays = (*self.values.values(), self.exit, self.release, *(() if self.answer is None else (self.answer,)))
         return OBJECTS + sum(array.nbytes for array in arrays)
-
-    @property
-    def shapes(self) -> tuple:
-        """A shard holds rows of one shape."""
-        return tuple(value.shape[1:] for value in self.values.values())
 
 
 class Recorder:
@@ -118,15 +113,16 @@ class Recorder:
         self._thread.start()
 
     def record(self, sample: Sample) -> None:
-        """Takes a sample; drops it, and counts, when the writer is too far behind. Never waits."""
+        """Takes a sample; drops it, and counts, when the writer is too far behind, or nothing is in it. Never waits."""
+        empty = not all(value.size for value in sample.values.values())
         with self._wake:
             full = self._queued + sample.nbytes > QUEUE_BYTES
-            if not full:
+            if not full and not empty:
                 self._queue.append(sample)
                 self._queued += sample.nbytes
                 if self._queued > SHARD_BYTES:
                     self._wake.notify()
-        if full:
+        if full or empty:
             self._dropped(sample.rows)
 
     def close(self) -> None:
@@ -147,9 +143,9 @@ class Recorder:
                 self._wake.wait(self._pause)
             samples = self._take()
             closed = self._closing and not self._queue
-        for shapes in {sample.shapes for sample in samples}:
-            with suppress(Exception):  # not even a loss that can't be counted ends the thread
-                self._write([sample for sample in samples if sample.shapes == shapes])
+        with suppress(Exception):  # not even a loss that can't be counted ends the thread
+            if samples:
+                self._write(samples)
         with suppress(Exception):
             self._expire()
         return not closed
@@ -195,7 +191,7 @@ def _trim() -> None:
 
 
 def shard(chain: Chain, samples: list[Sample], content: Content | None = None) -> pa.Table:
-    """Samples of equal shapes as a table: a list column per tensor that is kept, and what was served."""
+    """Samples as a table: a list column per tensor that is kept, and what was served."""
     import pyarrow as pa
 
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it once had
@@ -203,9 +199,11 @@ def shard(chain: Chain, samples: list[Sample], content: Content | None = None) -
     columns: dict[str, Any] = {}
     fields = []
     for tensor in content.tensors:
-        values = np.concatenate([sample.values[tensor.name] for sample in samples])
-        columns[tensor.name] = _flat_lists(values)
-        shape = {SHAPE: json.dumps(values.shape[1:]).encode()}
+        values = [sample.values[tensor.name] for sample in samples]
+        shapes = {some.shape[1:] for some in values}
+        alike = len(shapes) == 1
+        columns[tensor.name] = _flat_lists(np.concatenate(values)) if alike else _nested_lists(values)
+        shape = {SHAPE: json.dumps(shapes.pop()).encode()} if alike else None
         fields.append(pa.field(tensor.name, columns[tensor.name].type, metadata=shape))
     columns[ANSWER] = _answers(chain, samples)
     columns[EXIT] = pa.array(np.concatenate([sample.exit for sample in samples]))
@@ -233,6 +231,18 @@ def _flat_lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(
         pa.array(values.reshape(-1)), int(np.prod(values.shape[1:], dtype=np.int64))
     )
+
+
+def _nested_lists(values: Sequence[np.ndarray]) -> pa.Array:
+    """Rows of several shapes, [rows, ...] of each: as many levels of lists as a row has dimensions."""
+    import pyarrow as pa
+
+    lists = pa.array(np.concatenate([some.reshape(-1) for some in values]))
+    for axis in reversed(range(1, values[0].ndim)):
+        counts = [int(np.prod(some.shape[:axis])) for some in values]
+        lengths = np.repeat([some.shape[axis] for some in values], counts)
+        lists = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), lists)
+    return lists
 
 
 def write_shard(url: str, table: pa.Table, budget: int) -> str:

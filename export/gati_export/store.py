@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gati.chain import Chain
+from gati.chain import Chain, Tensor
 from gati.content import Content, content_of
 from gati.errors import SamplesError
-from gati.expiry import number_of
 from gati.objects import open_store, public, reaching
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
-from gati_export.ragged import is_ragged, joined
-
-BURST_NS = 30 * 10**9
-"""Within which shards may be of one time, where each holds samples of one shape."""
+from gati_export.parquet import rows_of
+from gati_export.ragged import each, joined
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,9 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     fs, url, names = _shards(store, chain, mark)
     parts: list[_Part] = []
     content: Content | None = None
-    there, shapes, until = 0, set[tuple](), 0
+    there = 0
     for name in reversed(names):
-        if until and (len(shapes) == 1 or number_of(name) < until):
+        if there >= limit:
             break
         with reaching(url):
             part = _read(fs, name, chain)
@@ -78,19 +76,13 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         content = part.content
         parts.append(part if age is None else part.since(time.time() - age))
         there += len(parts[-1].times)
-        shapes.add(tuple(rows.shape[1:] for rows in part.samples.values()))
-        if there >= limit and not until:
-            until = number_of(name) - BURST_NS
     if not there:
         raise SamplesError(
             f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
         )
     parts.reverse()
-    samples = {name: joined([part.samples[name] for part in parts]) for name in parts[0].samples}
-    times = np.concatenate([part.times for part in parts])
-    ragged = any(map(is_ragged, samples.values()))  # what came at once lies in a shard for each shape
-    order = (np.argsort(times, kind="stable") if ragged else np.arange(len(times)))[-limit:]
-    samples, times = {name: rows[order] for name, rows in samples.items()}, times[order]
+    samples = {name: joined([part.samples[name] for part in parts])[-limit:] for name in parts[0].samples}
+    times = np.concatenate([part.times for part in parts])[-limit:]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
     return Recorded(parts[0].content, samples, window, _mark(names[-1]))
 
@@ -146,14 +138,20 @@ def _read(fs: Any, name: str, chain: Chain) -> _Part | None:
             if content is None:
                 return None
             table = shard.read(columns=[*(t.name for t in content.tensors), TIME])
-    except (OSError, ValueError):
+        samples = {tensor.name: _rows_of(table, tensor) for tensor in content.tensors}
+    except (OSError, ValueError, SamplesError):
         return None
-    samples: dict[str, np.ndarray] = {}
-    for tensor in content.tensors:
-        shape = json.loads((table.schema.field(tensor.name).metadata or {}).get(SHAPE, b"[]"))
-        flat = table[tensor.name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        samples[tensor.name] = flat.reshape(table.num_rows, *shape).astype(tensor.numpy, copy=False)
     return _Part(content, samples, table[TIME].to_numpy())
+
+
+def _rows_of(table: pa.Table, tensor: Tensor) -> np.ndarray:
+    """A tensor's rows, of one shape or several."""
+    column = table[tensor.name].combine_chunks()
+    shape = (table.schema.field(tensor.name).metadata or {}).get(SHAPE)
+    if shape is None:
+        return each(rows_of(tensor.name, column), lambda rows: rows.astype(tensor.numpy, copy=False))
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(table.num_rows, *json.loads(shape)).astype(tensor.numpy, copy=False)
 
 
 def _public(url: str) -> str:

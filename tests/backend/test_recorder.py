@@ -57,22 +57,26 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     assert not kept.log
 
 
-def test_rows_of_all_shapes_are_read_in_the_order_they_were_served(tmp_path: Path) -> None:
-    chain = replace(CHAIN, inputs=(replace(CHAIN.inputs[0], shape=(-1,)),))
-    told = sample(0)
-    for row, width in enumerate((4, 7, 4, 5)):
-        x = {"x": np.full((2, width), row, np.float32)}
-        time_ = told.time + (row if row != 3 else 0.5)  # written later, as those of a shape are
-        write_shard(f"{tmp_path}/toy", shard(chain, [replace(told, values=x, time=time_)]), 1 << 30)
-    recorded = read_recent(str(tmp_path), chain, 7)
-    assert [(row[0], len(row)) for row in recorded.samples["x"]] == [
-        (0, 4), (3, 5), (3, 5), (1, 7), (1, 7), (2, 4), (2, 4),
-    ]  # fmt: skip
-    assert recorded.window.samples == 7
-    newest = read_recent(str(tmp_path), chain, 3)
-    assert [(row[0], len(row)) for row in newest.samples["x"]] == [(1, 7), (2, 4), (2, 4)]
-    again = load_samples(tmp_path / "toy", inputs=chain.inputs)["x"]
-    assert sorted(map(len, again)) == [4, 4, 4, 4, 5, 5, 7, 7]
+@pytest.mark.parametrize("dims", [(-1,), (-1, 3, -1)])
+def test_rows_of_all_shapes_are_read_in_the_order_they_were_served(tmp_path: Path, dims: tuple[int, ...]) -> None:
+    chain = replace(CHAIN, inputs=(replace(CHAIN.inputs[0], shape=dims),))
+    told, random = sample(0), np.random.default_rng(0)
+    served = []
+    for widths in ((4, 4), (7, 4, 5)):
+        shapes = [[width + place if dim == -1 else dim for place, dim in enumerate(dims)] for width in widths]
+        served += [random.normal(size=(2, *shape)).astype(np.float32) for shape in shapes]
+        samples = [replace(told, values={"x": rows}) for rows in served[-len(widths) :]]
+        write_shard(f"{tmp_path}/toy", shard(chain, samples), 1 << 30)
+    rows = [row for some in served for row in some]
+    for limit in (3, 7, 100):
+        recorded = read_recent(str(tmp_path), chain, limit)
+        expected = rows[-limit:]
+        assert recorded.window.samples == len(expected) == len(recorded.samples["x"])
+        for found, row in zip(recorded.samples["x"], expected, strict=True):
+            np.testing.assert_array_equal(found, row)
+            assert found.dtype == np.float32
+    for found, row in zip(load_samples(tmp_path / "toy", inputs=chain.inputs)["x"], rows, strict=True):
+        np.testing.assert_array_equal(found, row)
 
 
 def test_only_the_newest_are_read(tmp_path: Path) -> None:
@@ -95,14 +99,15 @@ def test_the_newest_shard_stays_whatever_the_budget(tmp_path: Path) -> None:
     assert Path(path).exists()
 
 
-def test_rows_of_different_shapes_go_into_different_shards(tmp_path: Path) -> None:
+def test_rows_of_different_shapes_go_into_one_shard_and_what_is_empty_into_none(tmp_path: Path) -> None:
     kept = Kept(str(tmp_path))
-    kept.recorder.record(sample(0))
-    x = np.zeros((1, 7), np.float32)
-    kept.recorder.record(Sample({"x": x}, None, np.zeros(1, np.int32), np.zeros(1, np.int64), time.time()))
+    for width in (4, 0, 7):
+        x = np.zeros((1, width), np.float32)
+        kept.recorder.record(Sample({"x": x}, None, np.zeros(1, np.int32), np.zeros(1, np.int64), time.time()))
     kept.recorder.close()
-    assert len(list((tmp_path / "toy").glob("*.parquet"))) == 2
-    assert not kept.dropped
+    (written,) = (tmp_path / "toy").glob("*.parquet")
+    assert list(map(len, pq.read_table(written)["x"].to_pylist())) == [4, 7]
+    assert kept.dropped == [1]
 
 
 class Stuck(LocalFileSystem):
