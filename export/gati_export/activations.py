@@ -29,6 +29,18 @@ HALF_LIMIT = 2.0**14
 """Activations larger than this, a quarter of what float16 holds, are not trusted to it."""
 
 
+class BrokenSamples(SamplesError):
+    """Samples give NaN or infinite numbers in the network.
+
+    Attributes:
+        rows: Which of the samples that were given.
+    """
+
+    def __init__(self, message: str, rows: np.ndarray) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Activations:
     """What a backbone did with n samples.
@@ -113,7 +125,8 @@ def collect(
         rows: Indices of the samples to run; all of them if None.
 
     Raises:
-        SamplesError: If there are no samples, or activations or outputs are not finite.
+        SamplesError: If there are no samples.
+        BrokenSamples: If activations or outputs are not finite.
     """
     rows = np.arange(len(next(iter(samples.values())))) if rows is None else rows
     kept: dict[View, np.ndarray] = {}
@@ -145,39 +158,41 @@ def run_batches(
     Features go through those behind them; what comes before is `NOTHING`.
 
     Raises:
-        SamplesError: If there are no samples, or activations or outputs are not finite (known at the end).
+        SamplesError: If there are no samples.
+        BrokenSamples: If activations or outputs are not finite (known at the end).
     """
     if not len(rows):
         raise SamplesError("There are no samples to run; give at least one.")
     first = first_segment(chain, samples)
     size = 1 if chain.max_batch == 1 else min(BATCH, chain.max_batch or BATCH)
-    broken = np.zeros(len(chain.segments), np.int64)
+    broken = np.zeros((len(chain.segments), len(rows)), bool)
     done = 0
     for places in batches(samples, rows, size):
         values = rows_at(samples, rows[places])
         for segment, session in list(zip(chain.segments, sessions, strict=True))[first:]:
             feeds = {name: values[name] for name in segment.inputs}
             values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds)[0])
-            broken[segment.index] += count_broken(values[segment.output.name])
+            broken[segment.index, places] = ~_finite(values[segment.output.name])
         yield places, [values.get(s.output.name, NOTHING) for s in chain.segments]
         done += len(places)
         progress("Run the backbone", done / len(rows))
-    _check(chain, broken, len(rows))
+    _check(chain, broken, rows)
 
 
-def count_broken(rows: np.ndarray) -> int:
-    """How many rows of [n, ...] hold a NaN or an infinity."""
-    return int((~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)).sum())
+def _finite(rows: np.ndarray) -> np.ndarray:
+    """Which rows of [n, ...] hold no NaN and no infinity, bool [n]."""
+    return np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
 
 
-def _check(chain: Chain, broken: np.ndarray, count: int) -> None:
+def _check(chain: Chain, broken: np.ndarray, rows: np.ndarray) -> None:
     """Names the first place where numbers stopped being finite: what lies behind it only inherits that."""
     for segment in chain.segments:
-        if not broken[segment.index]:
+        if not broken[segment.index].any():
             continue
         last = segment.index == len(chain.segments) - 1
         where = f"at cut point {segment.index} ({segment.output.name!r})" if not last else "in the backbone's output"
-        raise SamplesError(
-            f"{broken[segment.index]} of {count} samples give NaN or infinite numbers {where}; "
-            "check their preprocessing, or leave them out."
+        raise BrokenSamples(
+            f"{broken[segment.index].sum()} of {len(rows)} samples give NaN or infinite numbers {where}; "
+            "check their preprocessing, or leave them out.",
+            rows[broken.any(axis=0)],
         )

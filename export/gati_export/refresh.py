@@ -29,7 +29,7 @@ from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
-from gati_export.trial import NEWEST, objection, parted
+from gati_export.trial import NEWEST, objection, parted, sound
 
 BETTER = 0.02
 """How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
@@ -144,14 +144,17 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     repository, chain, live = plan.repository, plan.chain, notes.live
     if plan.server is not None:
         settle(repository, chain, plan.server)
-    recorded = read_recent(plan.store, chain, plan.window, plan.age)
-    notes.samples = recorded.window.samples
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, plan.seed)
-    samples, parts = recorded.samples, parted(recorded, terms)
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
-    trained = train_heads(chain, paths, samples, parts, terms, report, heads, known=known)
+
+    def learned_from(some: Recorded) -> Trained:
+        notes.samples = some.window.samples
+        return train_heads(chain, paths, some.samples, parted(some, terms), terms, report, heads, known=known)
+
+    recorded, trained = sound(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
+    samples, parts = recorded.samples, parted(recorded, terms)
     notes.trained = trained
     comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
     if live is not None and comparable and trained.candidates.heads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ class Recorded:
     samples: dict[str, np.ndarray]
     window: Window
     mark: str
+
+    def without(self, rows: np.ndarray) -> Recorded:
+        """The same without some of the samples."""
+        samples = {name: np.delete(values, rows, axis=0) for name, values in self.samples.items()}
+        left = len(next(iter(samples.values())))
+        return replace(self, samples=samples, window=replace(self.window, samples=left))
 
 
 def default_store(repository: Path) -> str:

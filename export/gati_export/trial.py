@@ -6,14 +6,15 @@ breaker would find that out from answers that were given: here it is found out b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from gati.breaker import Breaker
 from gati.chain import Chain
-from gati_export.activations import Progress, open_segments
+from gati_export.activations import BrokenSamples, Progress, open_segments
 from gati_export.candidates import ask
 from gati_export.runs import find_runs
 from gati_export.sketch import sketches
@@ -25,6 +26,8 @@ from gati_export.training import Trained
 
 NEWEST = 2000
 """Samples that a trial takes, at most: a share of errors of twice epsilon rarely passes as many."""
+
+Used = TypeVar("Used")
 
 
 def objection(
@@ -51,8 +54,10 @@ def objection(
     """
     wrong, groups = trained.wrong, learned_from.groups[learned_from.calibrate]
     if newest is not None:
+        newest, errors = sound(
+            newest, lambda some: _errors(chain, segment_paths, trained, some.samples, terms, progress)
+        )
         late = parted(newest, terms).groups
-        errors = _errors(chain, segment_paths, trained, newest.samples, terms, progress)
         if refuted(errors, late, terms):
             share = f"{errors.mean():.2%} of {len(errors):,} samples that were served while it was learned"
             return f"Traffic has changed: it would differ on {share}, more than promised."
@@ -67,6 +72,22 @@ def parted(recorded: Recorded, terms: Terms) -> Split:
     samples = recorded.samples
     contents = samples if recorded.content.cut is None else sketches(samples)
     return split(contents, find_runs(samples), epsilon=terms.epsilon, delta=terms.delta)
+
+
+def sound(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple[Recorded, Used]:
+    """Uses recorded samples without those that the network breaks on: a hit was answered before it came to that.
+
+    Returns:
+        Those that are left, and what came of them.
+    """
+    while True:
+        try:
+            return recorded, use(recorded)
+        except BrokenSamples as error:
+            rows = error.rows[error.rows < recorded.window.samples]  # behind them are views of them
+            if not 0 < len(rows) < recorded.window.samples:
+                raise
+            recorded = recorded.without(rows)
 
 
 def _errors(

@@ -12,19 +12,23 @@ import pytest
 from graphs import Graph
 
 from gati.chain import Chain, Segment, Tensor, sha256_of
+from gati.content import inputs_of
 from gati.errors import BackboneError, SamplesError
+from gati.release import Window
 from gati.session import open_session
 from gati_export import training
-from gati_export.activations import collect, open_segments
+from gati_export.activations import collect, open_segments, run_batches
 from gati_export.candidates import Candidate, ask
 from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
 from gati_export.heads import threshold_of
 from gati_export.runs import find_runs
-from gati_export.splitting import Split, fingerprint, split
+from gati_export.splitting import Split, count, fingerprint, split
 from gati_export.standing import Live, judge
+from gati_export.store import Recorded
 from gati_export.terms import Terms
 from gati_export.training import Trained, decide, train_heads
+from gati_export.trial import sound
 
 CLASSES, INPUTS, WIDTH = 4, 16, 1024
 EPSILON, DELTA = 0.02, 0.05
@@ -235,6 +239,31 @@ def test_samples_that_teach_nothing_are_refused(trial, tmp_path):
     constant = graph.node("Add", nothing, graph.constant(np.arange(CLASSES), np.float32))
     with pytest.raises(SamplesError, match="same output for all"):
         train_heads(trial.chain, ending_in(trial, tmp_path, graph, constant), rows, split(rows), TERMS, quiet)
+
+
+def test_recorded_samples_that_the_network_breaks_on_are_left_out(trial):
+    """One request in a window would end all learning else: a hit is recorded before anybody knows."""
+    rows = samples(700, 6)["x"]
+    broken = np.insert(rows, [0, 300, 700], np.float32(3e38), axis=0)
+    window = Window("store", len(broken), "", "")
+    recorded = Recorded(inputs_of(trial.chain), {"x": broken}, window, "")
+    terms, seen = replace(TERMS, families="pooled"), []
+
+    def use(some: Recorded):
+        seen.append(some.window.samples)
+        return train_heads(*trial, some.samples, split(some.samples), terms, quiet)
+
+    left, heads = sound(recorded, use)
+    np.testing.assert_array_equal(left.samples["x"], rows)
+    assert heads.heads and seen[0] == 703 and seen[-1] == left.window.samples == 700
+    with pytest.raises(SamplesError, match="NaN or infinite numbers"):
+        sound(replace(recorded, samples={"x": broken[:1]}, window=replace(window, samples=1)), use_all(trial))
+
+
+def use_all(trial: Trial):
+    """Runs samples through the network."""
+    sessions = open_segments(trial.paths)
+    return lambda some: list(run_batches(trial.chain, sessions, some.samples, np.arange(count(some.samples)), quiet))
 
 
 def test_earlier_heads_are_a_start(trial, trained):
