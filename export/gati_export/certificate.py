@@ -18,7 +18,6 @@ otherwise.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +25,10 @@ from scipy import stats
 
 from gati.errors import SamplesError
 
-BETS = 16
-"""Bets that are mixed; with more, neither 0 nor 10 errors take fewer observations."""
+BETS = 64
+"""Bets that one is taken of, 1 − t² of the largest possible one: dense near that, which bears the fewest errors."""
+FINER, FINEST = 0.99, 1000
+"""Shares that a bound is one of: each so many times the one before, and how many there are."""
 BEYOND = 10**9
 """More observations than anybody will have."""
 
@@ -78,7 +79,7 @@ def there_and_needed(groups: np.ndarray, epsilon: float, delta: float, fresh: Fr
     Of fresh ones, if more of these are missing. Arguments are as for `certify`.
     """
     _check(epsilon, delta)
-    tests = _tests(groups, fresh, epsilon, delta)
+    tests = _tests(groups, fresh, epsilon, delta, 1.0)
     return min(((len(test.sizes), test.needed()) for test in tests), key=lambda pair: pair[0] / pair[1])
 
 
@@ -95,7 +96,12 @@ def upper_bound(errors: int, n: int, delta: float) -> float:
 
 
 def certify(
-    errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None
+    errors: np.ndarray,
+    groups: np.ndarray,
+    epsilon: float,
+    delta: float,
+    fresh: Fresh | None = None,
+    within: float = 1.0,
 ) -> Verdict | None:
     """Finds the loosest step of a path that is safe; None if the first one is not (see `refusal`).
 
@@ -106,12 +112,14 @@ def certify(
         epsilon: Largest share of answers that may differ.
         delta: 1 − confidence.
         fresh: Which samples ask what no training has seen; None if all do, and each something else.
+        within: How much of a group is wrong where any of it is, by other samples (see `wrong_within`). The test that
+            bears most such errors is taken; the promise holds whatever it is.
 
     Raises:
         SamplesError: If epsilon or delta is not between 0 and 1.
     """
     _check(epsilon, delta)
-    tests = _tests(groups, fresh, epsilon, delta)
+    tests = _tests(groups, fresh, epsilon, delta, within)
     if not all(len(test.sizes) for test in tests):
         return None
     passed = -1
@@ -134,11 +142,18 @@ def certify(
     )
 
 
-def refusal(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None) -> str:
+def refusal(
+    errors: np.ndarray,
+    groups: np.ndarray,
+    epsilon: float,
+    delta: float,
+    fresh: Fresh | None = None,
+    within: float = 1.0,
+) -> str:
     """Why `certify` found no safe step, and what would help, in one sentence; arguments as there."""
     _check(epsilon, delta)
     promise = f"at most {epsilon:.2%} differing answers with {1 - delta:.0%} confidence"
-    tests = _tests(groups, fresh, epsilon, delta)
+    tests = _tests(groups, fresh, epsilon, delta, within)
     for test in tests:
         n, observations, needed = len(test.members), len(test.sizes), test.needed()
         if observations < needed and observations == len(groups):
@@ -162,6 +177,17 @@ def refusal(errors: np.ndarray, groups: np.ndarray, epsilon: float, delta: float
     )
 
 
+def wrong_within(wrong: np.ndarray, groups: np.ndarray) -> float:
+    """How much of a group is wrong where any of it is, 0..1: the mean over wrong samples, bool [n], in groups, int [n].
+
+    One group that is wholly wrong is added, as few errors tell little.
+    """
+    members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    errors = np.bincount(members, wrong)
+    typical = sizes.mean() if len(sizes) else 1.0
+    return float(((errors**2 / sizes).sum() + typical) / (errors.sum() + typical))
+
+
 class _Tested:
     """Samples that are tested together.
 
@@ -171,11 +197,13 @@ class _Tested:
         method: How they are tested.
     """
 
-    def __init__(self, groups: np.ndarray, rows: np.ndarray | slice, epsilon: float, delta: float) -> None:
+    def __init__(
+        self, groups: np.ndarray, rows: np.ndarray | slice, epsilon: float, delta: float, within: float
+    ) -> None:
         self.members, self.sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)[1:]
         self._rows = rows
         self._fewest = samples_needed(epsilon, delta)
-        self._test = _test(self.sizes, epsilon, delta) if len(self.sizes) else None
+        self._test = _test(self.sizes, epsilon, delta, within) if len(self.sizes) else None
         self.method = self._test.method if self._test else ""
 
     def of(self, wrong: np.ndarray) -> np.ndarray:
@@ -195,31 +223,36 @@ class _Tested:
         return int(min(self._test.needed(), BEYOND)) if self._test else self._fewest
 
 
-def _tests(groups: np.ndarray, fresh: Fresh | None, epsilon: float, delta: float) -> list[_Tested]:
+def _tests(groups: np.ndarray, fresh: Fresh | None, epsilon: float, delta: float, within: float) -> list[_Tested]:
     """What is tested: all samples, and fresh ones where there are others.
 
     An input counts as often as it was asked, up to so many times that a quarter of the groups would be enough; or else
     once. That is decided by the groups' sizes alone.
     """
-    found = [_Tested(groups, slice(None), epsilon, delta)]
+    found = [_Tested(groups, slice(None), epsilon, delta, within)]
     if fresh is None or ((fresh.turns > 0).all() and len(np.unique(fresh.groups)) == len(found[0].sizes)):
         return found
     most = 1 << int(fresh.turns.max(initial=0)).bit_length()
     while most > 1:
-        test = _Tested(fresh.groups, (fresh.turns > 0) & (fresh.turns <= most), epsilon, delta)
+        test = _Tested(fresh.groups, (fresh.turns > 0) & (fresh.turns <= most), epsilon, delta, within)
         if 4 * test.needed() <= len(test.sizes):
             return [*found, test]
         most //= 2
-    return [*found, _Tested(fresh.groups, fresh.turns == 1, epsilon, delta)]
+    return [*found, _Tested(fresh.groups, fresh.turns == 1, epsilon, delta, within)]
 
 
-def _test(sizes: np.ndarray, epsilon: float, delta: float) -> _Binomial | _Betting:
-    """The test that needs fewer observations if there are no errors; that is decided by the groups' sizes alone."""
-    binomial = _Binomial(sizes, epsilon, delta)
+def _test(sizes: np.ndarray, epsilon: float, delta: float, within: float) -> _Binomial | _Betting:
+    """The test that bears more errors, or without any takes fewer observations; that is decided by the sizes alone."""
+    binomial = _Binomial(sizes, epsilon, delta, within)
     if len(sizes) == sizes.sum():
         return binomial
-    betting = _Betting(sizes, epsilon, delta)
-    return binomial if binomial.needed() <= betting.needed() else betting
+    tests = binomial, _Betting(sizes, epsilon, delta, within)
+    return max(tests, key=lambda test: (max(test.bears, 0), -test.needed()))
+
+
+def _expected(sizes: np.ndarray, within: float) -> np.ndarray:
+    """How many samples of a group are wrong where any is."""
+    return np.maximum(1, within * sizes)
 
 
 class _Binomial:
@@ -228,15 +261,19 @@ class _Binomial:
     With p the chance that a sample of a group is wrong, and m its size, Σ p ≥ Σ p m − Σ (m − 1): so where more than ε
     of the samples are wrong, of N groups more than (ε n − (n − N)) / N are. That is sharp as long as there are few
     copies. That p differs from group to group makes few errors only less likely (Hoeffding 1956).
+
+    Attributes:
+        bears: How many errors would pass, about, if they come as is expected; below 0 where not even none would.
     """
 
     method = "exact binomial; Clopper-Pearson bound"
 
-    def __init__(self, sizes: np.ndarray, epsilon: float, delta: float) -> None:
+    def __init__(self, sizes: np.ndarray, epsilon: float, delta: float, within: float) -> None:
         self._delta, self._n, self._groups = delta, int(sizes.sum()), len(sizes)
         self._copies = self._n - self._groups
         self._rate = (epsilon * self._n - self._copies) / self._groups
         self._allowed = errors_allowed(self._groups, self._rate, delta) if self._rate > 0 else -1
+        self.bears = self._allowed * float(_expected(sizes, within).mean())
 
     def passes(self, wrong: np.ndarray) -> bool:
         return np.count_nonzero(wrong) <= self._allowed
@@ -250,89 +287,92 @@ class _Binomial:
 
 
 class _Betting:
-    """Bets that a group has fewer errors than it is allowed; what the bets make of 1 is the evidence.
+    """Bets that a group has fewer errors than it is allowed; what the bet makes of 1 is the evidence.
 
     Group g of size m_g has k_g errors, and the allowances a_g ≥ 0 add up to ε n. Where more than ε of the answers are
     wrong, Σ E k_g ≥ Σ a_g. As groups are independent, the capital Π (1 − λ (k_g − a_g)) has the expectation
     Π (1 − λ (E k_g − a_g)) ≤ exp(−λ Σ (E k_g − a_g)) ≤ 1, for each bet λ that can't lose more than all, which is
-    λ (m_g − a_g) ≤ 1; and so has a mixture over bets. By Markov's inequality it reaches 1/δ with probability δ at most
-    (betting as in Waudby-Smith and Ramdas, arXiv 2010.09686, but for sizes given; the order of groups plays no part).
+    λ (m_g − a_g) ≤ 1. By Markov's inequality it reaches 1/δ with probability δ at most (betting as in Waudby-Smith and
+    Ramdas, arXiv 2010.09686, but for sizes given, at once: the order of groups plays no part).
 
     Allowances are proportional to size, as errors tend to be, but a group larger than a bet can bear is allowed its
     excess, m_g − 1/λ: one group of 30 frames among 10,000 samples then costs 30 errors, not the factor 30 in samples.
 
-    Bets are shares of the largest possible one, 1 − t² for t at the middle of equal parts of 0..1: dense near the
-    largest, which is the best where few errors are seen.
+    The bet is the one that bears most errors, if these come as is expected. Where groups are of one size and wrong as a
+    whole, it is Chernoff's bound then, and where none may be wrong, the exact one.
+
+    Attributes:
+        bears: As of `_Binomial`.
     """
 
-    method = f"betting on groups of dependent samples, a mixture of {BETS} bets; bound by inversion"
+    method = "betting on groups of dependent samples; bound by inversion"
 
-    def __init__(self, sizes: np.ndarray, epsilon: float, delta: float) -> None:
-        self._sizes = np.sort(sizes)[::-1].astype(float)
-        self._order = np.argsort(-sizes, kind="stable")
+    def __init__(self, sizes: np.ndarray, epsilon: float, delta: float, within: float) -> None:
+        sizes, self._kinds, counts = np.unique(-sizes, return_inverse=True, return_counts=True)
+        self._sizes, self._counts = -sizes.astype(float), counts
+        self._expected = _expected(self._sizes, within)
         self._epsilon, self._goal = epsilon, -math.log(delta)
-        self._n = self._sizes.sum()
-        # the least τ with Σ max(0, m − τ) ≤ ε n: each sum over the largest groups has to keep to it
-        count = np.arange(1, len(sizes) + 1)
-        least = ((np.cumsum(self._sizes) - epsilon * self._n) / count).max()
-        self._bets = (1 - ((np.arange(BETS) + 0.5) / BETS) ** 2)[:, None] / least
-        self._allowances = self._allow(epsilon)[0]
-        self._clean = np.log1p(self._bets * self._allowances)
-        self._growth = self._clean.sum(axis=1)
+        self._bet, self._allowances, self.bears, growth = self._best(epsilon)
+        self._needed = math.ceil(self._goal / growth * len(self._kinds) - 1e-9)
 
     def passes(self, wrong: np.ndarray) -> bool:
-        wrong = wrong[self._order]
-        hurt = np.flatnonzero(wrong)  # few: the others' factors are known
-        lost = _log_factors(self._bets, wrong[hurt], self._allowances[:, hurt]) - self._clean[:, hurt]
-        return _mixture(self._growth + lost.sum(axis=1)) >= self._goal
+        return self._rejects(self._bet, self._allowances, wrong)
 
     def bound(self, wrong: np.ndarray) -> float:
-        """The least share that the errors seen speak against, by bisection: with a larger one the capital is larger."""
-        low, high = 0.0, self._epsilon if self.passes(wrong) else 1.0
-        wrong = wrong[self._order]
-        if high == 1 and not self._rejects(1.0, wrong):
-            return 1.0
-        while high - low > 1e-4 * high:
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._rejects(middle, wrong) else (middle, high)
-        return high
+        """The least of some shares that the errors seen speak against, each by its own bet.
 
-    def needed(self) -> float:
-        def capital(groups: int) -> float:
-            return _mixture(groups / len(self._sizes) * self._growth)
+        A bet against a share speaks as loud against all larger ones, so none between two of them was left out.
+        """
+        bound = 1.0
+        for share in (self._epsilon if self.passes(wrong) else FINER) * FINER ** np.arange(FINEST):
+            bet, allowances, *_ = self._best(share)
+            if not self._rejects(bet, allowances, wrong):
+                break
+            bound = float(share)
+        return bound
 
-        most = 1
-        while capital(most) < self._goal:
-            most *= 2
-        return bisect_left(range(most), self._goal, key=capital)
+    def needed(self) -> int:
+        return self._needed
 
-    def _rejects(self, epsilon: float, wrong: np.ndarray) -> bool:
-        allowances, possible = self._allow(epsilon)
-        capital = np.where(possible, _log_factors(self._bets, wrong, allowances).sum(axis=1), -np.inf)
-        return _mixture(capital) >= self._goal
+    def _rejects(self, bet: float, allowances: np.ndarray, wrong: np.ndarray) -> bool:
+        """Whether errors, of each group, speak against the share that the allowances, of each size, stand for."""
+        hurt = np.flatnonzero(wrong)  # few
+        allowed = allowances[self._kinds[hurt]]
+        clean = np.log1p(bet * allowances) @ self._counts - np.log1p(bet * allowed).sum()
+        return clean + _log_factors(bet, wrong[hurt], allowed).sum() >= self._goal
 
-    def _allow(self, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-        """Allowances max(s m, m − 1/λ) that add up to ε n, [bets, groups]; and for which bets there are such, [bets].
+    def _best(self, epsilon: float) -> tuple[float, np.ndarray, float, float]:
+        """The bet against a share that bears most, what it allows groups of each size, how many errors it bears.
+
+        And the logarithm of what the best bet would make of 1 if there are no errors.
+        """
+        total = epsilon * (self._sizes @ self._counts)
+        # the least τ with Σ max(0, m − τ) ≤ ε n: each sum over the largest groups has to keep to it
+        least = ((np.cumsum(self._counts * self._sizes) - total) / np.cumsum(self._counts)).max()
+        bets = (1 - (np.arange(BETS) / BETS) ** 2)[:, None] / least
+        allowances = self._allow(total, bets)
+        growth = np.log1p(bets * allowances) @ self._counts
+        lost = growth - _log_factors(bets, self._expected, allowances) @ self._counts
+        bears = (growth - self._goal) / lost * (self._expected @ self._counts)
+        best = int(bears.argmax())
+        return float(bets[best, 0]), allowances[best], float(bears[best]), float(growth.max())
+
+    def _allow(self, total: float, bets: np.ndarray) -> np.ndarray:
+        """Allowances max(s m, m − 1/λ) that add up to a total, [bets, sizes].
 
         Over every number of largest groups, Σ (m − 1/λ) over them + s Σ m over the others is at most the sum wanted,
-        and for one it is equal: hence the least of the scales s that they give.
+        and for one it is equal: hence the least of the scales s that they give. It lies where sizes change.
         """
-        excess = self._sizes - 1 / self._bets
-        room = epsilon * self._n - np.pad(np.cumsum(excess, axis=1), ((0, 0), (1, 0)))
-        rest = self._n - np.pad(np.cumsum(self._sizes), (1, 0))[:-1]
-        scale = (room[:, :-1] / rest).min(axis=1)
-        possible = (scale >= 0) & (room[:, -1] >= 0)
-        return np.maximum(np.maximum(scale, 0)[:, None] * self._sizes, excess), possible
+        excess = self._sizes - 1 / bets
+        room = total - np.pad(np.cumsum(self._counts * excess, axis=1), ((0, 0), (1, 0)))
+        rest = self._sizes @ self._counts - np.pad(np.cumsum(self._counts * self._sizes), (1, 0))[:-1]
+        scale = np.maximum((room[:, :-1] / rest).min(axis=1), 0)
+        return np.maximum(scale[:, None] * self._sizes, excess)
 
 
-def _log_factors(bets: np.ndarray, wrong: np.ndarray, allowances: np.ndarray) -> np.ndarray:
+def _log_factors(bet: float | np.ndarray, wrong: np.ndarray, allowances: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):  # all is lost: log 0
-        return np.log(np.maximum(1 - bets * (wrong - allowances), 0))
-
-
-def _mixture(logarithms: np.ndarray) -> float:
-    """The logarithm of the mean."""
-    return float(np.logaddexp.reduce(logarithms)) - math.log(len(logarithms))
+        return np.log(np.maximum(1 - bet * (wrong - allowances), 0))
 
 
 def _check(epsilon: float, delta: float) -> None:

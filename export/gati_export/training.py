@@ -14,12 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import of_numbers, parse_agreement
+from gati.agreement import Agreement, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, first_segment, learnable, open_segments
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
-from gati_export.certificate import Verdict, certify, errors_allowed, refusal, samples_needed, there_and_needed
+from gati_export.certificate import (
+    Verdict,
+    certify,
+    errors_allowed,
+    refusal,
+    samples_needed,
+    there_and_needed,
+    wrong_within,
+)
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
@@ -232,9 +240,10 @@ def decide(
     chosen = [said[place] for place in choice.composition.chosen]
     most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
     exits, errors = walk(chosen, choice.path, outputs, agreement, most)
-    verdict = certify(errors, groups, terms.epsilon, terms.delta, fresh)
+    asked = errors, groups, terms.epsilon, terms.delta, fresh, _within(tuned, choice, agreement, split, terms)
+    verdict = certify(*asked)
     if verdict is None:
-        return refused(refusal(errors, groups, terms.epsilon, terms.delta, fresh))
+        return refused(refusal(*asked))
     where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
     shares = np.bincount(where, minlength=len(chain.segments)) / len(where)
     plain = float(candidates.times.segments.sum())
@@ -256,6 +265,15 @@ def decide(
         calibration=agrees,
         wrong=errors[verdict.step],
     )
+
+
+def _within(tuned: Heard, choice: Choice, agreement: Agreement, split: Split, terms: Terms) -> float:
+    """How much of a group of tuning samples is wrong where any of it is, with as many errors as may be promised."""
+    said, outputs = tuned
+    chosen = [said[place] for place in choice.composition.chosen]
+    errors = walk(chosen, choice.path, outputs, agreement, terms.epsilon * len(outputs))[1]
+    few = errors[errors.mean(axis=1) <= terms.epsilon]
+    return wrong_within(few[-1] if len(few) else np.zeros(len(outputs), bool), split.groups[split.tune])
 
 
 def _none_pays(terms: Terms) -> str:
