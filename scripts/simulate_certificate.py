@@ -22,7 +22,7 @@ import numpy as np
 
 from gati.errors import GatiError, SamplesError
 from gati.options import json_option, write_json
-from gati_export.certificate import certify, upper_bound
+from gati_export.certificate import certify, upper_bound, wrong_within
 
 STEPS = 256
 
@@ -152,7 +152,10 @@ def simulate(
         raise SamplesError(f"There are {len(names)} groups of samples, and it takes 3 at least; give more.")
     tuning = np.isin(said.groups, names[: len(names) // 3])
     population = said.take(np.flatnonzero(~tuning))
-    hit, wrong = outcomes(population, common_path(said.scores[:, tuning]))
+    path = common_path(said.scores[:, tuning])
+    hit, wrong = outcomes(population, path)
+    tuned = said.take(np.flatnonzero(tuning))
+    within = wrong_within(outcomes(tuned, path)[1], tuned.groups, epsilon)
     risk, hits = wrong.mean(axis=1), hit.mean(axis=1)
     members = np.split(np.argsort(population.groups, kind="stable"), np.cumsum(np.bincount(population.groups))[:-1])
     members = [rows for rows in members if len(rows)]
@@ -163,7 +166,7 @@ def simulate(
         drawn = [members[i] for i in random.integers(0, len(members), count)]
         rows = np.concatenate(drawn)
         groups = np.repeat(np.arange(count), [len(part) for part in drawn]) if grouped else np.arange(len(rows))
-        verdict = certify(wrong[:, rows], groups, epsilon, delta)
+        verdict = certify(wrong[:, rows], groups, epsilon, delta, within=within)
         steps += [] if verdict is None else [verdict.step]
         sizes.append(len(rows))
     violations = int((risk[steps] > epsilon).sum())

@@ -177,15 +177,22 @@ def refusal(
     )
 
 
-def wrong_within(wrong: np.ndarray, groups: np.ndarray) -> float:
-    """How much of a group is wrong where any of it is, 0..1: the mean over wrong samples, bool [n], in groups, int [n].
+def wrong_within(errors: np.ndarray, groups: np.ndarray, epsilon: float) -> float:
+    """How much of a group is wrong where any of it is, as wrong samples have it on average, 0..1.
 
-    One group that is wholly wrong is added, as few errors tell little.
+    One group that is wrong as a whole is added: few errors tell little.
+
+    Args:
+        errors: Of tuning samples along the path, bool [steps, n]; the last step with at most epsilon of them counts.
+        groups: Of each tuning sample, int [n].
+        epsilon: Largest share of answers that may differ.
     """
+    few = errors[errors.sum(axis=1) <= epsilon * len(groups)]
+    if not few.size:
+        return 1.0
     members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
-    errors = np.bincount(members, wrong)
-    typical = sizes.mean() if len(sizes) else 1.0
-    return float(((errors**2 / sizes).sum() + typical) / (errors.sum() + typical))
+    wrong = np.bincount(members, few[-1])
+    return float(((wrong**2 / sizes).sum() + sizes.mean()) / (wrong.sum() + sizes.mean()))
 
 
 class _Tested:
@@ -258,9 +265,9 @@ def _expected(sizes: np.ndarray, within: float) -> np.ndarray:
 class _Binomial:
     """Counts groups in which anything is wrong: exact for samples that are all independent.
 
-    With p the chance that a sample of a group is wrong, and m its size, Σ p ≥ Σ p m − Σ (m − 1): so where more than ε
-    of the samples are wrong, of N groups more than (ε n − (n − N)) / N are. That is sharp as long as there are few
-    copies. That p differs from group to group makes few errors only less likely (Hoeffding 1956).
+    Where more than ε of n samples are wrong, more groups are than as many of the largest as hold ε n. That is sharp
+    where groups are of one size and wrong as a whole, and where there are few copies. That some groups are wrong more
+    often than others makes few errors only less likely (Hoeffding 1956).
 
     Attributes:
         bears: How many errors would pass, about, if they come as is expected; below 0 where not even none would.
@@ -269,10 +276,10 @@ class _Binomial:
     method = "exact binomial; Clopper-Pearson bound"
 
     def __init__(self, sizes: np.ndarray, epsilon: float, delta: float, within: float) -> None:
-        self._delta, self._n, self._groups = delta, int(sizes.sum()), len(sizes)
-        self._copies = self._n - self._groups
-        self._rate = (epsilon * self._n - self._copies) / self._groups
-        self._allowed = errors_allowed(self._groups, self._rate, delta) if self._rate > 0 else -1
+        self._delta, self._groups = delta, len(sizes)
+        self._held = np.append(0, np.cumsum(np.sort(sizes)[::-1])) / sizes.sum()  # by so many of the largest groups
+        self._rate = float(np.interp(epsilon, self._held, np.arange(self._groups + 1))) / self._groups
+        self._allowed = errors_allowed(self._groups, self._rate, delta)
         self.bears = self._allowed * float(_expected(sizes, within).mean())
 
     def passes(self, wrong: np.ndarray) -> bool:
@@ -280,10 +287,10 @@ class _Binomial:
 
     def bound(self, wrong: np.ndarray) -> float:
         share = upper_bound(np.count_nonzero(wrong), self._groups, self._delta)
-        return min(1.0, (share * self._groups + self._copies) / self._n)
+        return float(np.interp(share * self._groups, np.arange(self._groups + 1), self._held))
 
-    def needed(self) -> float:
-        return samples_needed(self._rate, self._delta) if self._rate > 0 else math.inf
+    def needed(self) -> int:
+        return samples_needed(self._rate, self._delta)
 
 
 class _Betting:

@@ -268,12 +268,11 @@ def decide(
 
 
 def _within(tuned: Heard, choice: Choice, agreement: Agreement, split: Split, terms: Terms) -> float:
-    """How much of a group of tuning samples is wrong where any of it is, with as many errors as may be promised."""
+    """How errors come in groups, as tuning samples have it."""
     said, outputs = tuned
     chosen = [said[place] for place in choice.composition.chosen]
     errors = walk(chosen, choice.path, outputs, agreement, terms.epsilon * len(outputs))[1]
-    few = errors[errors.mean(axis=1) <= terms.epsilon]
-    return wrong_within(few[-1] if len(few) else np.zeros(len(outputs), bool), split.groups[split.tune])
+    return wrong_within(errors, split.groups[split.tune], terms.epsilon)
 
 
 def _none_pays(terms: Terms) -> str:

@@ -107,11 +107,12 @@ def test_the_bet_is_the_one_that_bears_errors_as_they_are_expected_to_come():
 
 def test_what_is_wrong_within_a_group():
     groups = np.repeat(np.arange(100), 10)
-    assert wrong_within(groups < 30, groups) == pytest.approx(1)
-    assert wrong_within(groups < 0, groups) == 1 == wrong_within(groups[:0] < 0, groups[:0])
-    third = (groups < 60) & (np.arange(1000) % 10 < 3)
-    assert wrong_within(third, groups) == pytest.approx((180 * 0.3 + 10) / 190)
-    assert wrong_within(np.arange(50) < 9, np.arange(50)) == 1
+    none, whole, part = groups < 0, groups < 3, (groups < 60) & (np.arange(1000) % 10 < 3)
+    assert wrong_within(np.array([none, part, whole]), groups, 0.1) == pytest.approx(1)
+    assert wrong_within(np.array([none, whole, part]), groups, 0.2) == pytest.approx((180 * 0.3 + 10) / 190)
+    assert wrong_within(np.array([none, part]), groups, 0.1) == 1 == wrong_within(part[None], groups, 0.1)
+    assert wrong_within(none[None, :0], groups[:0], 0.1) == 1
+    assert wrong_within((groups < 9)[None], np.arange(1000), 0.1) == 1, "single samples"
 
 
 def test_a_few_copies_or_one_large_group_cost_little():
