@@ -191,8 +191,9 @@ def _check(chain: Chain, broken: np.ndarray, rows: np.ndarray) -> None:
             continue
         last = segment.index == len(chain.segments) - 1
         where = f"at cut point {segment.index} ({segment.output.name!r})" if not last else "in the backbone's output"
+        instead = ", or have the network give a large negative number where it gives -inf" if last else ""
         raise BrokenSamples(
             f"{broken[segment.index].sum()} of {len(rows)} samples give NaN or infinite numbers {where}; "
-            "check their preprocessing, or leave them out.",
+            f"check their preprocessing, or leave them out{instead}.",
             rows[broken.any(axis=0)],
         )

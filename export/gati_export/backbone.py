@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxruntime as ort
@@ -22,7 +23,7 @@ from gati.wire import EXIT, RELEASE
 from gati_export.ragged import few
 from gati_export.samples import check_samples, pick
 from gati_export.signature import UNKNOWN, Signature
-from gati_export.tail import Tail, divide, flattened, is_pixel, renamed
+from gati_export.tail import LEAVE_OUT, Tail, divide, flattened, is_pixel, renamed
 
 LIMIT = 1_800_000_000
 """Bytes of weights above which a network does not fit a single ONNX file (protobuf ends at 2 GiB)."""
@@ -85,6 +86,18 @@ class Backbone:
         """Computes the scores [batch, classes] of inputs by name, each [batch, …]; names not its own are ignored."""
         given = {tensor.name: feeds[tensor.name] for tensor in self.inputs}
         return np.asarray((session or self._session).run([self.output.name], given)[0])
+
+    def check_width(self, scores: np.ndarray) -> None:
+        """Refuses other numbers of scores than were seen first.
+
+        Raises:
+            BackboneError: If there are others.
+        """
+        if scores.shape[1:] != self.output.shape:
+            raise BackboneError(
+                f"Output {self.output.name!r} has {self.output.shape[0]} scores for one shape of inputs and "
+                f"{scores.shape[1]} for another, and gati serves equally many; fix that dimension of the inputs."
+            )
 
     def batch(self, samples: Mapping[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray]:
         """The first `size` rows of samples (`ragged.few`); zeros where there are no samples."""
@@ -174,6 +187,11 @@ def _read(path: Path) -> ir.Model:
         model = ir.load(path)
         empty = not len(model.graph)
     except Exception as error:  # the parser's, or what broken fields do to the graph's builder
+        if _gives_dictionaries(path):
+            raise BackboneError(
+                f"{path.name} gives dictionaries (ZipMap), which gati does not serve; export it to give arrays, with "
+                "zipmap=False."
+            ) from error
         raise BackboneError(f"{path.name} is not an ONNX file, or was cut short.") from error
     if empty:
         raise BackboneError(f"{path.name} holds no network; it is not an ONNX file, or was cut short.")
@@ -189,8 +207,23 @@ def _read(path: Path) -> ir.Model:
     if size > LIMIT:
         raise BackboneError(f"{path.name} has {size / 1e9:.1f} GB of weights; gati serves networks of up to 1.8 GB.")
     ir.external_data.load_to_model(model)
-    passes.InlinePass()(model)
+    try:
+        passes.InlinePass()(model)
+    except ValueError as error:
+        raise BackboneError(
+            f"{path.name} has functions of its own that can't be taken apart ({error}); inline them with "
+            "onnx.inliner, or export it with one opset for all."
+        ) from error
     return model
+
+
+def _gives_dictionaries(path: Path) -> bool:
+    """Whether an output is a map, or a sequence of these, of which the graph's builder knows nothing."""
+    try:
+        types = [value.type for value in onnx.load(path, load_external_data=False).graph.output]
+    except Exception:  # it is no ONNX file
+        return False
+    return any(kind.HasField("map_type") or kind.sequence_type.elem_type.HasField("map_type") for kind in types)
 
 
 def _free_unknown(model: ir.Model) -> None:
@@ -267,6 +300,9 @@ def _ends(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
     """The outputs of these names, or all if there are none, in the network's order."""
     ends = list(model.graph.outputs)
     there = [value.name or "" for value in ends]
+    twice = next((name for name in there if there.count(name) > 1), None)
+    if twice is not None:
+        raise BackboneError(f"The network lists its output {twice!r} twice; export it with each output once.")
     missing = next((name for name in names if name not in there), None)
     if missing is not None:
         raise BackboneError(f"The network has no output {missing!r}; it has {', '.join(there)}.")
@@ -289,6 +325,9 @@ def _scores(
         if ends[0].is_graph_input():
             raise BackboneError("The network gives its input back; there is nothing to cut.")
         return Tensor(name, FLOAT_TYPES[alone.type], (-1,)), None
+    constant = next((end.name for end in ends if end.producer() is None and not end.is_graph_input()), None)
+    if constant is not None:
+        raise BackboneError(f"Output {constant!r} is a constant, the same for all inputs; {LEAVE_OUT}")
     ends = [flattened(model, end, nodes[end.name or ""].shape[1:]) for end in ends]
     ends = [renamed(model, end) if end.name in OF_HEADS else end for end in ends]
     found = divide(model, ends, batches, fewest)

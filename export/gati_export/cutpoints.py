@@ -54,7 +54,10 @@ def find_cutpoints(backbone: Backbone, samples: Mapping[str, np.ndarray] | None 
     found = [separator for separator in separators(backbone.model.graph, cost) if separator.done]
     values = [separator.value for separator in found]
     seen = [_run(backbone, values, backbone.batch(samples, size)) for size in _batches(backbone)]
-    varied = _run_resized(backbone, values, backbone.batch(samples, 1))
+    scores = backbone.model.graph.outputs[0]
+    varied = _run_resized(backbone, [*values, scores], backbone.batch(samples, 1))
+    if varied and scores in varied:
+        backbone.check_width(varied[scores])
     places = {separator: _cutpoint(separator, seen, varied) for separator in found}
     early = [place for separator, place in places.items() if separator.done <= LATEST * separator.total]
     reasons = [place for place in early if isinstance(place, str)]

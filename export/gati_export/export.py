@@ -252,10 +252,12 @@ def _check_shapes(backbone: Backbone, samples: Samples) -> None:
     for alike in batches(samples, np.arange(count(samples)), count(samples)):
         one = rows_at(samples, alike[:1])
         try:
-            backbone.run(one)
+            scores = backbone.run(one)
         except Exception as error:  # ONNX Runtime's classes have no root of their own
             failed += len(alike)
             errors.append(SamplesError(f"{_shapes(one)} ({shorten(error)})"))
+        else:
+            backbone.check_width(scores)
     if errors:
         total = count(samples)
         raise SamplesError(f"The backbone can't take {failed} of {total} samples, such as {errors[0]}; leave them out.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -21,12 +22,27 @@ def exporting() -> Iterator[None]:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
+            _nothing_printed(),
         ):
             warnings.simplefilter("ignore")
             read_operators_once()
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Leaves out what PyTorch's C++ prints, whole graphs of what it could not export."""
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @cache

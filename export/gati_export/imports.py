@@ -28,7 +28,7 @@ def import_callable(spec: str, error: type[GatiError]) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as cause:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as cause:  # a user's module may raise anything while it is imported
         raise error(f"Module {module_name!r} could not be imported ({type(cause).__name__}: {cause}).") from cause
     for part in name.split("."):
         found = getattr(found, part, None)

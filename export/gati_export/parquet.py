@@ -55,6 +55,8 @@ def read_parquet(path: Path, names: Sequence[str] | None, decode: Decode | None)
 def _read(file: Path, columns: Sequence[str], decode: Decode | None) -> dict[str, np.ndarray]:
     schema = _schema(file)
     for name in columns:
+        if schema.names.count(name) > 1:
+            raise SamplesError(f"{file.name} has several columns {name!r}; leave all but one out.")
         if name not in schema.names:
             raise SamplesError(f"{file.name} lacks the column {name!r}; write the same columns to all files.")
     try:

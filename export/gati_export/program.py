@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from torch import nn
+from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from gati.errors import BackboneError, SamplesError
 from gati.session import open_session, run
@@ -107,11 +108,29 @@ def _build(spec: str) -> nn.Module:
     make = import_callable(spec, BackboneError)
     try:
         module = make()
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise BackboneError(f"{spec}() failed ({first_line(error)}); it must work without arguments.") from error
     if not isinstance(module, nn.Module):
         raise BackboneError(f"{spec}() gives {type(module).__name__}; it must return a torch.nn.Module.")
-    return module.eval()
+    module = _unwrapped(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise BackboneError(
+            f"{spec}() gives a TorchScript program; write it with torch.jit.save and give its .pt file."
+        )
+    try:
+        return module.eval()
+    except Exception as error:  # the user's own code; what torch.export made has no modes
+        raise BackboneError(
+            f"{spec}() gives a module that can't be put in eval mode ({first_line(error)}); give the network as it was "
+            "before torch.export, or a .pt2 file."
+        ) from error
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What torch.compile, or data parallelism, has wrapped."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _unwrapped(module.module)
+    return getattr(module, "_orig_mod", module)
 
 
 def _argument_names(spec: str, module: nn.Module, samples: Mapping[str, np.ndarray]) -> list[str]:
@@ -137,9 +156,18 @@ def tries_of(module: nn.Module, samples: Samples) -> list[Tensors]:
     floats = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     found = []
     for feeds in (*(few(samples, size) for size in (1, 2, MANY)), *extremes(samples)):
-        tensors = {name: torch.from_numpy(rows) for name, rows in feeds.items()}
+        tensors = {name: _tensor(name, rows) for name, rows in feeds.items()}
         found.append({name: each.to(floats) if each.is_floating_point() else each for name, each in tensors.items()})
     return found
+
+
+def _tensor(name: str, rows: np.ndarray) -> torch.Tensor:
+    try:
+        return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+    except TypeError as error:
+        raise SamplesError(
+            f"Input {name!r} is {rows.dtype} in the samples, which PyTorch has not; convert it."
+        ) from error
 
 
 def _output_names(spec: str, module: nn.Module, tensors: Tensors) -> list[str]:
@@ -148,7 +176,9 @@ def _output_names(spec: str, module: nn.Module, tensors: Tensors) -> list[str]:
         with torch.no_grad():
             result = module(**tensors)
     except Exception as error:  # the user's own code
-        raise BackboneError(f"{spec} fails on the samples ({first_line(error)}); check their shapes.") from error
+        raise BackboneError(
+            f"{spec} fails on the samples ({first_line(error)}); check their shapes and types."
+        ) from error
     outputs = by_name(result)
     strange = next((name for name, output in outputs.items() if not isinstance(output, torch.Tensor)), None)
     if strange is not None or not outputs:
@@ -158,9 +188,13 @@ def _output_names(spec: str, module: nn.Module, tensors: Tensors) -> list[str]:
 
 
 def _saved_names(saved: torch.export.ExportedProgram) -> list[str]:
-    """Names of a saved program's outputs, by what its module returned."""
+    """Names of a saved program's outputs, by what its module returned; ONNX has none for what was None."""
     spec = saved.call_spec.out_spec
-    return ["output"] if spec is None else [*by_name(spec.unflatten(range(spec.num_leaves)))]
+    if spec is None:
+        return ["output"]
+    given = [each.arg for each in saved.graph_signature.output_specs if each.kind is OutputKind.USER_OUTPUT]
+    named = by_name(spec.unflatten(given))
+    return [name for name, each in named.items() if not (isinstance(each, ConstantArgument) and each.value is None)]
 
 
 def by_name(result: Any) -> dict[str, Any]:
@@ -227,13 +261,30 @@ def held_against(file: bytes, call: Callable[[Tensors], Any], tries: Sequence[Te
 def save(model: ir.Model, path: Path) -> None:
     """Writes a model without the exporter's notes: they hold stack traces, with paths of the machine it ran on."""
     passes.ClearMetadataAndDocStringPass()(model)
+    _make_room(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path)
 
 
-def first_line(error: Exception) -> str:
+def _make_room(model: ir.Model) -> None:
+    """Renames what has an output's name inside the network: the module that a dictionary's key is named as, say."""
+    outputs = {value.name or "" for value in model.graph.outputs}
+    taken = next((value.name for value in model.graph.inputs if value.name in outputs), None)
+    if taken is not None:
+        raise BackboneError(f"an input and an output are both named {taken!r}; rename one of them")
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.outputs:
+            if value.name in outputs and value not in model.graph.outputs:
+                value.name = f"{value.name}/inner"
+    for name in outputs & set(model.graph.initializers):
+        weights = model.graph.initializers[name]
+        if weights not in model.graph.outputs:
+            weights.name = f"{name}/inner"
+
+
+def first_line(error: BaseException) -> str:
     """The cause of a chain of exceptions, in one short line."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+    while error.__cause__ is not None:
         error = error.__cause__
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
     return text if len(text) <= 200 else f"{text[:200]}…"

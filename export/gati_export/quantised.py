@@ -35,20 +35,21 @@ def pair_behind(value: ir.Value) -> Pair | None:
     first = pairs[0] if pairs else None
     if first is None or value.is_graph_output():
         return None
-    return first if all(pair and _numbers(pair) == _numbers(first) for pair in pairs) else None
+    return first if all(pair and _numbers(pair[0]) == _numbers(first[0]) for pair in pairs) else None
 
 
-def _numbers(pair: Pair) -> list[bytes]:
-    """What a pair quantises with."""
-    tensors = [ir.convenience.get_const_tensor(value) for value in pair.quantise.inputs[1:] if value]
-    return [tensor.numpy().tobytes() for tensor in tensors if tensor is not None]
+def _numbers(node: ir.Node) -> list[tuple[str, bytes]]:
+    """What a node quantises with."""
+    tensors = [ir.convenience.get_const_tensor(value) for value in node.inputs[1:] if value]
+    return [(str(tensor.dtype), tensor.numpy().tobytes()) for tensor in tensors if tensor is not None]
 
 
 def _pair(quantise: ir.Node | None, dequantise: ir.Node | None) -> Pair | None:
     if quantise is None or dequantise is None or (quantise.op_type, dequantise.op_type) != (QUANTISE, DEQUANTISE):
         return None
     constants = [ir.convenience.get_const_tensor(v) for n in (quantise, dequantise) for v in n.inputs[1:] if v]
-    return Pair(quantise, dequantise) if all(tensor is not None for tensor in constants) else None
+    known = all(tensor is not None for tensor in constants) and _numbers(quantise) == _numbers(dequantise)
+    return Pair(quantise, dequantise) if known else None
 
 
 def begin_with(graph: ir.Graph, pair: Pair) -> None:

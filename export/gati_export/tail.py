@@ -58,8 +58,10 @@ def flattened(model: ir.Model, end: ir.Value, sizes: Sequence[int | str]) -> ir.
         return end
     name = end.name or ""
     flat = ir.node("Flatten", [end], {"axis": 1})
-    flat.outputs[0].name = f"{name}/scores"
-    shape = ir.Value(name=f"{name}/shape", const_value=ir.tensor(np.array([0, -1, *sizes[1:]], np.int64)))
+    flat.outputs[0].name = _unused(model.graph, f"{name}/scores")
+    shape = ir.Value(
+        name=_unused(model.graph, f"{name}/shape"), const_value=ir.tensor(np.array([0, -1, *sizes[1:]], np.int64))
+    )
     model.graph.register_initializer(shape)
     return _replaced(model.graph, end, [flat, ir.node("Reshape", [flat.outputs[0], shape])])
 
@@ -73,10 +75,18 @@ def _replaced(graph: ir.Graph, end: ir.Value, nodes: Sequence[ir.Node]) -> ir.Va
     """Has the last of some nodes behind an output give it in its place."""
     maker, found = end.producer(), nodes[-1].outputs[0]
     assert maker is not None
-    found.name, end.name = end.name, f"{end.name}/before"
+    found.name, end.name = end.name, _unused(graph, f"{end.name}/before")
     graph.insert_after(maker, nodes)
     graph.outputs[list(graph.outputs).index(end)] = found
     return found
+
+
+def _unused(graph: ir.Graph, name: str) -> str:
+    """A name, or one like it, that nothing in a graph has."""
+    taken = ir.convenience.create_value_mapping(graph)
+    while name in taken:
+        name += "_"
+    return name
 
 
 def divide(

@@ -13,7 +13,7 @@ from graphs import Graph
 from onnx import helper
 
 from gati.chain import Tensor
-from gati.errors import BackboneError
+from gati.errors import BackboneError, SamplesError
 from gati_export.backbone import load_backbone
 
 MODULES = '''
@@ -48,6 +48,34 @@ class Asks(nn.Module):
 class Pair(nn.Module):
     def forward(self, x):
         return x, x + 1
+
+class Keys(nn.Module):
+    """Names its outputs as its layers, and as what PyTorch calls their results."""
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+    def forward(self, x):
+        y = self.linear(x).relu()
+        return {"linear": y, "relu": y.softmax(1)}
+
+class Echo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+    def forward(self, x):
+        return {"x": self.linear(x)}
+
+def wrapped():
+    return nn.DataParallel(torch.compile(Keys()))
+
+def scripted():
+    return torch.jit.trace(nn.Linear(6, 4), torch.ones(1, 6))
+
+def frozen():
+    return torch.export.export(nn.Linear(6, 4), (torch.ones(1, 6),)).module()
+
+def leaves():
+    raise SystemExit(3)
 
 class Broken(nn.Module):
     def forward(self, x):
@@ -215,6 +243,40 @@ def passes_through() -> onnx.ModelProto:
     return graph.model("x", shape=["batch", 6])
 
 
+def constant_beside() -> onnx.ModelProto:
+    graph = small()
+    return graph.model("y", graph.weight(1, 4))
+
+
+def listed_twice() -> onnx.ModelProto:
+    model = small().model("y")
+    model.graph.output.append(model.graph.output[0])
+    return model
+
+
+def dictionaries() -> onnx.ModelProto:
+    """What scikit-learn's converter makes of a classifier, unless it is told not to."""
+    graph = Graph()
+    scores = graph.node("Softmax", graph.linear(graph.input("x", ["n", 6]), 6, 3))
+    graph.node("ZipMap", scores, name="y", domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
+    model = graph.model("y")
+    kind = helper.make_map_type_proto(onnx.TensorProto.INT64, helper.make_tensor_type_proto(1, None))
+    model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(kind))
+    return model
+
+
+def function_of_another_opset() -> onnx.ModelProto:
+    model = small().model("y")
+    opsets = [helper.make_opsetid("", 13)]
+    model.functions.append(
+        helper.make_function("own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], opsets)
+    )
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Twice", ["y"], ["z"], domain="own"))
+    model.graph.output[0].name = "z"
+    return model
+
+
 def no_inputs() -> onnx.ModelProto:
     graph = Graph()
     graph.node("Relu", graph.weight(2, 3), name="y")
@@ -236,6 +298,10 @@ def no_inputs() -> onnx.ModelProto:
         (new_opset(), r"ONNX Runtime can't run m.onnx \(ONNX Runtime only"),
         (passes_through(), "nothing to cut"),
         (no_inputs(), "no inputs"),
+        (constant_beside(), r"Output 'w1' is a constant, the same for all inputs; name the outputs"),
+        (listed_twice(), "lists its output 'y' twice"),
+        (dictionaries(), r"gives dictionaries \(ZipMap\).*zipmap=False"),
+        (function_of_another_opset(), r"functions of its own that can't be taken apart \(.*; inline them"),
         (Graph().model(), "no network"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -339,6 +405,10 @@ def test_module_of_half_precision(tmp_path, modules):
         ("Pair", "several outputs"),
         ("Broken", "weights are on the moon"),
         ("Two", "takes left, right, and the samples hold x"),
+        ("Echo", "an input and an output are both named 'x'"),
+        ("scripted", r"TorchScript program; write it with torch\.jit\.save"),
+        ("frozen", "can't be put in eval mode .*; give the network as it was"),
+        ("leaves", r"leaves\(\) failed \(3\)"),
     ],
 )
 def test_modules_that_are_refused(tmp_path, modules, name, says):
@@ -346,6 +416,37 @@ def test_modules_that_are_refused(tmp_path, modules, name, says):
         load_backbone(f"own_networks:{name}", {"x": np.ones((2, 6), np.float32)}, tmp_path)
     with pytest.raises(BackboneError):
         load_backbone(f"own_networks:{name}", None, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Keys", "wrapped"])
+def test_outputs_may_be_named_as_what_is_inside(tmp_path, modules, name):
+    rows = {"x": np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)}
+    backbone = load_backbone(f"own_networks:{name}", rows, tmp_path / "work")
+    assert [tensor.name for tensor in backbone.outputs] == ["linear", "relu"]
+    assert backbone.run(rows).min() == 0
+
+
+def test_samples_for_a_module_that_pytorch_has_no_numbers_for(tmp_path, modules):
+    rows = np.random.default_rng(0).normal(size=(5, 6)).astype(">f4")
+    assert load_backbone("own_networks:half", {"x": rows}, tmp_path / "work").output.shape == (4,)
+    with pytest.raises(SamplesError, match=r"Input '.*' is <U1 in the samples, which PyTorch has not"):
+        load_backbone("own_networks:half", {"x": np.full((5, 6), "a")}, tmp_path / "work")
+
+
+class Sometimes(torch.nn.Module):
+    """Gives a loss where there are labels, as modules to be trained do."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        logits = x @ torch.eye(6)[:, :4]
+        return {"loss": None, "logits": logits, "probabilities": logits.softmax(1)}
+
+
+def test_what_a_saved_program_does_not_give_has_no_name(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    torch.export.save(torch.export.export(Sometimes(), (torch.ones(1, 6),)), tmp_path / "m.pt2")
+    backbone = load_backbone(str(tmp_path / "m.pt2"), {"x": rows}, tmp_path / "work")
+    assert [tensor.name for tensor in backbone.outputs] == ["logits", "probabilities"]
+    np.testing.assert_allclose(backbone.run({"x": rows[:1]}), rows[:1, :4])
 
 
 def test_saved_program(tmp_path):

@@ -197,6 +197,17 @@ def test_it_is_said_why_no_head_could_read(tmp_path, graph, says):
         find_cutpoints(load(graph, "y", tmp_path))
 
 
+def test_as_many_scores_as_an_input_is_long_are_refused(tmp_path):
+    """Where an answer begins in a text: heads would give as many scores as the samples were long, whatever came."""
+    graph = Graph()
+    hidden = graph.node("Relu", graph.linear(graph.input("x", ["n", "t", 8]), 8, 8))
+    graph.node("Squeeze", graph.linear(hidden, 8, 1), graph.constant([2]), name="y")
+    rows = {"x": np.ones((3, 6, 8), np.float32)}
+    backbone = load_backbone(str(graph.save(tmp_path / "m.onnx", "y")), rows, tmp_path)
+    with pytest.raises(BackboneError, match="'y' has 6 scores for one shape of inputs and 3 for another"):
+        find_cutpoints(backbone, rows)
+
+
 def test_no_cut_before_heavy_work(tmp_path):
     graph = Graph()
     ids = graph.input("ids", ["n", 5], np.int64)

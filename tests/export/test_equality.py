@@ -12,11 +12,13 @@ import onnx_ir as ir
 import pytest
 import torch
 from graphs import Graph
+from onnx import helper
 
 from gati.errors import BackboneError
+from gati.session import open_session
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.equality import ROUNDING, TOLERANCE, check_segments, difference
+from gati_export.equality import ROUNDING, TOLERANCE, check_segments, difference, usual_score
 from gati_export.segments import cut, write_segments
 
 Loaded = tuple[Backbone, dict[str, np.ndarray]]
@@ -73,6 +75,51 @@ def test_a_network_that_is_little_but_rounding_is_refused(magnified):
     backbone, paths, samples = magnified(1e6)
     with pytest.raises(BackboneError, match=r"^Rounding alone changes the backbone's answers by .*; train it"):
         check_segments(backbone, paths, samples)
+
+
+@pytest.mark.parametrize("size", [1, 1e-2, 1e-5])
+def test_rows_that_hang_on_each_other_are_found_however_small_scores_are(tmp_path, size):
+    graph = Graph()
+    x = graph.input("x", ["n", 8])
+    mixed = graph.node("Sub", x, graph.node("ReduceMean", x, graph.constant([0])))
+    graph.node("Mul", graph.linear(mixed, 8, 4), graph.constant(size, np.float32), name="y")
+    backbone = load(graph, "y", tmp_path)
+    rows = {"x": np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)}
+    with pytest.raises(BackboneError, match="differently alone and in a batch"):
+        check_segments(backbone, [backbone.path], rows)
+
+
+@pytest.mark.parametrize("batch", ["n", 1])
+def test_outputs_that_do_not_follow_from_a_row_of_scores_alone_are_refused(tmp_path, batch):
+    """The scores above 0, of which the first rows have equally many; and as many of the best as some row has."""
+    graph = Graph()
+    scores = graph.linear(graph.input("x", [batch, 8]), 8, 4, name="y")
+    above = graph.node("Cast", graph.node("Greater", scores, graph.constant(0.0, np.float32)), to=7)
+    if batch == 1:
+        flat = graph.node("Cast", graph.node("Reshape", above, graph.constant([-1])), to=9)
+        graph.node("Compress", scores, flat, name="top", axis=1)
+    else:
+        count = graph.node("ReduceSum", above, graph.constant([1]), keepdims=0)
+        most = graph.node("ReduceMax", count, graph.constant([0]), keepdims=1)
+        graph.nodes.append(helper.make_node("TopK", [scores, most], ["top", "places"], axis=1))
+    model = graph.model("y", "top")
+    for output in model.graph.output:
+        output.ClearField("type")
+    onnx.save(model, tmp_path / "m.onnx")
+    rows = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    session = open_session(tmp_path / "m.onnx")
+    above_0 = np.array([(np.asarray(session.run(["y"], {"x": row[None]})[0]) > 0).sum() for row in rows])
+    samples = {"x": np.concatenate([rows[above_0 == 2][:2], rows])}
+    backbone = load_backbone(str(tmp_path / "m.onnx"), samples, tmp_path)
+    with pytest.raises(BackboneError, match="Output 'top' is not the same for a row of scores in every batch"):
+        check_segments(backbone, [tmp_path / "m.onnx"], samples)
+
+
+def test_a_number_near_zero_is_no_reason_to_refuse_a_regression():
+    scores = np.array([[3.0], [-2.0], [1e-6]])
+    assert difference(scores + 1e-6, scores) == pytest.approx(1e-6, rel=0.7)
+    assert usual_score([scores, np.zeros((0, 1))]) == 1 and usual_score([scores * 1e-3]) == pytest.approx(2e-3)
+    assert usual_score([np.full((2, 3), np.nan)]) == 1 == usual_score([np.zeros((2, 3))])
 
 
 def test_other_weights_are_not_taken_for_rounding(magnified):

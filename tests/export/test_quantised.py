@@ -10,6 +10,7 @@ import networks
 import numpy as np
 import onnx
 import pytest
+from graphs import Graph
 from handmade import draft, sure_head
 
 from gati.chain import Chain
@@ -20,7 +21,7 @@ from gati.session import open_session, run
 from gati_export.backbone import load_backbone
 from gati_export.bench.int8 import quantise
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.equality import check_segments
+from gati_export.equality import TOLERANCE, check_segments
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import publish
 from gati_export.quantised import DEQUANTISE, QUANTISE
@@ -92,6 +93,21 @@ def test_cut_everywhere_it_computes_in_integers_what_the_whole_does(quantised, t
         pieces = sum((operators(file, tmp_path) for file in files), Counter())
         assert pieces == operators(quantised[name], tmp_path)
         assert {op for op in pieces if op in ("Conv", "Gemm", "MatMul", "Add")} == set()
+
+
+def test_numbers_that_are_read_otherwise_than_they_were_written_are_no_pair(tmp_path):
+    """To do that twice is not to do it once."""
+    graph = Graph()
+    zero, h = graph.constant(0, np.int8), graph.node("Relu", graph.linear(graph.input("x", ["n", 6]), 6, 8))
+    written = graph.node("QuantizeLinear", h, graph.constant(0.05, np.float32), zero)
+    read = graph.node("DequantizeLinear", written, graph.constant(0.1, np.float32), zero)
+    graph.linear(graph.node("Relu", graph.linear(read, 8, 8)), 8, 4, name="y")
+    backbone = load_backbone(str(graph.save(tmp_path / "m.onnx", "y")), None, tmp_path)
+    segments = write_segments(cut(backbone, find_cutpoints(backbone, None)), lambda index: tmp_path / str(index))
+    paths = [tmp_path / str(segment.index) / "model.onnx" for segment in segments]
+    assert len(paths) > 2
+    samples = {"x": np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)}
+    assert check_segments(backbone, paths, samples) <= TOLERANCE
 
 
 def test_integers_pass_from_stage_to_stage_and_heads_read_them(quantised, tmp_path):

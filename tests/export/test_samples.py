@@ -294,6 +294,13 @@ def test_nothing_to_decode_is_said(tmp_path, images):
             load_samples(path, inputs=[X], decode=parse_decode("5x4 rgb mean=0.5"))
 
 
+def test_a_column_that_is_there_twice(tmp_path):
+    rows = pa.array([[1, 2], [3, 4]])
+    pq.write_table(pa.Table.from_arrays([rows, rows], names=["ids", "ids"]), tmp_path / "s.parquet")
+    with pytest.raises(SamplesError, match="several columns 'ids'"):
+        load_samples(tmp_path / "s.parquet", inputs=[IDS])
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(SamplesError, match="no Parquet files"):
         load_samples(tmp_path, inputs=[X])
