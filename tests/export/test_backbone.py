@@ -77,6 +77,15 @@ def frozen():
 def leaves():
     raise SystemExit(3)
 
+class Counts(nn.Module):
+    """Counts its calls, which the exported network does not."""
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(6, 4), 0
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) + self.calls
+
 class Broken(nn.Module):
     def forward(self, x):
         raise RuntimeError("the weights are on the moon")
@@ -416,6 +425,12 @@ def test_modules_that_are_refused(tmp_path, modules, name, says):
         load_backbone(f"own_networks:{name}", {"x": np.ones((2, 6), np.float32)}, tmp_path)
     with pytest.raises(BackboneError):
         load_backbone(f"own_networks:{name}", None, tmp_path)
+
+
+def test_it_is_said_where_the_network_is_not_the_module(tmp_path, modules):
+    rows = {"x": np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)}
+    assert "answers otherwise than the module" in load_backbone("own_networks:Counts", rows, tmp_path / "work").note
+    assert load_backbone("own_networks:Keys", rows, tmp_path / "work").note == ""
 
 
 @pytest.mark.parametrize("name", ["Keys", "wrapped"])
