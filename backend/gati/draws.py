@@ -19,6 +19,10 @@ NEW = 1_000
 """Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
 
 
+NO_PROMISE = 1 - 1e-6
+"""An ε that promises nothing, as of a chain that is made to be measured: then there is nothing to find out."""
+
+
 class Chance(NamedTuple):
     """How requests are drawn: the share of them, and whether they are held, for the backbone to answer.
 
@@ -44,6 +48,7 @@ class Draws:
     """
 
     def __init__(self, share: float, epsilon: float, busy: Callable[[], bool] = lambda: False) -> None:
+        share = share if epsilon < NO_PROMISE else 0.0
         eager = min(1.0, EAGER * share)
         self._usual = Chance(share, held=False, price=1.0)
         self._eager = Chance(eager, held=False, price=1.0)

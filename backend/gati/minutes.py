@@ -41,6 +41,7 @@ class Minute:
         backbone_times: Of these, the requests that had a row answered by the backbone: they ran all of it, and all
             lookups, in the same queue as the others.
         held: Rows that heads were not let answer.
+        backbone: The exit at which the backbone answers; −1 where that was not written down.
     """
 
     at: str
@@ -55,6 +56,7 @@ class Minute:
     times: dict[int, int]
     backbone_times: dict[int, int]
     held: int = 0
+    backbone: int = -1
 
 
 class Minutes:
@@ -119,6 +121,7 @@ class Minutes:
                 times=dict(self._times),
                 backbone_times=dict(self._backbone_times),
                 held=self._held,
+                backbone=self._backbone,
             )
             self._clear()
         if minute.exits or minute.audited:

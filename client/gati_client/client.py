@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -17,6 +17,8 @@ from gati_client.transport import Address, open_transport
 
 TIMEOUT = 60.0
 """Seconds that a request gets, if nothing else is said."""
+LEAST = 1e-3
+"""Seconds that are left to a request at least, where the model's metadata took all of them."""
 
 
 class _Requests:
@@ -66,7 +68,7 @@ class Client(_Requests):
 
     One client may be used by several threads at a time, over either protocol: over gRPC they share a connection,
     over HTTP each request under way has one. Nothing is sent before the first call; the model's metadata is asked
-    for once, then.
+    for then, once, or by each thread that begins before it has come.
 
     Args:
         url: `grpc://host:8001`, `http://host:8000`, `grpcs://` or `https://` with TLS; `host:8001` is gRPC.
@@ -76,10 +78,6 @@ class Client(_Requests):
     Raises:
         InvalidRequest: If the URL is not a server's.
     """
-
-    def __init__(self, url: str, model: str, *, timeout: float = TIMEOUT) -> None:
-        super().__init__(url, model, timeout=timeout)
-        self._lock = threading.Lock()
 
     def infer(
         self, inputs: Any = None, /, *, exact: bool = False, timeout: float | None = None, **named: Any
@@ -99,12 +97,13 @@ class Client(_Requests):
             ServerError: If the server failed.
             ClientClosed: If this client was closed.
         """
-        metadata = self.metadata(timeout=timeout)
+        seconds, begun = self.timeout if timeout is None else timeout, time.monotonic()
+        metadata = self.metadata(timeout=seconds)
         transport = self._open(asynchronous=False)
-        seconds = self.timeout if timeout is None else timeout
         with self._translated(transport, seconds):
+            left = begun + seconds - time.monotonic()
             arguments = self._infer_arguments(transport, metadata, inputs, named, exact)
-            return codec.decode(metadata, transport.call("infer", arguments, seconds))
+            return codec.decode(metadata, transport.call("infer", arguments, max(left, LEAST)))
 
     def metadata(self, *, refresh: bool = False, timeout: float | None = None) -> Metadata:
         """The model's inputs and outputs: asked for once, and again with `refresh` (a model was replaced).
@@ -115,13 +114,11 @@ class Client(_Requests):
         transport = self._open(asynchronous=False)
         if self._known is not None and not refresh:
             return self._known
-        with self._lock:
-            if self._known is None or refresh:
-                seconds = self.timeout if timeout is None else timeout
-                with self._translated(transport, seconds):
-                    arguments = {"model_name": self.model, **transport.metadata_options}
-                    self._known = Metadata.from_json(transport.call("get_model_metadata", arguments, seconds))
-            return self._known
+        seconds = self.timeout if timeout is None else timeout
+        with self._translated(transport, seconds):
+            arguments = {"model_name": self.model, **transport.metadata_options}
+            self._known = Metadata.from_json(transport.call("get_model_metadata", arguments, seconds))
+        return self._known
 
     def is_ready(self, *, timeout: float = 5.0) -> bool:
         """Whether the model would answer now; False too if its server can't be reached within `timeout` seconds.
@@ -163,10 +160,6 @@ class AsyncClient(_Requests):
         InvalidRequest: If the URL is not a server's.
     """
 
-    def __init__(self, url: str, model: str, *, timeout: float = TIMEOUT) -> None:
-        super().__init__(url, model, timeout=timeout)
-        self._lock = asyncio.Lock()
-
     async def infer(
         self, inputs: Any = None, /, *, exact: bool = False, timeout: float | None = None, **named: Any
     ) -> Answer:
@@ -175,12 +168,13 @@ class AsyncClient(_Requests):
         Raises:
             ClientError: As there.
         """
-        metadata = await self.metadata(timeout=timeout)
+        seconds, begun = self.timeout if timeout is None else timeout, time.monotonic()
+        metadata = await self.metadata(timeout=seconds)
         transport = self._open(asynchronous=True)
-        seconds = self.timeout if timeout is None else timeout
         with self._translated(transport, seconds):
+            left = begun + seconds - time.monotonic()
             arguments = self._infer_arguments(transport, metadata, inputs, named, exact)
-            return codec.decode(metadata, await transport.call("infer", arguments, seconds))
+            return codec.decode(metadata, await transport.call("infer", arguments, max(left, LEAST)))
 
     async def metadata(self, *, refresh: bool = False, timeout: float | None = None) -> Metadata:
         """As `Client.metadata`.
@@ -191,13 +185,11 @@ class AsyncClient(_Requests):
         transport = self._open(asynchronous=True)
         if self._known is not None and not refresh:
             return self._known
-        async with self._lock:
-            if self._known is None or refresh:
-                seconds = self.timeout if timeout is None else timeout
-                with self._translated(transport, seconds):
-                    arguments = {"model_name": self.model, **transport.metadata_options}
-                    self._known = Metadata.from_json(await transport.call("get_model_metadata", arguments, seconds))
-            return self._known
+        seconds = self.timeout if timeout is None else timeout
+        with self._translated(transport, seconds):
+            arguments = {"model_name": self.model, **transport.metadata_options}
+            self._known = Metadata.from_json(await transport.call("get_model_metadata", arguments, seconds))
+        return self._known
 
     async def is_ready(self, *, timeout: float = 5.0) -> bool:
         """As `Client.is_ready`.

@@ -19,6 +19,8 @@ from gati_export.history import decoded
 Line = TypeVar("Line", Minute, Event)
 
 DAY = timedelta(days=1)
+PRESENT = timedelta(minutes=30)
+"""A replica that was heard of so long before the last that was is taken to be gone: in a cluster, names come and go."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Day:
 
     @property
     def latest(self) -> dict[str, Minute]:
-        """The last minute of each replica."""
-        return {replica: minutes[-1] for replica, minutes in self.minutes.items()}
+        """The last minute of each replica that may still be there, and not of those whose names nobody has now."""
+        last = {replica: minutes[-1] for replica, minutes in self.minutes.items()}
+        newest = max((moment(minute.at) for minute in last.values()), default=self.until)
+        return {replica: minute for replica, minute in last.items() if newest - moment(minute.at) <= PRESENT}
 
     @property
     def exits(self) -> dict[int, int]:
@@ -73,11 +77,12 @@ class Day:
 
     @property
     def closed(self) -> dict[str, Event]:
-        """What closed exits, of each replica where some are closed."""
+        """What closed exits, of each replica where some are closed and that may still be there."""
+        present = self.latest or self.events
         return {
             replica: next(e for e in events if (e.release, e.alarm) == (events[-1].release, events[-1].alarm))
             for replica, events in self.events.items()
-            if events and events[-1].closed
+            if replica in present and events and events[-1].closed
         }
 
     def closed_exits(self, release: int) -> list[int]:
@@ -103,18 +108,20 @@ class Day:
         return sorted(found, key=lambda happening: happening.at)[::-1]  # of one second, the later first
 
 
-def read_day(repository: Path, model: str, until: datetime | None = None) -> Day:
+def read_day(repository: Path, model: str, until: datetime | None = None, *, cuts: int | None = None) -> Day:
     """Reads what a chain's replicas have written down. What is damaged is passed over.
 
     Args:
         repository: The model repository.
         model: The chain's name.
         until: The end of the day; now, by default.
+        cuts: The chain's number of cut points: minutes of one with others, which had its name before, are left out.
     """
     until = until or datetime.now(UTC)
     minutes: dict[str, list[Minute]] = {}
     for replica, path in _journals(repository, "minutes", model):
         of_day = [minute for minute in _dated(Minute, path) if until - DAY <= moment(minute.at) <= until]
+        of_day = [minute for minute in of_day if cuts is None or minute.backbone in (cuts, -1)]
         if of_day:
             minutes[replica] = of_day
     events = {replica: _dated(Event, path) for replica, path in _journals(repository, "breaker", model)}

@@ -7,7 +7,7 @@ import pytest
 
 from gati.breaker import Breaker
 from gati.budget import MOST, START, Budget
-from gati.draws import EAGER, Draws
+from gati.draws import EAGER, NONE, Draws
 
 EPSILON, DELTA = 0.01, 0.05
 USUAL = 0.02
@@ -99,6 +99,11 @@ def test_what_a_difference_costs_is_what_it_stands_for(eager: bool) -> None:
     assert draws.chance(breaker, 1) == ((EAGERLY, False, 1.0) if eager else (USUAL, False, 1.0))
     busy = True
     assert draws.chance(breaker, 1) == ((EAGERLY, True, 1 - EAGERLY) if eager else (0.0, False, 0.0))
+
+
+def test_a_promise_that_no_answer_breaks_is_not_audited() -> None:
+    breaker = Breaker(1 - 1e-9, 0.05, (0,))
+    assert Draws(0.02, 1 - 1e-9).chance(breaker, 5) == NONE != Draws(0.02, 0.5).chance(Breaker(0.5, 0.05, (0,)), 5)
 
 
 def test_where_nothing_is_audited_nothing_is_drawn_or_held() -> None:

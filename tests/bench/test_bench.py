@@ -24,7 +24,7 @@ from gati.device import usable
 from gati.errors import BenchError, SamplesError, UnavailableError
 from gati.server import startup_models
 from gati.session import Device
-from gati_export.bench import analyzer, contenders, peers, processes
+from gati_export.bench import analyzer, contenders, peers, processes, traffic
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import set_up
 from gati_export.bench.int8 import quantise
@@ -67,12 +67,15 @@ def test_requests_come_in_the_order_of_their_workload() -> None:
     hot = Traffic("hot", samples, classes, [IMAGE], 0)
     popular = np.bincount(classes[[number_of(samples, row) for row in hot.take(200)["image"]]], minlength=4)
     assert np.sort(popular)[-2:].sum() > 160
+    with pytest.raises(SamplesError, match="the same answer, and hot takes two"):
+        Traffic("hot", samples, np.zeros_like(classes), [IMAGE], 0)
 
 
-def test_frames_resemble_the_one_before_and_stay_in_range() -> None:
+def test_frames_resemble_the_one_before_and_stay_in_range(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = {
         "image": np.random.default_rng(1).normal(2, 5, (60, 3, 1, 1)).astype(np.float32).repeat(8, 2).repeat(8, 3)
     }
+    monkeypatch.setattr(traffic, "MOST", 40)  # and then others come
     film = Traffic("frames", samples, None, [IMAGE], 0)
     shown = film.take(90)["image"]
     assert shown.dtype == np.float32 and film.repeats == 0
@@ -242,6 +245,8 @@ def test_options_are_checked(exported: Exported, tmp_path: Path) -> None:
     for more, said in (
         (["--against", "int4"], "'int4' is not one of plain, int8, cache, peers"),
         (["--concurrency", "0"], "'0' is no positive number"),
+        (["--rate", "inf"], "'inf' is no positive number"),
+        (["--seed", "-1"], "-1 is not in the range"),
         (["--modes", "magic"], "'magic' is not one of"),
     ):
         done = CliRunner().invoke(bench_command, [*base, *more])
@@ -259,7 +264,7 @@ def test_a_failing_model_is_reported_in_a_sentence(exported: Exported, serve: Se
     assert 0 < seen.p50_ms <= seen.p95_ms <= seen.p99_ms and seen.throughput == pytest.approx(2e3 / seen.mean_ms)
     assert processes.cpu_seconds(served.server.process.pid) > before
     assert processes.peak_mib(served.server.process.pid, [MODEL]) > 20
-    assert processes.peak_mib(served.server.process.pid, ["nobody"]) == 0
+    assert processes.peak_mib(served.server.process.pid, ["nobody"]) is None
     assert processes.cpu_seconds(os.getpid()) > 0
 
 
@@ -340,6 +345,9 @@ def test_heads_with_state_are_not_measured_in_bls_mode(
     images = {"image": exported.images[:9]}
     arena = set_up(tmp_path / "arena", exported.repository, exported.chain, images, images, (), MODES, lambda *_: None)
     assert "chain-bls" not in [c.name for c in arena.contenders] and any("chain-bls" in note for note in arena.notes)
+    args = exported.repository, exported.chain, images, images, (), ("bls",), lambda *_: None
+    with pytest.raises(BenchError, match="ask for --modes inline"):
+        set_up(tmp_path / "none", *args)
 
 
 def test_requests_take_what_perf_analyzer_saw_and_not_the_sum_of_what_the_server_says(tmp_path: Path) -> None:
@@ -350,10 +358,16 @@ def test_requests_take_what_perf_analyzer_saw_and_not_the_sum_of_what_the_server
     said = "    Avg latency: 23113 usec (standard deviation 11424 usec)\n    Avg request latency: 29381 usec (over"
     seen = analyzer._read(table, said, Load(8))
     assert seen == Latency(23.113, 22.632, 43.136, 53.957, pytest.approx(346.1, abs=0.1))
-    assert analyzer._read(table, said, Load(None, 300.0)).throughput == 299.9
+    assert analyzer._read(table, said, Load(None, 300.0)).throughput == 300, "whole seconds, rounded up, make it less"
+    slow = analyzer._read(table, f"{said}\n [WARNING] ... 99.50% of the requests were delayed.", Load(None, 2000.0))
+    assert slow.throughput == pytest.approx(16e3 / 23.113) and slow.late == 0.995
     with pytest.raises(BenchError, match="how long requests took"):
         analyzer._read(table, "", Load(8))
-    assert Load(None, 200.5).count(100) == 201 and Load(8).count(100) == 100
+    for damaged in ("Concurrency,p50 latency\n", "Concurrency\n8\n"):
+        table.write_text(damaged)
+        with pytest.raises(BenchError, match="this release of it is not known"):
+            analyzer._read(table, said, Load(8))
+    assert Load(None, 200.5).count(100) == 201 and Load(8).count(100) == 100 and Load(512).count(300) == 512
 
 
 def test_an_analyzer_that_does_not_end_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,3 +376,6 @@ def test_an_analyzer_that_does_not_end_is_begun_anew(monkeypatch: pytest.MonkeyP
     assert analyzer._run(["sleep", "60"], 50, lambda: next(served)) is None
     assert analyzer._run(["echo", "said"], 50, lambda: 0) == (0, "said\n")
     assert analyzer._run(["false"], 50, lambda: 0) == (1, "")
+    monkeypatch.setattr(analyzer, "SECONDS", 0.5)
+    with pytest.raises(BenchError, match=r"50 of 50 requests are not answered; measure with fewer"):
+        analyzer._run(["sleep", "60"], 50, lambda: 0)

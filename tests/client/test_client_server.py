@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,21 @@ def test_the_other_protocols_port(ask: Ask, server: Server) -> None:
 def test_a_server_without_tls(ask: Ask, server: Server) -> None:
     url = server.url(ask.protocol).replace("://", "s://")
     refused(ServerUnavailable, "is unavailable", ask, "plain", ROWS, url=url, timeout=5)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_that_says_nothing_makes_no_caller_wait_for_another(protocol: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{protocol}://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, "plain") as client, ThreadPoolExecutor(1) as others:
+            patient = others.submit(client.infer, ROWS, timeout=4)
+            time.sleep(0.3)
+            begun = time.monotonic()
+            with pytest.raises(ServerUnavailable, match=r"within 0\.5 s"):
+                client.infer(ROWS, timeout=0.5)
+            assert time.monotonic() - begun < 2.5
+            with pytest.raises(ServerUnavailable):
+                patient.result()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -130,6 +130,28 @@ def test_a_day_is_what_its_replicas_wrote_down(repository: Path) -> None:
 DAMAGE = b"\n".join([b"{", b"[]", b"\xff\xfe", b'{"at": "yesterday"}', b"[" * 100_000, b"3", b""])
 
 
+def test_a_replica_that_is_gone_does_not_speak_for_now(tmp_path: Path) -> None:
+    """In a cluster, each rollout gives replicas new names."""
+    write_lines(tmp_path / "models", "minutes", "old", [minute(20, 1, 0.0, 0.02, (2,))])
+    write_lines(tmp_path / "models", "breaker", "old", [Event(ago(21), 1, (), None), Event(ago(20.5), 1, (2,), ALARM)])
+    write_lines(tmp_path / "models", "minutes", "new", [minute(hours, 2, 0.0, 0.006) for hours in (19, 0.3)])
+    day = read_day(tmp_path / "models", MODEL, NOW)
+    assert set(day.minutes) == {"old", "new"} and set(day.latest) == {"new"}
+    assert day.bounds == (0.0, 0.006) and not day.closed and day.closed_exits(1) == []
+    found = morning(day, live(), [], {})
+    assert found.sentence.startswith("The promise is kept") and not found.bad
+    assert "not yet on" not in found.more
+    alone = read_day(tmp_path / "models", MODEL, NOW - timedelta(hours=19.5))
+    assert set(alone.closed) == {"old"}, "it was the last that was heard of"
+
+
+def test_minutes_of_a_chain_that_had_the_name_before_are_left_out(tmp_path: Path) -> None:
+    before, after = replace(minute(3, 1, 0.0, 0.02), backbone=8), replace(minute(1, 1, 0.0, 0.02), backbone=4)
+    write_lines(tmp_path / "models", "minutes", "one", [before, after, minute(0.5, 1, 0.0, 0.02)])
+    assert len(read_day(tmp_path / "models", MODEL, NOW).all_minutes) == 3
+    assert [m.backbone for m in read_day(tmp_path / "models", MODEL, NOW, cuts=4).all_minutes] == [4, -1]
+
+
 def test_damaged_lines_are_passed_over(repository: Path) -> None:
     fill(repository)
     day = read_day(repository, MODEL, NOW)

@@ -28,6 +28,8 @@ MEAN = re.compile(r"^\s*Avg latency: (\d+) usec", re.MULTILINE)
 """Where perf_analyzer prints how long requests took by its own clock, in µs. Its table has the mean in parts alone,
 most of them by the server's clock, to which all of a batch take as long as its last row: where some of a batch are
 answered before others, the sum of the parts is more than requests took."""
+LATE = re.compile(r"([\d.]+)% of the requests were delayed")
+"""What it prints where it can't keep to a rate, as all its threads wait for answers."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Load:
     rate: float | None = None
 
     def count(self, requests: int) -> int:
-        """How many requests to send where `requests` are asked for: at a rate, perf_analyzer wants a second's."""
-        return requests if self.rate is None else max(requests, math.ceil(self.rate))
+        """How many requests to send where `requests` are asked for: perf_analyzer wants as many as are in flight.
+
+        And at a rate, a second's.
+        """
+        return max(requests, math.ceil(self.rate or self.concurrency or 1))
 
     def options(self) -> list[str]:
         """For perf_analyzer."""
@@ -66,7 +71,9 @@ class Latency:
         p50_ms: Median.
         p95_ms: 95th percentile.
         p99_ms: 99th percentile.
-        throughput: Answers a second.
+        throughput: Answers a second. perf_analyzer's own is over whole seconds, rounded up; this is by Little's law, as
+            many requests being in flight as may be, or the rate, as far as it was kept to.
+        late: At a rate, the share of requests that were sent late, as all threads waited; how long is in no latency.
     """
 
     mean_ms: float
@@ -74,6 +81,7 @@ class Latency:
     p95_ms: float
     p99_ms: float
     throughput: float
+    late: float = 0.0
 
 
 def find_analyzer() -> Path:
@@ -103,7 +111,7 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
         load: How many at a time, or a second.
 
     Raises:
-        BenchError: If perf_analyzer fails, as it does when a request does, or does not end.
+        BenchError: If perf_analyzer fails, as it does when a request does, does not end, or takes ten minutes.
     """
     table = inputs.with_suffix(".csv")
     table.unlink(missing_ok=True)
@@ -119,11 +127,11 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
                 if code or not table.exists():
                     raise BenchError(f"perf_analyzer failed on {model!r} at {load}: {_reason(output)}")
                 return _read(table, output, load)
-    raise BenchError(f"perf_analyzer did not end with {count} requests to {model!r} at {load}.")
+    raise BenchError(f"perf_analyzer did not end with {count} requests to {model!r} at {load}, {TRIES} times.")
 
 
 def _run(command: list[str], count: int, answered: Callable[[], int]) -> tuple[int, str] | None:
-    """Runs perf_analyzer to its end: its exit code, and what it printed; None if it hangs."""
+    """Runs perf_analyzer to its end: its exit code, and what it printed; None if it hangs, all being answered."""
     until = answered() + count
     ends = time.monotonic() + SECONDS
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -136,7 +144,13 @@ def _run(command: list[str], count: int, answered: Callable[[], int]) -> tuple[i
                     ends, until = time.monotonic() + HUNG, math.inf
                 if time.monotonic() > ends:
                     process.kill()
-                    return None
+                    if math.isinf(until):
+                        return None
+                    left = int(until) - answered()
+                    raise BenchError(
+                        f"After {SECONDS / 60:.0f} minutes {left} of {count} requests are not answered; measure with "
+                        "fewer (--requests), or at a higher rate."
+                    ) from None
             except BaseException:
                 process.kill()
                 raise
@@ -153,15 +167,15 @@ def _answered(client: triton.InferenceServerClient, model: str) -> int:
 
 def _read(table: Path, output: str, load: Load) -> Latency:
     with table.open(encoding="utf-8", newline="") as file:
-        row = next(csv.DictReader(file))
-    said = MEAN.search(output)
-    if said is None:
+        row = next(csv.DictReader(file), {})
+    said, late = MEAN.search(output), LATE.search(output)
+    if said is None or int(said[1]) == 0 or "p50 latency" not in row:
         raise BenchError("perf_analyzer did not say how long requests took: this release of it is not known.")
     mean = int(said[1]) / 1e3
     p50, p95, p99 = (float(row[f"p{percentile} latency"]) / 1e3 for percentile in (50, 95, 99))
-    # Its own throughput is over whole seconds. All requests allowed are in flight all the time (Little's law).
-    throughput = load.concurrency * 1e3 / mean if load.concurrency else float(row["Inferences/Second"])
-    return Latency(mean, p50, p95, p99, throughput)
+    most = (load.concurrency or THREADS) * 1e3 / mean
+    throughput = most if load.rate is None else min(load.rate, most)
+    return Latency(mean, p50, p95, p99, throughput, float(late[1]) / 100 if late else 0.0)
 
 
 def _reason(output: str) -> str:

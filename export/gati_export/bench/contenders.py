@@ -123,6 +123,7 @@ def set_up(
 
     Raises:
         RepositoryError: If the chain's files can't be read, or one of them is damaged.
+        BenchError: If the chain runs in none of the modes.
     """
     for segment in chain.segments:
         chain.check_segment(source, segment.index)
@@ -169,6 +170,10 @@ def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
             arena.notes.append("chain-bls: heads with state are for inline chains.")
         else:
             _add_chain(arena, f"chain-{mode}", mode, heads, release.certificate if release else None)
+    if len(arena.contenders) == 1:
+        raise BenchError(
+            f"{arena.chain.model!r} has heads with state, which run in inline mode; ask for --modes inline."
+        )
 
 
 def _add_forced(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:

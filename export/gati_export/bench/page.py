@@ -24,6 +24,7 @@ def page(result: Result) -> str:
         notes=result.notes,
         sentence=sentence(result),
         gains=any(row.speedup > 1 for row in _chains(result)),
+        first=load_name(*result.loads()[0]) if result.rows else "Nothing",
         bars=_bars(result),
         throughput=_lines(result, lambda row: row.throughput, "answers a second"),
         tails=_lines(result, lambda row: row.p99_ms, "p99, ms"),

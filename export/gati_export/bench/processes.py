@@ -23,13 +23,13 @@ def cpu_seconds(root: int) -> float:
     return total
 
 
-def peak_mib(root: int, models: list[str]) -> float:
-    """The most memory that the Python processes of some models have held, summed up, in MiB."""
-    total = 0
-    for process in _tree(root):
-        if _model(process) in models:
-            total += _kib(process, "VmHWM")
-    return total / 1024
+def peak_mib(root: int, models: list[str]) -> float | None:
+    """The most memory that the Python processes of some models have held, summed up, in MiB.
+
+    None where they have none: what a backend in C++ holds is the server's own process's, with that of others.
+    """
+    held = [_kib(process, "VmHWM") for process in _tree(root) if _model(process) in models]
+    return sum(held) / 1024 if held else None
 
 
 def resident_mib(root: int) -> float:

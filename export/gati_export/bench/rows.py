@@ -103,7 +103,7 @@ def kept(result: Result, limit: str) -> float | None:
 
 def load_name(concurrency: int | None, rate: float | None) -> str:
     """A load in words."""
-    return f"{concurrency} in flight" if rate is None else f"{rate:.0f} a second, Poisson"
+    return f"{concurrency} in flight" if rate is None else f"{rate:.4g} a second, Poisson"
 
 
 def loads_table(result: Result, load: tuple[int | None, float | None]) -> Table:

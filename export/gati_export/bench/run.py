@@ -39,6 +39,8 @@ from gati_export.ragged import batches, rows_at
 
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""
+LATE = 0.05
+"""The share of requests at a rate that may be sent late without a word: Poisson arrivals come in crowds."""
 CACHE_BYTES = 1 << 28
 NOT_IDLE = (
     "The engine alone took longer than with the server: the machine was not idle, or --requests is too low, so oracle "
@@ -259,6 +261,7 @@ class _Run:
             self._report("Measure", before + (turn + 1) / self._plan.turns / (len(self._plan.concurrency) + 1))
         plain = tallies[PLAIN]
         for contender in contenders:
+            self._say_late(contender.name, load, tallies[contender.name].mean("late"))
             verdict = verdicts[contender.name]
             peak = peak_mib(self._server.process.pid, contender.models)
             self._rows.append(
@@ -267,6 +270,14 @@ class _Run:
         if engine.seen:
             chain = next(verdict for name, verdict in verdicts.items() if name in SERVED)
             self._rows += self._limits(load, plain, engine, chain)
+
+    def _say_late(self, name: str, load: Load, late: float) -> None:
+        """Says of whom a rate was more than it could take, so that its times are too good."""
+        if late > LATE:
+            self._arena.notes.append(
+                f"{name}: at {load}, {late:.0%} were sent late, as all of perf_analyzer's threads waited for answers; "
+                "how long these had to wait is not in its times."
+            )
 
     def _ask(self, contender: Contender, load: Load) -> tuple[Latency, float]:
         """One measurement, and the time on cores that it took, in ms a request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class Traffic:
         taken: How many requests were taken.
 
     Raises:
-        SamplesError: If `frames` is asked for and the model's input is no image.
+        SamplesError: If `frames` is asked for and the model's input is no image, or `hot` and all answers are one.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Traffic:
         self._samples = {tensor.name: samples[tensor.name] for tensor in inputs}
         self._film = _filmed(*_pictures(samples, inputs), seed) if workload == "frames" else None
         count = len(next(iter(self._samples.values())))
+        if classes is not None and len(np.unique(classes)) < 2:
+            raise SamplesError("The backbone gives all samples the same answer, and hot takes two to be popular.")
         self._index = iid(count, MOST, seed) if classes is None else hot(classes, MOST, seed=seed)
 
     def take(self, count: int) -> Feeds:
@@ -85,9 +88,10 @@ def _pictures(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> tu
 def _filmed(name: str, pool: np.ndarray, seed: int) -> Iterator[Feeds]:
     low, high = (reduce(pool, axis=(0, 2, 3), keepdims=True)[0] for reduce in (np.min, np.max))
     reach = np.maximum(high - low, np.finfo(np.float32).tiny)
-    scenes, numbers = frames(len(pool), MOST, seed=seed)
-    for picture in film((pool - low) / reach, scenes, numbers, seed):
-        yield {name: (picture * reach + low).astype(pool.dtype)}
+    for again in itertools.count():
+        scenes, numbers = frames(len(pool), MOST, seed=seed + again)
+        for picture in film((pool - low) / reach, scenes, numbers, seed + again):
+            yield {name: (picture * reach + low).astype(pool.dtype)}
 
 
 def write_inputs(path: Path, requests: Feeds) -> None:

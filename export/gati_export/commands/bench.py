@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,13 +25,14 @@ MODES = get_args(Mode)
 
 
 def _list(each: Callable[[str], Any]) -> Callable[..., tuple]:
-    """Reads an option's values, separated by commas."""
+    """Reads an option's values, separated by commas; each counts once, and numbers rise."""
 
     def read(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple:
         if value is None:
             return ()
         try:
-            return tuple(each(word.strip()) for word in value.split(","))
+            found = dict.fromkeys(each(word.strip()) for word in value.split(","))
+            return tuple(found if any(isinstance(one, str) for one in found) else sorted(found))
         except ValueError as error:
             raise click.BadParameter(str(error)) from error
 
@@ -40,7 +42,7 @@ def _list(each: Callable[[str], Any]) -> Callable[..., tuple]:
 def _positive(kind: type) -> Callable[[str], Any]:
     def read(word: str) -> Any:
         with suppress(ValueError):
-            if (number := kind(word)) > 0:
+            if 0 < (number := kind(word)) < math.inf:
                 return number
         raise ValueError(f"{word!r} is no positive number; give some, such as 1,4,16.")
 
@@ -119,7 +121,7 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
 )
 @click.option("--requests", type=click.IntRange(20), default=300, show_default=True, help="Of each measurement.")
 @click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each.")
-@click.option("--seed", default=0, show_default=True, help="Of the order of requests.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of requests.")
 @click.option(
     "--device",
     metavar="DEVICE",

@@ -26,12 +26,12 @@ DEFAULT_OUTPUT = Path("demo")
 )
 @click.option(
     "--requests",
-    type=click.IntRange(100),
+    type=click.IntRange(100, 40_000),
     default=2000,
     show_default=True,
     help="Measured in each half, after 1,000 to a new release; the refresh needs some 1,500 in all to certify with.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
 def demo(output: Path, requests: int, seed: int, json_path: Path | None) -> None:
     """Run the whole of gati on handwritten digits, in some ten minutes.
