@@ -19,19 +19,12 @@ from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, first_segment, learnable, open_segments
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
-from gati_export.certificate import (
-    Verdict,
-    certify,
-    errors_allowed,
-    refusal,
-    samples_needed,
-    there_and_needed,
-    wrong_within,
-)
+from gati_export.certificate import Verdict, certify, refusal, there_and_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
 from gati_export.families import chosen_families
+from gati_export.groups import errors_allowed, samples_needed, wrong_within
 from gati_export.heads import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
 from gati_export.replay import Said

@@ -14,13 +14,10 @@ from gati.errors import SamplesError
 from gati_export.certificate import (
     Fresh,
     certify,
-    errors_allowed,
     refusal,
-    samples_needed,
     there_and_needed,
-    upper_bound,
-    wrong_within,
 )
+from gati_export.groups import errors_allowed, samples_needed, upper_bound, wrong_within
 from gati_export.splitting import split
 
 EPSILON, DELTA = 0.01, 0.05
