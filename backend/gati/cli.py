@@ -42,7 +42,8 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             extra = {"serve": "serve", "demo": "demo"}.get(cmd_name, "export")
             raise click.ClickException(
-                f"gati {cmd_name} needs more than is installed ({error}): pip install 'gati[{extra}]'."
+                f"gati {cmd_name} needs more than is installed ({error}): in a clone of gati, pip install "
+                f"-c constraints.txt '.[{extra}]'."
             ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, GatiError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gati"):
+        return f"Something is not installed that this needs ({error}): see README on installing it."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error} (this should not happen; --debug shows where)"

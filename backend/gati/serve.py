@@ -150,7 +150,7 @@ def _announce(server: Server, json_path: Path | None) -> None:
     if server.keeps_nothing:
         folder = workspace(server.repository)
         click.echo(
-            f"Warning: {folder} can't be written: no samples are kept there, and no release can be published.", err=True
+            f"Warning: {folder} can't be written: nothing is kept there, and no release can be published.", err=True
         )
     click.echo(f"gRPC     {host}:{ports.grpc}")
     click.echo(f"HTTP     {host}:{ports.http}")

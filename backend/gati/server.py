@@ -101,7 +101,7 @@ class Server:
             self._token = secrets.token_urlsafe(32)
         self.log = log or self._slot.log
         if self.keeps_nothing:
-            environment = {STORE: NO_STORE} | dict(environment or {})
+            environment = {STORE: os.environ.get(STORE, NO_STORE)} | dict(environment or {})
         backends, pulses = Path(self._own.name) / "backends", Path(self._own.name) / "pulses"
         backends.mkdir()
         pulses.mkdir()

@@ -186,4 +186,6 @@ def _load(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # tritonclient raises RuntimeError where an extra is missing
-        raise ClientError("This protocol needs `pip install 'gati[client]'`, which is missing here.") from error
+        raise ClientError(
+            "This protocol needs gati's extra `client`: in a clone of it, pip install '.[client]'."
+        ) from error

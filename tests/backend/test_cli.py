@@ -99,9 +99,13 @@ def test_debug_shows_where(place: str) -> None:
     [
         (RepositoryError("It is broken."), "Error: It is broken."),
         (FileNotFoundError(2, "No such file", "/a"), "Error: No such file: /a"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            "Error: Something is not installed that this needs (No module named 'torch'): see README on installing it.",
+        ),
         (RuntimeError("odd"), "Error: RuntimeError: odd (this should not happen; --debug shows where)"),
     ],
-    ids=["expected", "system", "bug"],
+    ids=["expected", "system", "missing", "bug"],
 )
 def test_errors_of_each_kind_have_their_words(
     error: Exception, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -168,7 +168,11 @@ def test_server_and_refresher_mean_the_same_folders() -> None:
     served, refreshed = mounts(PODS["triton"]), mounts(PODS["refresher"])
     root = next(path for path, mount in refreshed.items() if mount["name"] == "data")
     shared = {path: mount["subPath"] for path, mount in served.items() if mount["name"] == "data"}
-    assert shared == {path: str(path.relative_to(root)) for path in (REPOSITORY, Path(default_store(REPOSITORY)))}
+    told = [workspace(REPOSITORY) / name for name in ("minutes", "breaker")]  # by servers, and read by `gati report`
+    wanted = [REPOSITORY, Path(default_store(REPOSITORY)), *told]
+    assert shared == {path: str(path.relative_to(root)) for path in wanted}
+    made = PODS["loader"]["containers"][0]["command"][-1]
+    assert all(path.name in made for path in wanted)
     assert {path for path, mount in served.items() if mount["name"] == "token"} == {
         path for path, mount in refreshed.items() if mount["name"] == "token"
     }

@@ -33,7 +33,7 @@ from tritonclient.utils import InferenceServerException
 from gati.errors import GatiError
 from gati.release import numbers_on_disk, valid_releases
 from gati.server import HOST, Ports, _choose
-from gati.settings import workspace
+from gati.settings import STORE, workspace
 from gati.stubs import NAME, SHARED_MEMORY
 from gati_client import Client, ClientError
 from gati_export.control import Control
@@ -269,10 +269,15 @@ def sealed(exported: Exported, tmp_path: Path) -> Iterator[Path]:
         folder.chmod(0o755)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_repository_that_can_not_be_written_is_served_and_nothing_is_kept(
-    exported: Exported, sealed: Path, tmp_path: Path
+    exported: Exported, sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
-    said = tmp_path / "said.json"
+    said, store = tmp_path / "said.json", tmp_path / "store"
+    store.mkdir()
+    store.chmod(0o777)
+    if elsewhere:
+        monkeypatch.setenv(STORE, str(store))
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     process = as_nobody([*GATI, "serve", str(sealed), *ports, "--json", str(said)])
     assert eventually(lambda: process.poll() is not None or said.exists(), SECONDS)
@@ -286,8 +291,9 @@ def test_a_repository_that_can_not_be_written_is_served_and_nothing_is_kept(
         _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     warnings = [line for line in err.splitlines() if "Warning" in line]
-    assert len(warnings) == 1 and "no samples are kept" in warnings[0]
+    assert len(warnings) == 1 and "nothing is kept" in warnings[0]
     assert [path.name for path in sealed.parent.iterdir()] == [sealed.name]
+    assert bool(list(store.rglob("*.parquet"))) == elsewhere
 
 
 def test_publishing_to_a_repository_that_can_not_be_written_is_one_sentence(sealed: Path) -> None:

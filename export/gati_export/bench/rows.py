@@ -90,11 +90,15 @@ def serves(name: str) -> bool:
     return name not in (ORACLE, ALLOWED, ENGINE, "mechanism", "all-miss", MOSTLY_HITS) and not name.startswith("hit-")
 
 
+LEAST_SAVED = 0.01
+"""Share of the plain model's latency, below which what a limit would save is noise, and a share of it says nothing."""
+
+
 def kept(result: Result, limit: str) -> float | None:
     """The share of the latency that a limit would save which the fastest chain does save, at concurrency 1."""
     plain, least, engine = result.row(PLAIN), result.row(limit), result.row(ENGINE)
     chains = [row.mean_ms for row in map(result.row, SERVED) if row is not None]
-    if plain is None or least is None or not chains or plain.mean_ms <= least.mean_ms:
+    if plain is None or least is None or not chains or plain.mean_ms - least.mean_ms < LEAST_SAVED * plain.mean_ms:
         return None
     if engine is not None and engine.mean_ms > plain.mean_ms:
         return None

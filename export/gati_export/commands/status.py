@@ -77,7 +77,7 @@ def _table(model: str, address: str, now: Reading) -> Table:
     audited, _ = now.audits
     agreement = "no audits yet" if now.agreement is None else f"{now.agreement:.2%} of {audited} audited hits"
     table.add_row("release", str(now.release or "none: the backbone answers"))
-    table.add_row("breaker", _breaker(now))
+    table.add_row("closed exits", _closed(now))
     table.add_row("requests", f"{now.requests:,}")
     table.add_row("hit rate", "—" if now.hit_rate is None else f"{now.hit_rate:.1%}")
     for exit_, count in sorted(now.exits.items()):
@@ -94,10 +94,8 @@ def _table(model: str, address: str, now: Reading) -> Table:
     return table
 
 
-def _breaker(now: Reading) -> str:
-    if not now.breaker_open:
-        return "closed"
-    return f"OPEN: until heads are learned anew nothing leaves at exit {', '.join(map(str, now.closed))}"
+def _closed(now: Reading) -> str:
+    return f"{', '.join(map(str, now.closed))}: until heads are learned anew" if now.breaker_open else "none"
 
 
 def _as_json(reading: Reading) -> dict[str, Any]:
