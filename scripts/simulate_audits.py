@@ -64,7 +64,8 @@ def _stream(differs: np.ndarray, good: int, terms: Terms, random: np.random.Gene
     drawn, held = np.zeros((2, len(differs)), bool)
     until = len(differs)
     for place, each in enumerate(chance):
-        how = draws.chance(breaker, 1)
+        how = draws.chance(breaker)
+        draws.answered(breaker, 1)
         if each < how.share:
             drawn[place], held[place] = True, how.held
             breaker.settle(breaker.draw(1), int(not differed[place]), int(differed[place]), 0, how.price)

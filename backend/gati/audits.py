@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,19 +16,27 @@ from gati.live import LiveRelease
 class Audit:
     """Hits drawn at random, to be run on to the end: where they left the chain, and what they were told.
 
-    `drawn` is the draw that they were among, `kept` what is recorded of them, and `values` what goes on at the
-    cut point `at`: where they left, or −1 for the inputs of rows that they answered joined. Of hits that were held
-    all has been run, and `served` is what they would have been told.
+    `rows` are theirs in the flight, `drawn` is the draw that they were among, `kept` what is recorded of them, and
+    `values` what goes on at the cut point `at`: where they left, or −1 for the inputs of rows that they answered
+    joined. Of hits that were held all has been run, and `served` is what they would have been told.
     """
 
     index: int
     release: LiveRelease
+    rows: np.ndarray
     drawn: Drawn
     values: Mapping[str, Hidden]
     served: np.ndarray
     kept: dict[str, np.ndarray] | None
     arrived: float
     at: int
+
+    def among(self, rows: np.ndarray) -> Audit:
+        """Those of them that are among rows of the flight, bool [rows of the flight]."""
+        some = rows[self.rows]
+        values = {name: value[some] for name, value in self.values.items()}
+        kept = self.kept and {name: value[some] for name, value in self.kept.items()}
+        return replace(self, rows=self.rows[some], values=values, served=self.served[some], kept=kept)
 
 
 class Held:
@@ -59,7 +67,9 @@ class Held:
             return []
         flight, drawn = self._flight, self._drawn
         return [
-            Audit(index, release, drawn, {output: flight.output[rows]}, said, None, flight.requests[0].arrived, last)
+            Audit(
+                index, release, rows, drawn, {output: flight.output[rows]}, said, None, flight.requests[0].arrived, last
+            )
             for index, rows, said in self._said
         ]
 
@@ -79,7 +89,7 @@ def audits_of(
     chosen = np.flatnonzero(hit & flight.drawn.rows[rows])
     if not len(chosen):
         return []
-    kept = flight.kept and {name: value[rows[chosen]] for name, value in flight.kept.items()}
     left = {name: value[chosen] for name, value in values.items()}
-    served = flight.output[rows[chosen]]
-    return [Audit(index, release, flight.drawn, left, served, kept, flight.requests[0].arrived, at)]
+    rows = rows[chosen]
+    kept = flight.kept and {name: value[rows] for name, value in flight.kept.items()}
+    return [Audit(index, release, rows, flight.drawn, left, flight.output[rows], kept, flight.requests[0].arrived, at)]

@@ -143,18 +143,24 @@ class Breaker:
             self._bounds = None
             return self._blocks[-1].number
 
+    def take_back(self, drawn: int, requests: int) -> None:
+        """Takes in that nobody answered some of the requests that were drawn, as `draw` numbered them."""
+        with self._lock:
+            self._block(drawn).drawn -= requests
+            self._bounds = None
+
     def settle(self, drawn: int, agreed: int, differed: int = 0, exit_: int | None = None, price: float = 1.0) -> None:
         """Takes in what became of requests that were drawn.
 
         Args:
             drawn: What `draw` said of them.
-            agreed: How many were answered as by the backbone, or not at all.
+            agreed: How many were answered as by the backbone.
             differed: How many were not.
             exit_: Where these were answered.
             price: What each of them takes from the budget.
         """
         with self._lock:
-            block = next(block for block in reversed(self._blocks) if block.number <= drawn)
+            block = self._block(drawn)
             block.agreed += agreed
             self._bounds = None
             was_over = self._doubt.over
@@ -185,6 +191,9 @@ class Breaker:
             blocks = [[block.number, block.drawn, block.agreed, *block.differed] for block in self._blocks]
             left = round(self.budget.left, 3)
             return {"alarm": self.alarm and asdict(self.alarm), "left": left, "blocks": blocks}
+
+    def _block(self, drawn: int) -> Block:
+        return next(block for block in reversed(self._blocks) if block.number <= drawn)
 
     def _bound(self) -> tuple[float, float]:
         drawn, differed, weights = self._since_starts()

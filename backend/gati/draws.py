@@ -56,13 +56,17 @@ class Draws:
         self._earned = epsilon * eager
         self._busy = busy
 
-    def chance(self, breaker: Breaker, requests: int) -> Chance:
-        """That with which each of so many requests is to be drawn, to heads that a breaker watches."""
+    def chance(self, breaker: Breaker) -> Chance:
+        """That with which each request is to be drawn that heads may answer which a breaker watches."""
         if not self._earned:
             return NONE
-        breaker.budget.earn(requests * self._earned)
         if breaker.budget.overdrawn:
             return ALL_HELD
         if breaker.eager:
             return self._eager_held if self._busy() else self._eager
         return NONE if self._busy() else self._usual
+
+    def answered(self, breaker: Breaker, requests: int) -> None:
+        """Takes in that so many requests were answered, of which some may differ."""
+        if self._earned:
+            breaker.budget.earn(requests * self._earned)

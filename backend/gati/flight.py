@@ -140,6 +140,14 @@ class Flight:
         """Whether no request waits for its reply any longer."""
         return not self._waiting
 
+    @property
+    def replied_rows(self) -> np.ndarray:
+        """Rows of requests that were answered, bool [rows]."""
+        found = np.ones(self.rows, np.bool_)
+        for i in self._waiting:
+            found[self.spans[i]] = False
+        return found
+
     def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
         """Answers rows (indices), and replies to the requests that were waiting for just these."""
         if self.rows == 1:
@@ -191,12 +199,6 @@ class Flight:
         """Requests that wait for their reply, for somebody else to answer."""
         waiting, self._waiting = self._waiting, []
         return [self.requests[i] for i in waiting]
-
-    def fail(self, error: GatiError) -> None:
-        """Replies with an error to every request that is still waiting."""
-        waiting, self._waiting = self._waiting, []
-        for i in waiting:
-            self.requests[i].reply(error, True)
 
 
 def _joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:

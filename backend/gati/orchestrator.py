@@ -16,7 +16,7 @@ from gati.chain import Chain
 from gati.device import Hidden
 from gati.draws import Draws
 from gati.engine import Stage
-from gati.errors import GatiError, RequestError
+from gati.errors import GatiError
 from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.live import LiveRelease
@@ -84,23 +84,41 @@ class Orchestrator:
     def serve(self, requests: Sequence[Request]) -> None:
         """Answers requests of one signature. One release answers all of them: it is looked up here, once.
 
-        What can't be run together is run one by one: one of them may ask for what can't be, as an unknown word does.
+        What can't be run together is run one by one: one of them may ask for what can't be, as an unknown word does,
+        and engines have many words for that.
         """
-        flight = Flight(requests, self._chain.output)
-        if self._cut is not None:
-            flight.kept = None
+        flight: Flight | None = None
         try:
+            flight = Flight(requests, self._chain.output)
+            if self._cut is not None:
+                flight.kept = None
             self._fly(flight, self._live())
-        except RequestError as error:
-            alone = flight.take_out() if len(requests) > 1 else []
-            flight.fail(error)
-            for request in alone:
+        except Exception as error:
+            waiting = [*requests] if flight is None else flight.take_out()
+            if len(requests) > 1 and waiting:
+                self._serve_alone(waiting)
+                return
+            known = isinstance(error, GatiError)
+            told = (
+                error
+                if known
+                else GatiError(f"{self._chain.model} failed on this request; the server's log says more.")
+            )
+            for request in waiting:
+                request.reply(told, True)
+            if not known:
+                raise
+
+    def _serve_alone(self, requests: Sequence[Request]) -> None:
+        """Answers each, whatever happens to the others; raises what the last failure was that nobody foresaw."""
+        unforeseen: Exception | None = None
+        for request in requests:
+            try:
                 self.serve([request])
-        except GatiError as error:
-            flight.fail(error)
-        except Exception:
-            flight.fail(GatiError(f"{self._chain.model} failed on this request; the server's log says more."))
-            raise
+            except Exception as error:
+                unforeseen = error
+        if unforeseen is not None:
+            raise unforeseen
 
     def _fly(self, flight: Flight, release: LiveRelease) -> None:
         heads = release.heads if release.breaker.open_exits and flight.answerable else None
@@ -115,8 +133,8 @@ class Orchestrator:
                 self._observer.joined_failed(flight.unjoined)
             self._observer.served(flight)
         finally:
-            if flight.drawn is not None:
-                self._follow_up(flight.drawn, release.breaker, audits)
+            if heads is not None:
+                self._follow_up(flight, release.breaker, audits)
 
     def audit(self, audit: Audit) -> None:
         """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
@@ -135,7 +153,7 @@ class Orchestrator:
     def _draw(self, flight: Flight, breaker: Breaker) -> None:
         """Draws requests, each with the same chance, from what a head may answer; what becomes of them is open yet."""
         cacheable = flight.cacheable
-        share, held, price = self._draws.chance(breaker, 1 if flight.rows == 1 else int(np.count_nonzero(cacheable)))
+        share, held, price = self._draws.chance(breaker)
         if not share:
             return
         rows = [row for row in range(flight.rows) if random.random() < share and cacheable[row]]
@@ -144,11 +162,27 @@ class Orchestrator:
             chosen[rows] = True
             flight.drawn = Drawn(breaker.draw(len(rows)), chosen, held, price)
 
-    def _follow_up(self, drawn: Drawn, breaker: Breaker, audits: Sequence[Audit]) -> None:
-        """Hands over the hits that were drawn. The others do not differ: the backbone answered, or nobody did."""
+    def _follow_up(self, flight: Flight, breaker: Breaker, audits: Sequence[Audit]) -> None:
+        """Hands over the hits that were drawn. The others do not differ: the backbone answered.
+
+        What nobody answered counts for nothing: heads would seem right to whom many send what the network can't run.
+        """
+        drawn = flight.drawn
+        if flight.replied:
+            answered = 1 if flight.rows == 1 else int(np.count_nonzero(flight.cacheable))
+        else:
+            replied = flight.replied_rows
+            answered = int(np.count_nonzero(flight.cacheable & replied))
+            audits = [audit.among(replied) for audit in audits]
+            if drawn is not None:
+                breaker.take_back(drawn.number, int(np.count_nonzero(drawn.rows & ~replied)))
+                drawn = drawn._replace(rows=drawn.rows & replied)
+        self._draws.answered(breaker, answered)
+        if drawn is None:
+            return
         others = np.count_nonzero(drawn.rows) - sum(len(audit.served) for audit in audits)
         breaker.settle(drawn.number, int(others))
-        for audit in audits:
+        for audit in filter(lambda audit: len(audit.served), audits):
             if audit.at == self._last:  # there is nothing left to run
                 self.audit(audit)
             else:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gati.chain import Tensor
-from gati.errors import GatiError, RequestError
+from gati.errors import GatiError
 from gati.flight import BACKBONE, Answer, Flight, Request, finite_rows
 
 OUTPUT = Tensor("y", "FP32", (2,))
@@ -59,15 +59,13 @@ def test_all_that_are_answered_when_nobody_waits_on_are_the_last() -> None:
     assert client.last == set("bdef")
 
 
-def test_a_failure_is_told_to_those_who_still_wait() -> None:
+def test_who_still_waits_is_known_and_can_be_taken_out() -> None:
     client = Client()
     flight = Flight([client.request("a", rows(1)), client.request("b", rows(2))], OUTPUT)
     flight.finish(np.array([1]), np.zeros((1, 2), np.float32), 0, 1)
-    flight.fail(RequestError("no."))
-    flight.fail(RequestError("no again."))
-    assert isinstance(client.told["b"], Answer)
-    assert str(client.told["a"]) == "no."
-    assert client.last == {"a"}
+    assert flight.replied_rows.tolist() == [False, True]
+    assert flight.take_out() == [flight.requests[0]] and not flight.take_out()
+    assert isinstance(client.told["b"], Answer) and "a" not in client.told
 
 
 def test_rows_that_are_exact_or_not_finite_are_not_for_heads() -> None:
