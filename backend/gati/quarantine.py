@@ -56,7 +56,7 @@ def check_release(repository: Path, chain: Chain, number: int) -> Release:
         model = head_path(repository, chain, head.index, number).read_bytes()
         try:
             open_head(model, chain, head.index)
-        except GatiError:
+        except (GatiError, OSError, MemoryError):  # the machine's fault, if not a refusal
             raise
         except Exception as error:  # a file that was made to break what reads it must not stop who moves it out
             raise ReleaseRefused(f"head {head.index} of {chain.model!r} can't be tried out: {error!r:.200}.") from error

@@ -6,6 +6,7 @@ that dies half-way leaves folders that nobody reads, and a damaged file costs it
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ LARGEST_MANIFEST = 1 << 20
 """Bytes of a release.json."""
 ROLLBACK = "rollback to "
 """How the reason of a release begins that publishes earlier heads again; the number follows."""
+STAYING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.ENODEV}
+"""Why a file can't be read that will not be able to be read the next time either."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +186,15 @@ def release_number(name: str) -> int | None:
 def _subfolders(folder: Path) -> list[str]:
     try:
         return [entry.name for entry in folder.iterdir()]
-    except OSError:
+    except OSError as error:
+        if not _stays(error):
+            raise
         return []
+
+
+def _stays(error: OSError) -> bool:
+    """Whether what can't be read is not there, or never will be; what a disk or a network fails at may be good."""
+    return error.errno in STAYING
 
 
 def read_release(repository: Path, chain: Chain, number: int) -> Release:
@@ -206,6 +216,8 @@ def read_release(repository: Path, chain: Chain, number: int) -> Release:
         try:
             digest = hashlib.sha256(_read(path, LARGEST_FILE)).hexdigest()
         except OSError as error:
+            if not _stays(error):
+                raise
             raise ReleaseRefused(f"{name} is incomplete: {path.name} of head {head.index} is missing.") from error
         if digest != head.sha256:
             raise ReleaseRefused(f"{name} is damaged: the file of head {head.index} is not the one it lists.")
@@ -228,8 +240,11 @@ def _manifest(repository: Path, chain: Chain, number: int) -> Release:
         try:
             path = head_folder(repository, chain, index, number) / "release.json"
             texts.add(_read(path, LARGEST_MANIFEST).decode())
-        except (OSError, UnicodeDecodeError):
+        except UnicodeDecodeError:
             continue
+        except OSError as error:
+            if not _stays(error):
+                raise
     if len(texts) != 1:
         state = "has no release.json" if not texts else "carries manifests that differ"
         raise ReleaseRefused(f"release {number} of {chain.model!r} {state}.")

@@ -82,7 +82,11 @@ class ReleaseWatch:
 
         A look at which there is none joins the stages and heads of the live one: it serves before that, and sooner.
         """
-        for number in numbers_on_disk(self._repository, self._chain):
+        try:
+            numbers = numbers_on_disk(self._repository, self._chain)
+        except OSError:  # its disk or network fails for a moment: what serves, serves on
+            return
+        for number in numbers:
             if self._live is not None and number <= self._live.number:
                 break
             if self._try(number):

@@ -21,6 +21,7 @@ from gati.release import Release
 from gati.server import HEADER
 from gati.settings import workspace
 from gati.wire import EXIT, MODE, PROBE, RELEASE
+from gati_export.origin import origin_of
 
 LOAD_SECONDS = 60.0
 """How long a server may take to load a head as a model of Triton's."""
@@ -44,6 +45,7 @@ class Control:
 
     def __init__(self, address: str, repository: Path) -> None:
         self.address = address
+        self._repository = repository
         self._headers = {f"triton-grpc-protocol-{HEADER}": _token(repository)}
         self._client = triton.InferenceServerClient(address)
 
@@ -123,7 +125,8 @@ class Control:
 
         Raises:
             PublishError: If it answers, and does not take it within `LIVE_SECONDS`.
-            UnavailableError: If the server goes away meanwhile, or has not answered for long (a `LateError`).
+            UnavailableError: If the server goes away meanwhile, or has not answered for long (a `LateError`), or serves
+                a copy perhaps that has not been brought up to date yet (likewise).
         """
         if chain.mode == "bls":
             for head in release.heads:
@@ -140,6 +143,11 @@ class Control:
             time.sleep(0.05)
         if time.monotonic() - silent < LIVE_SECONDS / 2:  # it hung until a moment ago: no refusal yet
             raise LateError(f"{self.address} did not answer within {LIVE_SECONDS:.0f} s.")
+        if origin_of(self._repository) is not None:
+            raise LateError(
+                f"{self.address} goes on with {live} after {LIVE_SECONDS:.0f} s: its copy is not up to date yet, or "
+                "its log says why."
+            )
         raise PublishError(
             f"{self.address} did not take release {release.number} within {LIVE_SECONDS:.0f} s and goes on with "
             f"{live}; its log says why."

@@ -47,6 +47,10 @@ SECOND_NS = 10**9
 Step = Callable[[str], None]
 
 
+class OvertakenError(PublishError):
+    """Another release was published than what a draft was compared with."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """What is to become a release.
@@ -56,15 +60,18 @@ class Draft:
         certificate: What covers them together.
         window: What they were learned from.
         reason: Why: "export", "refresh", or "rollback to N".
+        compared: The newest release, 0 for none, when it was decided that this should take its place; None if that
+            does not matter.
     """
 
     heads: dict[int, bytes]
     certificate: Certificate
     window: Window
     reason: str
+    compared: int | None = None
 
 
-def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _: None) -> Release:
+def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _: None, least: int = 1) -> Release:
     """Makes a draft the next release on disk, whole or not at all.
 
     Args:
@@ -72,23 +79,26 @@ def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _:
         chain: The chain that the heads belong to.
         draft: What to publish.
         step: Called with the name of each step of the protocol as it begins.
+        least: The lowest number that it may have: servers go on only to higher ones than they serve.
 
     Raises:
-        PublishError: If another publisher holds the lock for long, or the release can't be written.
+        PublishError: If another publisher holds the lock for long, or the release can't be written; an OvertakenError
+            if the newest release is not the one that the draft was compared with.
         ReleaseRefused: If a head does not keep its contract; nothing is published then.
     """
     with publisher_lock(repository):
-        return _publish(repository, chain, draft, step)
+        return _publish(repository, chain, draft, step, least)
 
 
-def _publish(repository: Path, chain: Chain, draft: Draft, step: Step) -> Release:
+def _publish(repository: Path, chain: Chain, draft: Draft, step: Step, least: int) -> Release:
     """Publishes; needs the lock."""
+    _check_compared(repository, chain, draft.compared)
     with _staging(repository) as staging:
         step("clear")
         clear(repository, chain)
         step("stage")
         origin = origin_of(repository)
-        number = next_number(repository, chain)
+        number = max(next_number(repository, chain), least)
         if origin is not None:
             number = origin.claim(chain, number)
         release = _stage(staging, chain, draft, number, step)
@@ -109,6 +119,14 @@ def _publish(repository: Path, chain: Chain, draft: Draft, step: Step) -> Releas
             prune(repository, chain)
         step("done")
     return release
+
+
+def _check_compared(repository: Path, chain: Chain, compared: int | None) -> None:
+    newest = next((release.number for release in valid_releases(repository, chain)), 0)
+    if compared is not None and newest not in (0, compared):
+        raise OvertakenError(
+            f"Release {newest} was published meanwhile, by a rollback perhaps, and nothing was compared with it."
+        )
 
 
 def _put(origin: Origin, chain: Chain, release: Release, staging: Path) -> None:
@@ -244,7 +262,8 @@ def withdraw(repository: Path, chain: Chain, number: int, *, again: bool = False
         newest = next(valid_releases(repository, chain), None)
         if not again or newest is None or newest.number > number:
             return None
-        return _publish(repository, chain, earlier(repository, chain, newest.number), lambda _: None)
+        draft = earlier(repository, chain, newest.number)
+        return _publish(repository, chain, draft, lambda _: None, number + 1)
 
 
 def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:
@@ -278,7 +297,9 @@ def _fsync(folder: Path) -> None:
 
 
 def earlier(repository: Path, chain: Chain, number: int | None = None) -> Draft:
-    """An earlier release as a draft: the one asked for, or the one that came before the live one's heads.
+    """An earlier release as a draft: the one asked for, or the one that served before the live one.
+
+    Where the live one is a rollback itself, that is the one before the heads that it went back to.
 
     Its heads are the same but for the number in their metadata, and its certificate is the old one.
 
@@ -288,17 +309,13 @@ def earlier(repository: Path, chain: Chain, number: int | None = None) -> Draft:
     releases = list(valid_releases(repository, chain))
     if not releases:
         raise PublishError(f"{chain.model!r} has no release yet.")
-    before = [
-        release for release in releases if release.number < releases[0].origin and release.origin == release.number
-    ]
+    live, before = releases[0], releases[1:]
+    if live.origin != live.number:
+        before = [release for release in before if release.number < live.origin and release.origin == release.number]
     found = before[:1] if number is None else [release for release in releases if release.number == number]
     if not found:
-        wanted = f"release {number}" if number is not None else f"release before {releases[0].origin}"
-        again = (
-            f", which {releases[0].number} is again,"
-            if number is None and releases[0].origin != releases[0].number
-            else ""
-        )
+        wanted = f"release {number}" if number is not None else f"release before {live.origin}"
+        again = f", which {live.number} is again," if number is None and live.origin != live.number else ""
         there = ", ".join(str(release.number) for release in releases)
         raise PublishError(f"{chain.model!r} has no {wanted}{again} to go back to; of {there}, name one (--to).")
     old = found[0]

@@ -14,19 +14,19 @@ from filelock import FileLock, Timeout
 
 from gati.chain import Chain
 from gati.errors import GatiError, PublishError, SamplesError
-from gati.quarantine import newest_release
 from gati.release import Release
 from gati.settings import workspace
 from gati_export.activations import Progress, learnable
 from gati_export.day import named
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
-from gati_export.publish import Draft
+from gati_export.publish import Draft, OvertakenError
 from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.standing import Live, Standing, judge, live_release
 from gati_export.store import Recorded, read_recent
+from gati_export.sync import follow
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
 from gati_export.trial import NEWEST, objection, parted, sound
@@ -141,9 +141,11 @@ def refreshed(plan: Plan, report: Progress) -> Refreshed:
 
 
 def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
-    repository, chain, live = plan.repository, plan.chain, notes.live
+    repository, chain = plan.repository, plan.chain
     if plan.server is not None:
         settle(repository, chain, plan.server)
+        notes.live = live_release(repository, chain)  # there may be another now
+    live = notes.live
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
     terms = Terms.of(chain, plan.seed)
     heads = live.heads if live else {}
@@ -166,15 +168,23 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
     closed = live.closed if live is not None else ()
     why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
+    rollout = None
     if publish or plan.always:
         against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
-        overtaken = _overtaken(repository, chain, live)
-        why, publish = (overtaken or against or why, not overtaken and not against)
-    rollout = _publish(plan, trained, recorded, report) if publish else None
+        try:
+            rollout = None if against else _publish(plan, trained, recorded, report, live.number if live else 0)
+        except OvertakenError as error:
+            against = str(error)
+        why = against or why
     turn = notes.turn(rollout.release if rollout else None, why)
     learned = replace(learned, release=turn.release)
-    write(repository, learned)
-    note(repository, chain.model, turn)
+    try:
+        write(repository, learned)
+        note(repository, chain.model, turn)
+    except OSError as error:
+        if rollout is None:
+            raise
+        turn = replace(turn, why=f"{why} That could not be written down ({error.strerror}).")
     return Refreshed(learned, turn, rollout)
 
 
@@ -206,14 +216,6 @@ def _as_it_serves(plan: Plan, live: Live) -> Live:
     return replace(live, closed=sorted({*live.closed, *behind}))
 
 
-def _overtaken(repository: Path, chain: Chain, live: Live | None) -> str | None:
-    """Why what was learned must not take the place of what serves by now, in a sentence; None if that is as it was."""
-    newest, before = newest_release(repository, chain), live.number if live else 0
-    if newest is None or newest.number == before:
-        return None
-    return f"Release {newest.number} was published meanwhile, by a rollback perhaps, and nothing was compared with it."
-
-
 def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:
     """What was served, and recorded in the same way, since the samples were read to learn from; None if nothing."""
     try:
@@ -228,10 +230,11 @@ def _expected(trained: Trained) -> float:
     return sum(trained.segment_seconds) / trained.speedup
 
 
-def _publish(plan: Plan, trained: Trained, recorded: Recorded, report: Progress) -> Rollout:
+def _publish(plan: Plan, trained: Trained, recorded: Recorded, report: Progress, compared: int) -> Rollout:
     if trained.certificate is None:
         raise PublishError("What has no certificate is not published.")
-    draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh")
+    draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh", compared)
+    follow(plan.repository)
     return publish_to(plan.repository, plan.chain, draft, plan.server, lambda step: report(f"Publish: {step}", 1))
 
 

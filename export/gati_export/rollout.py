@@ -13,7 +13,8 @@ from typing import Any
 from gati.chain import Chain
 from gati.errors import PublishError, UnavailableError
 from gati.quarantine import newest_release
-from gati.release import Release
+from gati.release import ROLLBACK, Release
+from gati_export.origin import origin_of
 from gati_export.publish import Draft, Step, publish, withdraw
 from gati_export.replicas import Outcome, Replicas, resolved
 from gati_export.sync import follow
@@ -37,7 +38,8 @@ def publish_to(
     """Publishes a draft and, where servers are named, sees that every replica takes it.
 
     One that is down or slow is waited for no longer than its time: it has the release from the disk later. A release
-    that a living one does not take is withdrawn: all go on with the one before, there and at the next start.
+    that a living one does not take is withdrawn: all go on with the one before, there and at the next start. But a
+    rollback stays where any takes it, since what it goes back from is worse; the others are told of.
 
     Args:
         repository: The model repository.
@@ -51,14 +53,17 @@ def publish_to(
     """
     if servers is None:
         return Rollout(publish(repository, chain, draft, step), [])
-    settle(repository, chain, servers)  # where nobody is there, that is found out before anything is published
-    release = publish(repository, chain, draft, step)
+    back = draft.reason.startswith(ROLLBACK)
+    # where nobody is there, that is found out before anything is published
+    there = _answering(repository, chain, servers) if back else settle(repository, chain, servers)
+    release = publish(repository, chain, draft, step, max(_serving(there).values()) + 1)
     step("take")
     outcomes = Replicas(repository, chain, resolved(servers)).take(release)
-    if _refusing(outcomes):
+    if _refusing(outcomes) and not (back and _serving(outcomes)):
         raise PublishError(_withdrawn(repository, chain, release, outcomes))
     if not _serving(outcomes):
-        raise UnavailableError(f"{_reasons(outcomes)} Release {release.number} is on disk: the next start takes it.")
+        later = "the next start takes it" if all(one.state == "down" for one in outcomes) else "it is taken later"
+        raise UnavailableError(f"{_reasons(outcomes)} Release {release.number} is on disk: {later}.")
     return Rollout(release, outcomes)
 
 
@@ -73,10 +78,8 @@ def settle(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
     Raises:
         UnavailableError: If none answers.
     """
-    asked = Replicas(repository, chain, resolved(servers)).ask()
+    asked = _answering(repository, chain, servers)
     serving = _serving(asked)
-    if not serving:
-        raise UnavailableError(_reasons(asked))
     follow(repository)  # or a release that another publisher has put there would be withdrawn
     newest = newest_release(repository, chain)  # read after they were asked: what one serves was on disk by then
     if newest is not None and newest.number < max(serving.values()):
@@ -89,6 +92,18 @@ def settle(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
     if _refusing(outcomes) and newest.number not in _serving(outcomes).values():
         _withdrawn(repository, chain, newest, outcomes)
     return outcomes
+
+
+def _answering(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
+    """What each serves.
+
+    Raises:
+        UnavailableError: If none answers.
+    """
+    asked = Replicas(repository, chain, resolved(servers)).ask()
+    if not _serving(asked):
+        raise UnavailableError(_reasons(asked))
+    return asked
 
 
 def catch_up(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
@@ -108,7 +123,8 @@ def _withdrawn(repository: Path, chain: Chain, release: Release, outcomes: list[
     """Withdraws a release that was refused, also from those that may have taken it; returns what is to be said."""
     refusing = _refusing(outcomes)
     others = tuple(outcome.address for outcome in outcomes if outcome not in refusing)
-    again = withdraw(repository, chain, release.number, again=bool(others))
+    # those of an object store may serve it, whoever is named here
+    again = withdraw(repository, chain, release.number, again=bool(others) or origin_of(repository) is not None)
     if again is None:
         return _reasons(refusing)
     Replicas(repository, chain, others).take(again)

@@ -132,6 +132,17 @@ def test_what_may_have_been_the_machine_s_fault_is_tried_again(
     assert [n for n, _ in watched.refused] == [1]  # said once
 
 
+def test_a_disk_that_fails_for_a_moment_changes_nothing(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.watch.look()
+    watched.publish()
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "iterdir", lambda _: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        watched.watch.look()
+    assert watched.taken == [1]
+    watched.watch.look()
+    assert watched.taken == [1, 2] and not watched.refused
+
+
 @pytest.mark.parametrize("error", FAULTS, ids=["refused", "failed"])
 def test_no_time_is_lost_to_a_release_that_fails_again_and_again(watched: Watched, error: Exception) -> None:
     watched.watch._engine = engine = Tired(watched, 99, error)

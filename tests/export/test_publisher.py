@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MODEL, Exported
 from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files
 from publishers import publish_changes, publish_limited, publish_until, race, run
 
-from gati import quarantine
+from gati import quarantine, release
 from gati.chain import Chain
 from gati.cli import main
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.release import Release, head_path, numbers_on_disk, read_release, valid_releases
 from gati.settings import workspace
-from gati_export.publish import KEPT, earlier, publish, withdraw
+from gati_export.publish import KEPT, OvertakenError, earlier, publish, withdraw
 from gati_export.rollout import publish_to
 
 STEPS = ["clear", "stage", "write 0", "write 2", "check", "rename 0", "rename 2", "prune", "done"]
@@ -261,12 +265,56 @@ def test_going_back_brings_the_old_heads_and_their_certificate(repository: Path,
     assert [h.index for h in release.heads] == [h.index for h in original.heads]
 
 
-def test_a_refresh_after_going_back_is_what_is_gone_back_from(repository: Path, chain: Chain) -> None:
-    put(repository, chain, 2)
+def test_a_refresh_after_going_back_goes_back_to_what_served_before_it(repository: Path, chain: Chain) -> None:
+    put(repository, chain, 2)  # this was bad
     publish(repository, chain, earlier(repository, chain))
-    put(repository, chain, 4)
-    assert earlier(repository, chain).reason == "rollback to 2"
-    assert earlier(repository, chain, 3).reason == "rollback to 1"
+    put(repository, chain, 4)  # and so is this
+    assert earlier(repository, chain).reason == earlier(repository, chain, 3).reason == "rollback to 1"
+    assert earlier(repository, chain, 2).reason == "rollback to 2"
+
+
+def test_a_number_that_a_server_serves_is_not_used_though_it_is_not_on_disk(repository: Path, chain: Chain) -> None:
+    assert publish(repository, chain, marked_draft(chain, 2), least=7).number == 7
+    again = withdraw(repository, chain, 11, again=True)
+    assert again is not None and (again.number, again.origin) == (12, 7)
+
+
+def test_what_was_compared_with_another_release_is_not_published(repository: Path, chain: Chain) -> None:
+    draft = marked_draft(chain, 2)
+    assert publish(repository, chain, replace(draft, compared=1)).number == 2
+    before = folders(repository)
+    with pytest.raises(OvertakenError, match="Release 2 was published meanwhile"):
+        publish(repository, chain, replace(draft, compared=1))
+    assert folders(repository) == before and not staged(repository)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_can_not_be_read_for_a_moment_is_no_damage(
+    repository: Path, chain: Chain, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(repository, chain, 2)
+    before = folders(repository)
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    if what == "file":
+        monkeypatch.setattr(release, "_read", failing(release._read, stale))
+    else:
+        monkeypatch.setattr(Path, "iterdir", failing(Path.iterdir, stale))
+    with pytest.raises((OSError, PublishError), match="Stale file handle"):
+        put(repository, chain, 3)
+    assert folders(repository) == before
+    assert put(repository, chain, 3).number == 3
+
+
+def failing(function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """A function that fails the first time."""
+    errors = [error]
+
+    def fail(*arguments: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return function(*arguments)
+
+    return fail
 
 
 # The commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -98,7 +99,7 @@ def test_refresh_learns_from_what_was_served(
     assert made.new_seconds < made.plain_seconds and made.live_differs is not None
 
 
-def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running) -> None:
+def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     repository, chain, live = running.repository, running.chain, running.live()
 
     def roll_back(what: str, share: float) -> None:
@@ -110,6 +111,14 @@ def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running) -> None:
     assert done.rollout is None and running.live() == live + 1
     assert done.turn.why.startswith(f"Release {live + 1} was published meanwhile, by a rollback perhaps")
     assert next(valid_releases(repository, chain)).reason.startswith("rollback to")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gati_export.refresh.note", full)
+    done = refreshed(Plan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
+    assert done.release is not None and running.live() == live + 2, "what is published is told, whatever comes then"
+    assert done.turn.why.endswith("That could not be written down (No space left on device).")
 
 
 def test_refresh_learns_from_features_where_no_input_is_kept(

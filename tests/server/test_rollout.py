@@ -237,6 +237,33 @@ def test_a_release_that_one_replica_refuses_is_taken_back_from_all(
     assert three.marks() == [41] * 3
 
 
+def test_a_rollback_stays_where_one_replica_does_not_take_it(
+    three: Fleet, exported: Exported, tmp_path: Path, hasty: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = three.put(43).release, three.put(44).release
+    apart = opened(exported, tmp_path, "inline", 1)
+    try:
+        everyone = ",".join([*three.addresses, *apart.addresses])
+        assert gati("rollback", MODEL, "--repository", three.repository, "--server", everyone) == 1
+    finally:
+        apart.servers[0].process.kill()
+        apart.stop()
+    said = capsys.readouterr()
+    number = bad.number + 1
+    assert f"Release {number} of digits is live on 3 of 4 replicas: rollback to {good.number}." in said.out
+    assert f"{apart.addresses[0]}  refuses: " in said.out and "Not all replicas have gone back" in said.err
+    assert three.live() == [number] * 3 and three.marks() == [43] * 3
+
+
+def test_a_release_that_is_served_and_lost_on_disk_is_followed_by_a_higher_one(three: Fleet) -> None:
+    three.put(45)
+    lost = three.put(46).release.number
+    for folder in three.repository.glob(f"*/{lost}"):
+        shutil.rmtree(folder)
+    assert three.settle() == [lost + 1] * 3
+    assert three.marks() == [45] * 3
+
+
 def test_nothing_is_published_where_no_replica_answers(three: Fleet) -> None:
     before = three.newest()
     with pytest.raises(UnavailableError, match=r"^No Triton server .*:1\. No Triton server .*:2\.$"):

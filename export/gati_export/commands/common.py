@@ -121,6 +121,8 @@ def _later(chain: Chain, replica: Outcome) -> str:
     """How a replica gets a release that it has not taken yet."""
     if replica.state == "down":
         return "It takes the release when it starts."
+    if replica.state == "refuses":
+        return "It goes on with what it serves."
     return "It takes the release " + ("by itself, from the disk." if chain.mode == "inline" else "at the next run.")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gati.chain import read_chain
+from gati.errors import PublishError
 from gati.options import json_option, write_json
 from gati_export.commands.common import announce, model_argument, repository_option, server_option
 from gati_export.publish import earlier
@@ -19,16 +20,23 @@ from gati_export.sync import follow
 @model_argument
 @repository_option
 @server_option
-@click.option("--to", "number", type=click.IntRange(1), help="The release to go back to.  [default: the one before]")
+@click.option(
+    "--to", "number", type=click.IntRange(1), help="The release to go back to.  [default: the one that served before]"
+)
 @json_option
 def rollback(model: str, repository: Path, server: str | None, number: int | None, json_path: Path | None) -> None:
     """Publish an earlier release of MODEL again, under the next number.
 
     Numbers only grow, so that servers and people see what happened when. No request fails meanwhile.
-    What audits have closed of its heads stays closed, until heads are learned anew.
+    What audits have closed of its heads stays closed, until heads are learned anew. A replica that does not take it
+    keeps nobody else from it; it is named, and the command ends with 1.
     """
     chain = read_chain(repository, model)
     follow(repository, click.echo)
     rollout = publish_to(repository, chain, earlier(repository, chain, number), server)
     announce(chain, rollout, f": {rollout.release.reason}")
     write_json(json_path, {**asdict(rollout.release), "replicas": rollout.replicas_as_json()})
+    if any(replica.state == "refuses" for replica in rollout.replicas):
+        raise PublishError(
+            "Not all replicas have gone back: restart those that did not, or see to it that they answer nobody."
+        )
