@@ -268,9 +268,10 @@ def withdraw(repository: Path, chain: Chain, number: int, *, again: bool = False
 
 def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:
     """Deletes all but the newest releases, out of Triton's sight. Needs the lock."""
-    old = list(valid_releases(repository, chain))[kept:]
-    for release in old:
-        put_away(repository, chain, release.number, workspace(repository) / "staging" / "old")
+    old = workspace(repository) / "staging" / "old"
+    for release in list(valid_releases(repository, chain))[kept:]:
+        put_away(repository, chain, release.number, old)
+    shutil.rmtree(old, ignore_errors=True)  # here, since on a copy that nobody publishes to nothing else clears it away
 
 
 def put_away(repository: Path, chain: Chain, number: int, folder: Path) -> None:

@@ -23,6 +23,7 @@ from running import eventually, started
 from stores import KEY, SECRET, Store
 
 import gati_export.publish as publishing
+import gati_export.sync as syncing
 from gati import recorder as recording
 from gati.chain import Chain, read_chain
 from gati.cli import main
@@ -31,7 +32,7 @@ from gati.recorder import Recorder, shard, write_shard
 from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
 from gati_export.origin import Origin
-from gati_export.publish import publish, withdraw
+from gati_export.publish import prune, publish, withdraw
 from gati_export.repository import write_repository
 from gati_export.rollout import settle
 from gati_export.store import count_since, read_recent
@@ -326,6 +327,18 @@ def test_what_is_pruned_or_withdrawn_there_goes_here_and_no_number_comes_again(
     assert Copy(pod, Origin(url)).pull().removed == {MODEL: [5, 3, 1]}
     assert numbers(pod, chain) == [4]
     assert put(pod, chain).number == 6
+
+
+def test_what_a_copy_prunes_is_gone_from_its_disk(
+    publisher: Path, chain: Chain, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = pulled(url, tmp_path / "pod")
+    monkeypatch.setattr(syncing, "prune", lambda *those: prune(*those, kept=1))
+    for mark in (2, 3):
+        put(publisher, chain, mark)
+        pulled(url, pod)
+    assert numbers(pod, chain) == [3]
+    assert not [path for path in workspace(pod).rglob("*") if path.name in ("model.onnx", "release.json")]
 
 
 def test_nothing_is_published_while_the_store_is_away(store: Store, publisher: Path, chain: Chain) -> None:
