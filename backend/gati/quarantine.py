@@ -1,6 +1,7 @@
 """Moves what can't serve out of a repository: one broken version folder keeps Triton from loading a head at all.
 
-What is moved lies in `refused/` of the repository's workspace, for people to look at; no number of it is used again.
+What is moved lies in `refused/` of the repository's workspace, for people to look at, the newest of it; no number of it
+is used again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from gati.release import Release, head_path, numbers_on_disk, read_release, rele
 from gati.settings import workspace
 
 LOCK_SECONDS = 60
+
+REFUSED_KEPT = 10
+"""Refused releases of a chain that stay for people to look at, of those that were moved out last."""
 
 VERSION = re.compile(r"[1-9]")
 """How the name of a folder begins that Triton takes for a version: of `9.tmp` it reads 9."""
@@ -122,6 +126,16 @@ def next_number(repository: Path, chain: Chain) -> int:
     """One more than any release that there is or was: complete, damaged or refused."""
     moved = (release_number(folder.name) or 0 for folder in refused(repository, chain).glob("*"))
     return max([0, *numbers_on_disk(repository, chain), *moved]) + 1
+
+
+def forget(repository: Path, chain: Chain) -> None:
+    """Deletes what was refused long ago, but for the highest number: numbers go on from it. Needs the lock."""
+    folders = [folder for folder in refused(repository, chain).glob("*") if release_number(folder.name)]
+    folders.sort(key=lambda folder: (folder.stat().st_mtime_ns, int(folder.name)))
+    highest = max((int(folder.name) for folder in folders), default=0)
+    for folder in folders[:-REFUSED_KEPT]:
+        if int(folder.name) != highest:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def refused(repository: Path, chain: Chain) -> Path:

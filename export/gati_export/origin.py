@@ -22,6 +22,7 @@ from gati.files import replace
 from gati.objects import is_object_store, open_store, public, reaching
 from gati.release import LARGEST_MANIFEST, Release, head_folder, release_number
 from gati.settings import workspace
+from gati_export.surplus import surplus
 
 FILES = ("model.onnx", "release.json")
 """Of a head in a release, in the order in which they are put."""
@@ -119,21 +120,25 @@ class Origin:
 
     def prune(self, chain: Chain, kept: int) -> None:
         """Removes all but the newest releases, and what killed publishers have left before them."""
-        complete = 0
-        for number in self.numbers(chain):
-            whole = complete < kept and self.is_complete(chain, number)
-            complete += whole
-            if complete and not whole:
+        numbers = self.numbers(chain)
+        found = {number: self._complete(chain, number) for number in numbers}
+        whole = [release for number, release in found.items() if release is not None and release.number == number]
+        staying = {release.number for release in whole} - {release.number for release in surplus(whole, kept)}
+        for number in numbers:
+            if number < max(staying, default=0) and number not in staying:
                 self.remove(chain, number)
 
     def is_complete(self, chain: Chain, number: int) -> bool:
         """Whether all that a release's manifest lists is there; not whether it is undamaged."""
+        return self._complete(chain, number) is not None
+
+    def _complete(self, chain: Chain, number: int) -> Release | None:
         try:
             release = Release.from_json((self.manifest(chain, number) or b"").decode(errors="replace"))
         except ReleaseRefused:
-            return False
+            return None
         folders = [self.names(chain.head_model(head.index), str(number)) for head in release.heads]
-        return all(set(FILES) <= set(folder) for folder in folders)
+        return release if all(set(FILES) <= set(folder) for folder in folders) else None
 
     def manifest(self, chain: Chain, number: int) -> bytes | None:
         """The first release.json of a release; None if it has none."""

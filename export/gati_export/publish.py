@@ -25,7 +25,7 @@ from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.head import SEGMENTS_KEY, open_head
 from gati.inspection import inspect
-from gati.quarantine import clear, move_out, next_number, publisher_lock, refused
+from gati.quarantine import clear, forget, move_out, next_number, publisher_lock, refused
 from gati.release import (
     ROLLBACK,
     Certificate,
@@ -38,9 +38,10 @@ from gati.release import (
 )
 from gati.settings import workspace
 from gati_export.origin import Origin, origin_of
+from gati_export.surplus import surplus
 
 KEPT = 10
-"""Releases that stay on disk; older ones are deleted by the next publisher."""
+"""Releases that stay on disk, such as are published again counted once; others are deleted by the next publisher."""
 
 SECOND_NS = 10**9
 
@@ -267,11 +268,12 @@ def withdraw(repository: Path, chain: Chain, number: int, *, again: bool = False
 
 
 def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:
-    """Deletes all but the newest releases, out of Triton's sight. Needs the lock."""
+    """Deletes all but the newest releases, out of Triton's sight, and of those refused. Needs the lock."""
     old = workspace(repository) / "staging" / "old"
-    for release in list(valid_releases(repository, chain))[kept:]:
+    for release in surplus(list(valid_releases(repository, chain)), kept):
         put_away(repository, chain, release.number, old)
     shutil.rmtree(old, ignore_errors=True)  # here, since on a copy that nobody publishes to nothing else clears it away
+    forget(repository, chain)
 
 
 def put_away(repository: Path, chain: Chain, number: int, folder: Path) -> None:

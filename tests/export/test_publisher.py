@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -235,6 +236,42 @@ def test_the_newest_releases_are_kept_and_no_number_comes_again(repository: Path
     there = [r.number for r in valid_releases(repository, chain)]
     assert there == numbers_on_disk(repository, chain) == list(range(KEPT + 4, 4, -1))
     assert not staged(repository)
+
+
+def test_releases_that_are_refused_again_and_again_push_nothing_off_the_disk(repository: Path, chain: Chain) -> None:
+    """As when one replica takes none of them: the others have to be given the heads before under a higher number."""
+    for mark in (2, 3):
+        put(repository, chain, mark)
+    highest = 0
+    for mark in range(KEPT + 2):
+        highest = put(repository, chain, mark).number
+        again = withdraw(repository, chain, highest, again=True)
+        assert again is not None and again.reason == "rollback to 3"
+    there = numbers_on_disk(repository, chain)
+    assert len(there) == KEPT and {1, 2, 3, highest + 1} <= set(there)
+    assert earlier(repository, chain).reason == "rollback to 2"
+    moved = {int(folder.name) for folder in quarantine.refused(repository, chain).iterdir()}
+    assert len(moved) <= quarantine.REFUSED_KEPT + 1 and highest in moved
+
+
+def test_of_what_was_refused_the_highest_number_stays_however_old(repository: Path, chain: Chain) -> None:
+    place(repository, chain, 99, {(0, "notes.txt"): b"?"})
+    assert put(repository, chain, 2).number == 100
+    moved = quarantine.refused(repository, chain)
+    os.utime(moved / "99", (0, 0))
+    for number in range(3, quarantine.REFUSED_KEPT + 5):
+        (moved / str(number)).mkdir()
+    put(repository, chain, 3)
+    assert sorted(int(folder.name) for folder in moved.iterdir()) == [*range(5, quarantine.REFUSED_KEPT + 5), 99]
+
+
+def test_the_heads_that_were_gone_back_to_stay_before_newer_ones(repository: Path, chain: Chain) -> None:
+    for mark in range(2, KEPT + 1):
+        put(repository, chain, mark)
+    for number in (1, 2, 1):
+        publish(repository, chain, earlier(repository, chain, number))
+    put(repository, chain, 0)
+    assert numbers_on_disk(repository, chain) == [KEPT + 4, KEPT + 3, KEPT + 2, *range(KEPT, 3, -1), 2, 1]
 
 
 def test_a_withdrawn_release_is_not_live_and_its_number_is_spent(repository: Path, chain: Chain) -> None:

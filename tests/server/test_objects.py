@@ -32,7 +32,7 @@ from gati.recorder import Recorder, shard, write_shard
 from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
 from gati_export.origin import Origin
-from gati_export.publish import prune, publish, withdraw
+from gati_export.publish import earlier, prune, publish, withdraw
 from gati_export.repository import write_repository
 from gati_export.rollout import settle
 from gati_export.store import count_since, read_recent
@@ -327,6 +327,14 @@ def test_what_is_pruned_or_withdrawn_there_goes_here_and_no_number_comes_again(
     assert Copy(pod, Origin(url)).pull().removed == {MODEL: [5, 3, 1]}
     assert numbers(pod, chain) == [4]
     assert put(pod, chain).number == 6
+
+
+def test_heads_that_are_published_again_count_once_in_a_store(publisher: Path, chain: Chain, url: str) -> None:
+    put(publisher, chain)
+    for _ in range(3):
+        publish(publisher, chain, earlier(publisher, chain, 2))
+    Origin(url).prune(chain, 2)
+    assert Origin(url).numbers(chain) == [5, 2, 1]
 
 
 def test_what_a_copy_prunes_is_gone_from_its_disk(
