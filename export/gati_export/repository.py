@@ -214,6 +214,15 @@ def install(staged: Path, repository: Path, name: str) -> None:
     """
     repository.mkdir(parents=True, exist_ok=True)
     check_room(staged, repository, name, (staged / plain_name(name)).exists())
+    move_in(staged, repository, name)
+
+
+def move_in(staged: Path, repository: Path, name: str) -> None:
+    """Moves a staged chain's models into a repository that holds none of them, all or nothing.
+
+    Raises:
+        RepositoryError: If it can't be moved.
+    """
     moved: list[str] = []
     try:
         # The chain itself last: a server that starts meanwhile sees it complete or not at all.

@@ -30,7 +30,7 @@ def staging_area(repository: Path) -> Path:
         with suppress(Timeout, OSError):  # Timeout: it is at work; of what is dead, the kernel has let go
             if time.time() - folder.stat().st_mtime > (NEW_SECONDS if _is_ours(folder) else OLD_SECONDS):
                 with FileLock(folder / LOCK, timeout=0):
-                    _take_back(folder, repository)
+                    take_back(folder, repository)
                     shutil.rmtree(folder)
     return area
 
@@ -61,10 +61,11 @@ def moving(work: Path) -> Iterator[Path]:
         journal.unlink()
 
 
-def _take_back(work: Path, repository: Path) -> None:
-    """Removes from a repository what a dead export had moved there of its chain, which itself would have come last."""
-    if not (work / MOVED).exists() or not find_chains(work / REPOSITORY):
-        return
+def take_back(work: Path, repository: Path) -> None:
+    """Removes from a repository what somebody dead had moved there of its chain, which itself would have come last."""
+    chains = find_chains(work / REPOSITORY)
+    if not (work / MOVED).exists() or not chains or set(chains) & set(find_chains(repository)):
+        return  # or what is there is another one's of that name
     with suppress(ValueError):  # killed as it was written, and before anything was moved
         for name in json.loads((work / MOVED).read_text(encoding="utf-8")):
             if not (work / REPOSITORY / name).exists():

@@ -25,7 +25,8 @@ from gati.release import LARGEST_MANIFEST, Release, head_folder, numbers_on_disk
 from gati.settings import workspace
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of
 from gati_export.publish import KEPT, land, prune, put_away
-from gati_export.repository import check_config, configs
+from gati_export.repository import check_config, configs, move_in
+from gati_export.staging import REPOSITORY, moving, take_back
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 PART = re.compile(r"(.+)-(?:segment|head)-\d+|(.+)-plain")
@@ -120,15 +121,16 @@ class Copy:
 
     @contextmanager
     def _staging(self) -> Iterator[Path]:
-        """An empty folder for the one sync that is at work; what killed ones left there goes first."""
+        """An empty folder for the one sync that is at work; what killed ones left there, or had moved, goes first."""
         folder = workspace(self._repository) / "sync"
         try:
             lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
             raise PublishError(f"Another sync of {self._repository} has been at work for {LOCK_SECONDS} s.") from error
         with lock:
-            shutil.rmtree(folder, ignore_errors=True)
             try:
+                take_back(folder, self._repository)
+                shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 yield folder
             except OSError as error:
@@ -151,11 +153,11 @@ class Copy:
             self._pull_releases(self._repository, chain, staging, done)
             self._let_go(chain, done)
             return
-        staged = staging / "models"
+        staged = staging / REPOSITORY
         shutil.rmtree(staged, ignore_errors=True)
         self._fetch_chain(chain, staged)
         self._pull_releases(staged, chain, staging, done)
-        with publisher_lock(self._repository):
+        with publisher_lock(self._repository), moving(staging):
             _install(staged, self._repository, chain.model)
         done.models.append(chain.model)
 
@@ -288,9 +290,9 @@ def _install(staged: Path, repository: Path, name: str) -> None:
     """Moves a staged chain into a repository, its own folder last.
 
     Raises:
-        RepositoryError: If a model of one of its names is there that no killed sync has left.
+        RepositoryError: If a model of one of its names is there that is not the same, or it can't be moved.
     """
-    folders = sorted(staged.iterdir(), key=lambda folder: folder.name == name)
+    folders = list(staged.iterdir())
     for folder in folders:
         if (repository / folder.name).exists() and not _has_all(folder, repository / folder.name):
             raise RepositoryError(
@@ -298,7 +300,7 @@ def _install(staged: Path, repository: Path, name: str) -> None:
             )
     for folder in folders:
         shutil.rmtree(repository / folder.name, ignore_errors=True)
-        folder.rename(repository / folder.name)
+    move_in(staged, repository, name)
 
 
 def _has_all(folder: Path, of: Path) -> bool:

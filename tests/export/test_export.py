@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -369,6 +370,12 @@ def test_a_chain_that_was_moved_in_part_is_taken_back(gati, tmp_path):
         chain.check_segment(models, segment.index)
     assert not list(staged.parent.parent.iterdir())
     assert read_chain(models, "net-plain-other").model == "net-plain-other"
+    staged.mkdir(parents=True)
+    shutil.copytree(models / "net", staged / "net")
+    (staged.parent / ".moved").write_text(json.dumps(moved))
+    os.utime(staged.parent, (0, 0))
+    staging_area(models)
+    assert all((models / name).exists() for name in moved), "the chain that is there now is another one's"
     (models / "net").rename(tmp_path / "elsewhere")
     assert "holds 'net-" in one_error(gati("net.onnx")), "what nobody left there is not touched"
 

@@ -409,6 +409,41 @@ def test_a_sync_that_is_killed_leaves_what_the_next_one_completes(
     assert not (workspace(there) / "sync").exists()
 
 
+def install_until(environment: dict[str, str], url: str, repository: Path, model: str) -> None:
+    """Syncs, and is killed as it is to move a model into the repository."""
+    os.environ.update(environment)
+    rename = Path.rename
+
+    def die(path: Path, target: Path) -> Path:
+        if target == repository / model:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    Path.rename = die
+    Copy(repository, Origin(url)).pull()
+
+
+def test_a_first_sync_that_is_killed_holds_up_no_next_one_though_the_store_has_moved_on(
+    store: Store, publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    put(publisher, chain)
+    pod = tmp_path / "pod"
+    assert run(install_until, store.environment, url, pod, MODEL) == -signal.SIGKILL
+    assert (pod / chain.head_model(0) / "2").exists()
+    withdraw(publisher, chain, 2)
+    done = Copy(pod, Origin(url)).pull()
+    assert done.models == [MODEL] and not done.refused and numbers(pod, chain) == [1]
+
+
+def test_what_nobody_has_left_there_stays_and_is_named(publisher: Path, chain: Chain, url: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "pod" / chain.head_model(0) / "1" / "model.onnx"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("a person's")
+    done = Copy(tmp_path / "pod", Origin(url)).pull()
+    assert len(done.refused) == 1 and f"holds another {chain.head_model(0)!r}; remove it" in done.refused[0]
+    assert theirs.read_text() == "a person's" and not (tmp_path / "pod" / MODEL).exists()
+
+
 # The command
 
 
