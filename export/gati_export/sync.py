@@ -243,8 +243,11 @@ class Copy:
             return self._check_same(theirs)
         _check_portable(chain)
         path = chain_path(self._repository, chain.model)
-        if not self._origin.take(f"{chain.model}/chain", digest(path.read_bytes())):
-            raise PublishError(f"Another publisher was first with {chain.model!r} in {self._origin.url}.")
+        if not self._origin.take(claim := f"{chain.model}/chain", digest(path.read_bytes())):
+            raise PublishError(
+                f"Another publisher was first with {chain.model!r} in {self._origin.url}, and is not done: if it was "
+                f"killed, remove {self._origin.url}/.gati/{claim}, and push again."
+            )
         keys = [f"{chain.segment_model(segment.index)}/1/model.onnx" for segment in chain.segments]
         keys += [f"{config.name}/config.pbtxt" for config in configs(chain)]
         keys += [f"{chain.model}/1/tail.onnx"] if chain.tail else []

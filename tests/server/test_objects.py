@@ -435,6 +435,20 @@ def test_a_first_sync_that_is_killed_holds_up_no_next_one_though_the_store_has_m
     assert done.models == [MODEL] and not done.refused and numbers(pod, chain) == [1]
 
 
+def test_a_first_push_that_was_killed_names_what_holds_up_another_chain_of_that_name(
+    exported: Exported, store: Store, url: str, tmp_path: Path
+) -> None:
+    here = exported.copy(tmp_path / "here")
+    assert run(sync_changes, store.environment, url, here, 0, True) == -signal.SIGKILL
+    write_repository(here, replace(exported.chain, epsilon=0.02))
+    claim = f"{url}/.gati/{MODEL}/chain"
+    with pytest.raises(PublishError, match=f"was first with 'digits' .* killed, remove {claim}, and push again"):
+        Copy(here, Origin(url)).push()
+    store.files.rm_file(claim)
+    Copy(here, Origin(url)).push()
+    assert Origin(url).chain(MODEL) == read_chain(here, MODEL)
+
+
 def test_what_nobody_has_left_there_stays_and_is_named(publisher: Path, chain: Chain, url: str, tmp_path: Path) -> None:
     theirs = tmp_path / "pod" / chain.head_model(0) / "1" / "model.onnx"
     theirs.parent.mkdir(parents=True)
