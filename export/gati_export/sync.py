@@ -25,6 +25,7 @@ from gati.release import LARGEST_MANIFEST, Release, head_folder, numbers_on_disk
 from gati.settings import workspace
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of
 from gati_export.publish import KEPT, land, prune, put_away
+from gati_export.refusals import Refusals
 from gati_export.repository import check_config, configs, move_in
 from gati_export.staging import REPOSITORY, moving, take_back
 
@@ -72,7 +73,7 @@ class Copy:
     def __init__(self, repository: Path, origin: Origin) -> None:
         self._repository = repository
         self._origin = origin
-        self._refused: set[tuple[str, int, bytes]] = set()
+        self._refused = Refusals()
         try:
             repository.mkdir(parents=True, exist_ok=True)
             workspace(repository).mkdir(exist_ok=True)
@@ -201,7 +202,7 @@ class Copy:
                 done.refused.append(f"release {number} of {chain.model!r} in {self._origin.url} is incomplete.")
                 continue
             key = (chain.model, number, self._origin.manifest(chain, number) or b"")
-            if key in self._refused:
+            if self._refused.rests(key):
                 continue
             try:
                 release = self._fetch_release(chain, number, staging / "release")

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from stores import KEY, SECRET, Store
 
 import gati_export.publish as publishing
 import gati_export.sync as syncing
+from gati import quarantine
 from gati import recorder as recording
 from gati.chain import Chain, read_chain
 from gati.cli import main
@@ -31,6 +33,7 @@ from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.recorder import Recorder, shard, write_shard
 from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
+from gati_export import refusals
 from gati_export.origin import Origin
 from gati_export.publish import earlier, prune, publish, withdraw
 from gati_export.repository import write_repository
@@ -179,6 +182,28 @@ def test_a_damaged_or_half_put_release_is_not_taken_and_the_next_one_is(
     assert release.number == 4
     assert copy.pull().pulled == {MODEL: [4]}
     assert numbers(pod, chain) == [4, 2, 1]
+
+
+def test_what_could_not_be_tried_out_for_a_moment_is_tried_again_ever_more_rarely(
+    publisher: Path, chain: Chain, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, tried = pulled(url, tmp_path / "pod"), list[float]()
+    number = put(publisher, chain).number
+    copy, now = Copy(pod, Origin(url)), 1000.0
+    monkeypatch.setattr(refusals, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def short(*_: object) -> None:
+        tried.append(now)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quarantine, "open_head", short)
+        for now in range(1000, 1100, 5):
+            refused = copy.pull().refused
+            assert bool(refused) == (tried[-1] == now) and all("can't be tried out" in reason for reason in refused)
+    assert tried == [1000, 1010, 1030, 1070]
+    now = 1000 + 2 * refusals.LONGEST_WAIT
+    assert copy.pull().pulled == {MODEL: [number]}
 
 
 def _other_config(text: bytes) -> bytes:
