@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ class Origin:
             RepositoryError: If it is larger than 1 MiB.
         """
         with self._opened(key, LARGEST_MANIFEST) as file:
-            return None if file is None else file.read()
+            return None if file is None else b"".join(self._chunks(file))
 
     def fetch(self, key: str, path: Path, limit: int) -> bool:
         """Copies a file, and syncs it; returns whether there is one.
@@ -164,7 +163,7 @@ class Origin:
             if source is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
-                    shutil.copyfileobj(source, file, CHUNK)
+                    file.writelines(self._chunks(source))
                     file.flush()
                     os.fsync(file.fileno())
         return source is not None
@@ -173,14 +172,20 @@ class Origin:
     def _opened(self, key: str, limit: int) -> Iterator[Any]:
         with reaching(self.url):
             try:
-                file = self._fs.open(f"{self._root}/{key}", "rb")
+                opened = self._fs.open(f"{self._root}/{key}", "rb")
             except FileNotFoundError:
-                yield None
-                return
-            with file:
-                if file.size > limit:
-                    raise RepositoryError(f"{self.url}/{key} is larger than {limit:,} bytes.")
-                yield file
+                opened = nullcontext()
+        with opened as file:  # what is done with it meanwhile is none of the store's faults
+            if file is not None and file.size > limit:
+                raise RepositoryError(f"{self.url}/{key} is larger than {limit:,} bytes.")
+            yield file
+
+    def _chunks(self, file: Any) -> Iterator[bytes]:
+        chunk = b" "
+        while chunk:
+            with reaching(self.url):
+                chunk = file.read(CHUNK)
+            yield chunk
 
 
 def digest(content: bytes) -> bytes:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from gati import quarantine
 from gati import recorder as recording
 from gati.chain import Chain, read_chain
 from gati.cli import main
-from gati.errors import PublishError, RepositoryError, UnavailableError
+from gati.errors import GatiError, PublishError, RepositoryError, UnavailableError
 from gati.recorder import Recorder, shard, write_shard
 from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
@@ -244,6 +245,28 @@ def test_what_a_chain_makes_of_its_scores_comes_with_it(
     refused = Copy(tmp_path / "other", Origin(url)).pull().refused
     assert len(refused) == 1 and "tail.onnx is not the one that chain.json names" in refused[0]
     assert not list((tmp_path / "other").iterdir())
+
+
+def sync_limited(environment: dict[str, str], url: str, repository: Path, said: Path) -> None:
+    """Syncs where no file can grow beyond 100 bytes, as on a full disk; writes down what went wrong."""
+    os.environ.update(environment)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        Copy(repository, Origin(url)).pull()
+    except GatiError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        said.write_text(f"{type(error).__name__}: {error}")
+
+
+def test_a_full_disk_here_is_not_said_to_be_the_stores_fault(
+    store: Store, publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    pod, said = pulled(url, tmp_path / "pod"), tmp_path / "said"
+    put(publisher, chain)
+    assert run(sync_limited, store.environment, url, pod, said) == 0
+    assert said.read_text() == f"PublishError: {pod} can't be written (File too large)."
+    assert numbers(pulled(url, pod), chain) == [2, 1]
 
 
 def test_what_could_not_be_written_here_is_not_taken_elsewhere(
