@@ -81,22 +81,29 @@ class Copy:
         except OSError as error:
             raise PublishError(f"{repository} can't be written ({error.strerror}).") from error
 
-    def pull(self) -> Synced:
+    def pull(self, *, push: bool = False) -> Synced:
         """Takes chains and releases that are new there, and lets go of releases that are gone there.
 
+        Args:
+            push: Whether a push follows, so that nothing need be there yet.
+
         Raises:
+            RepositoryError: If no chain is there, and some are here.
             UnavailableError: If the store can't be reached.
             PublishError: If another sync, or a publisher for long, is at work, or the disk can't be written.
         """
-        done = Synced()
+        done, found = Synced(), push
         with self._staging() as staging:
             for name in self._names(done):
                 try:
                     chain = self._origin.chain(name)
                     if chain is not None:
+                        found = True
                         self._pull(chain, staging, done)
                 except RepositoryError as error:
                     done.refused.append(str(error))
+            if not found and not done.refused and find_chains(self._repository):
+                raise RepositoryError(f"{self._origin.url} holds no chain: `gati sync --push` puts them there.")
             self._bind()
         return done
 

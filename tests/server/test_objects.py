@@ -385,6 +385,19 @@ def test_heads_that_are_published_again_count_once_in_a_store(publisher: Path, c
     assert Origin(url).numbers(chain) == [5, 2, 1]
 
 
+def test_a_copy_whose_store_was_emptied_says_so_until_its_chains_are_put_there(
+    store: Store, publisher: Path, chain: Chain, url: str
+) -> None:
+    store.files.rm(url, recursive=True)
+    for say in (follow, lambda repository: Copy(repository, Origin(url)).pull()):
+        with pytest.raises(RepositoryError, match=rf"^{url} holds no chain: `gati sync --push` puts them there\.$"):
+            say(publisher)
+    with pytest.raises(SystemExit) as ended:
+        main(["sync", url, str(publisher), "--push"])
+    assert ended.value.code == 0 and Origin(url).numbers(chain) == [1]
+    follow(publisher)
+
+
 def test_what_a_copy_prunes_is_gone_from_its_disk(
     publisher: Path, chain: Chain, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def sync(
 
 def _once(copy: Copy, push: bool, repository: Path, server: str | None, said: set[str]) -> Synced:
     """Syncs, and says what it did; what was refused, once."""
-    done = copy.pull()
+    done = copy.pull(push=push)
     if push:
         done.pushed = copy.push().pushed
     for model in done.models:
