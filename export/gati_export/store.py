@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from gati.release import Window
 from gati.settings import workspace
 from gati_export.parquet import rows_of
 from gati_export.ragged import each, joined
+
+SHARD = re.compile(r"[0-9].*\.parquet")
+"""The name of a shard's file; one that is being written has another."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,11 @@ def _shards(store: str, chain: Chain, mark: str) -> tuple[Any, str, list[str]]:
     url = f"{store.rstrip('/')}/{chain.model}"
     with reaching(url):
         fs, folder = open_store(url)
-        names = sorted(fs.glob(f"{folder}/[0-9]*.parquet")) if fs.exists(folder) else []
-        return fs, url, [name for name in names if _mark(name) > mark]
+        try:
+            names = sorted(fs.ls(folder, detail=False))  # and no glob: the folder's own name may look like a pattern
+        except FileNotFoundError:
+            names = []
+        return fs, url, [name for name in names if SHARD.fullmatch(_mark(name)) and _mark(name) > mark]
 
 
 def _mark(name: str) -> str:

@@ -28,7 +28,7 @@ from gati import recorder as module
 from gati.expiry import delete_older, parse_age
 from gati.recorder import Recorder, Sample, shard, write_shard
 from gati_export.samples import load_samples
-from gati_export.store import read_recent
+from gati_export.store import count_since, read_recent
 
 CHAIN = toy_chain()
 
@@ -55,6 +55,16 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     assert table["gati.answer"].to_pylist()[1] == [-4, -5, -6, -7]
     assert not kept.dropped
     assert not kept.log
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) -> None:
+    store = str(tmp_path / "[prod]*" / "models.gati" / "samples")
+    kept = Kept(store)
+    kept.recorder.record(sample(0, 3))
+    kept.recorder.close()
+    count, mark = count_since(store, CHAIN, "")
+    assert count == 3 == read_recent(store, CHAIN, 100).window.samples
+    assert count_since(store, CHAIN, mark) == (0, mark)
 
 
 @pytest.mark.parametrize("dims", [(-1,), (-1, 3, -1)])
