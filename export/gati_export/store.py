@@ -81,11 +81,15 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
             break
         with reaching(url):
             part = _read(fs, name, chain)
-        if part is None or (content is not None and part.content != content):
+        if part is None:
             continue
-        content = part.content
-        parts.append(part if age is None else part.since(time.time() - age))
-        there += len(parts[-1].times)
+        young = part if age is None else part.since(time.time() - age)
+        if age is not None and not len(young.times):
+            break  # those before it are older still
+        content = content or part.content
+        if part.content == content:
+            parts.append(young)
+            there += len(young.times)
     if not there:
         raise SamplesError(
             f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."

@@ -18,6 +18,7 @@ from gati.flight import Flight, Request
 from gati.recorder import Recorder, Sample
 from gati.samples import Samples
 from gati.settings import Settings
+from gati_export import store
 from gati_export.store import read_recent
 
 CHAIN = toy_chain()
@@ -111,13 +112,31 @@ def test_what_is_recorded_no_more_still_goes_at_its_age(tmp_path: Path) -> None:
     assert not list((tmp_path / "toy").iterdir())
 
 
+def aged(start: int, ago: float) -> Flight:
+    """A row that came so many seconds ago."""
+    served = flight(start)
+    served.requests = [replace(served.requests[0], arrived=served.requests[0].arrived - ago)]
+    return served
+
+
 def test_samples_past_an_age_are_not_read(tmp_path: Path) -> None:
     kept = samples(tmp_path)
     for start, ago in ((0, 7200), (1, 1800)):
-        served = flight(start)
-        served.requests = [replace(served.requests[0], arrived=served.requests[0].arrived - ago)]
-        kept.served(served)
+        kept.served(aged(start, ago))
     kept.close()
     assert read_recent(str(tmp_path), CHAIN, 10, 3600).samples["x"][:, 0].tolist() == [4]
     with pytest.raises(SamplesError, match="No samples"):
         read_recent(str(tmp_path), CHAIN, 10, 60)
+
+
+def test_what_lies_before_a_shard_past_the_age_is_not_read_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start, ago in enumerate((7200, 7100, 7000, 1800, 1700)):
+        kept = samples(tmp_path)
+        kept.served(aged(start, ago))
+        kept.close()
+    read, before = list[str](), store._read
+    monkeypatch.setattr(store, "_read", lambda fs, name, chain: (read.append(name), before(fs, name, chain))[1])
+    assert read_recent(str(tmp_path), CHAIN, 10, 3600).samples["x"][:, 0].tolist() == [12, 16]
+    assert len(read) == 3
