@@ -56,6 +56,14 @@ def turns(repository: Path, model: str) -> list[Turn]:
     return decoded(Turn, _path(repository, model))
 
 
+def last_turn(repository: Path, model: str) -> Turn | None:
+    """The turn that was noted last; None if none was, or what was noted can't be read."""
+    try:
+        return next(reversed(turns(repository, model)), None)
+    except OSError:
+        return None
+
+
 def decoded(kind: type[Line], path: Path) -> list[Line]:
     """A journal's lines as a dataclass, oldest first. What is none is passed over."""
     found = []

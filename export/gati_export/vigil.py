@@ -31,6 +31,7 @@ class Vigil:
     Args:
         command: The arguments of `gati` that make one turn.
         fresh: Counts the samples that came after a mark, and gives the mark of the newest; at first, after "".
+        noted: What was noted of the last turn that came to a decision (`gati_export.history`).
         enough: How many make a turn worth while.
         every: Seconds from the beginning of one turn to the next, at least.
         say: Told what is done.
@@ -40,12 +41,14 @@ class Vigil:
         self,
         command: Sequence[str],
         fresh: Callable[[str], tuple[int, str]],
+        noted: Callable[[], object],
         enough: int,
         every: float,
         say: Callable[[str], None],
     ) -> None:
         self._command = [sys.executable, "-c", "from gati.cli import main; main()", *command]
         self._fresh = fresh
+        self._noted = noted
         self._enough = enough
         self._every = every
         self._say = say
@@ -75,7 +78,11 @@ class Vigil:
         return mark if count >= self._enough else None
 
     def _turn(self) -> bool:
-        """Runs a turn; whether it came to a decision. It says itself what it did, or why it did not."""
+        """Runs a turn; whether it came to a decision. It says itself what it did, or why it did not.
+
+        One that fails has come to one if it has noted that; else its fault may pass, a full disk or a lock say.
+        """
+        before = self._noted()
         process = subprocess.Popen(self._command, preexec_fn=die_with_parent)  # noqa: PLW1509  # takes no lock
         while process.poll() is None:
             time.sleep(LOOK_SECONDS / 10)
@@ -83,7 +90,7 @@ class Vigil:
                 process.terminate()
         if process.returncode < 0 and not self._ending:
             self._say(f"The turn was killed by signal {-process.returncode}; another comes in its time.")
-        return process.returncode >= 0 and process.returncode != AGAIN
+        return process.returncode == 0 or (process.returncode == 1 and self._noted() != before)
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._ending = True

@@ -15,7 +15,7 @@ from conftest import Exported
 
 from gati.errors import PublishError, SamplesError
 from gati_export import history
-from gati_export.history import Turn, note, turns
+from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import Plan, _alone, refreshed, verdict
 from gati_export.standing import Standing
 from gati_export.vigil import AGAIN, Vigil
@@ -116,7 +116,7 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
             raise answer
         return answer
 
-    vigil = Vigil(["no-such-command"], fresh, 10, 0.01, said.append)
+    vigil = Vigil(["no-such-command"], fresh, lambda: None, 10, 0.01, said.append)
     turns_made: list[float] = []
 
     def turn() -> bool:
@@ -131,7 +131,7 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
 
 
 def test_what_a_turn_without_a_server_was_to_learn_from_is_still_new(exported: Exported, tmp_path: Path) -> None:
-    """The command itself, on a repository whose server is away; then turns that come to a decision."""
+    """The command itself, on a repository whose server is away; then turns that end as it does."""
     repository = exported.copy(tmp_path)
     asked: list[str] = []
 
@@ -140,23 +140,39 @@ def test_what_a_turn_without_a_server_was_to_learn_from_is_still_new(exported: E
         return 1, f"{mark}a"
 
     command = ["refresh", exported.chain.model, "--repository", str(repository), "--server", "127.0.0.1:9"]
-    vigil = Vigil(command, fresh, 1, 0.01, lambda _: None)
+    vigil = Vigil(command, fresh, lambda: None, 1, 0.01, lambda _: None)
     assert not vigil._turn()
-    for code, marks in ((AGAIN, {""}), (1, {"", "a"})):
+    for code, marks in ((AGAIN, {""}), (0, {"", "a"})):
         asked.clear()
-        vigil = Vigil([], fresh, 1, 0.01, lambda _: None)
+        vigil = Vigil([], fresh, lambda: None, 1, 0.01, lambda _: None)
         vigil._command = [sys.executable, "-c", f"raise SystemExit({code})"]
         kept(vigil, 1)
-        assert len(asked) > 1 and set(asked) >= marks and (code == 1 or set(asked) == marks)
+        assert len(asked) > 1 and set(asked) >= marks and (code == 0 or set(asked) == marks)
+
+
+def test_a_turn_that_fails_has_come_to_a_decision_only_if_it_has_noted_one(exported: Exported, tmp_path: Path) -> None:
+    """The command itself: another refresh is at work, then the disk is full, and then there are no samples."""
+    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    command = ["refresh", exported.chain.model, "--repository", str(plan.repository), "--store", plan.store]
+    vigil = Vigil(command, lambda mark: (1, mark), lambda: last_turn(plan.repository, "digits"), 1, 0.01, print)
+    with _alone(plan):
+        assert not vigil._turn()
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)); "
+    whole = vigil._command
+    vigil._command = [*whole[:2], full + whole[2], *whole[3:]]
+    assert not vigil._turn() and not turns(plan.repository, "digits")
+    vigil._command = whole
+    assert vigil._turn()
 
 
 def test_a_turn_that_is_killed_is_told_and_the_end_ends_a_turn() -> None:
     said: list[str] = []
-    vigil = Vigil([], lambda mark: (1, mark), 1, 0.01, said.append)
+    vigil = Vigil([], lambda mark: (1, mark), lambda: None, 1, 0.01, said.append)
     vigil._command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     kept(vigil, 1)
     assert sum("killed by signal 9" in line for line in said) >= 1
-    vigil = Vigil([], lambda mark: (1, mark), 1, 0.01, said.append)
+    vigil = Vigil([], lambda mark: (1, mark), lambda: None, 1, 0.01, said.append)
     vigil._command = [sys.executable, "-c", "import time; time.sleep(600)"]
     started = time.monotonic()
     kept(vigil, 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -114,6 +115,7 @@ def refresh(
     gati refresh resnet18 --repository models --server localhost:8001
     gati refresh resnet18 --repository models --server localhost:8001 --watch
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    from gati_export.history import last_turn
     from gati_export.store import count_since, default_store
     from gati_export.sync import follow
 
@@ -123,7 +125,8 @@ def refresh(
     if watch:
         os.nice(nice)
         os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
-        Vigil(_once(context), lambda mark: count_since(store, chain, mark), fresh, every, click.echo).keep()
+        fresh_since, last = partial(count_since, store, chain), partial(last_turn, repository, model)
+        Vigil(_once(context), fresh_since, last, fresh, every, click.echo).keep()
         return
     with _again_where_away():
         follow(repository, click.echo)
