@@ -226,11 +226,15 @@ def read_release(repository: Path, chain: Chain, number: int) -> Release:
 
 def _read(path: Path, limit: int) -> bytes:
     """Reads a file of a release; never waits for one that is a pipe, nor takes in more than `limit` bytes."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise ReleaseRefused(f"{path.parent.parent.name}/{path.name} is no plain file of at most {limit:,} bytes.")
-        return file.read(limit)
+        with open(descriptor, "rb", closefd=False) as file:  # made of a folder's, it would raise and leave that open
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
 
 
 def _manifest(repository: Path, chain: Chain, number: int) -> Release:

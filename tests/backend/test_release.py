@@ -182,7 +182,7 @@ def test_a_head_that_does_not_say_what_it_was_trained_behind_is_moved_out(
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "release.json"])
-@pytest.mark.parametrize("kind", ["oversized", "pipe", "device"])
+@pytest.mark.parametrize("kind", ["oversized", "pipe", "device", "folder"])
 def test_what_is_no_plain_file_of_some_size_is_refused_at_once(
     exported: Exported, three: Path, kind: str, name: str
 ) -> None:
@@ -193,10 +193,14 @@ def test_what_is_no_plain_file_of_some_size_is_refused_at_once(
         os.truncate(path, LARGEST_FILE + 1)  # takes no room on the disk
     elif kind == "pipe":
         os.mkfifo(path)
-    else:
+    elif kind == "device":
         path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    before = os.listdir("/proc/self/fd")
     with pytest.raises(ReleaseRefused, match=f"{name} is no plain file of at most"):
         read_release(three, exported.chain, 3)
+    assert os.listdir("/proc/self/fd") == before, "a file stays open"
     assert [release.number for release in valid_releases(three, exported.chain)] == [2, 1]
 
 
