@@ -16,11 +16,13 @@ import numpy as np
 from gati.chain import Chain, as_sent
 from gati.device import Hidden
 from gati.engine import Stage
-from gati.errors import RequestError, UnavailableError
+from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
 from gati.release import Release, head_path
 
 SEGMENT_VERSION = 1
+AWAY = ("is not ready", "is not at ready state", "Request for unknown model", "stopped accepting new inference")
+"""What Triton says of a model that it has not loaded, or is unloading: what BLS itself finds has no code of its own."""
 
 
 class BlsEngine:
@@ -59,7 +61,7 @@ class BlsEngine:
         for head in release.heads:
             name = self._chain.head_model(head.index)
             if not self._calls.ready(name, release.number):
-                raise UnavailableError(f"version {release.number} of {name!r} is not loaded on the server.")
+                raise NotLoadedError(f"version {release.number} of {name!r} is not loaded on the server.")
             path = head_path(self._repository, self._chain, head.index, release.number)
             _, specs[head.index] = open_head(path.read_bytes(), self._chain, head.index)
         return BlsHeads(self._chain, release.number, specs, self._calls), specs
@@ -75,11 +77,11 @@ class BlsHeads:
         self._names = {index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, spec in specs.items()}
 
     def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
-        """Looks a batch up; see gati.head."""
+        """Looks a batch up; see gati.head. A head that is not ready is a miss, and one that fails is told of."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         try:
             values = self._calls.run(self._chain.head_model(index), self._number, feeds, self._names[index])
-        except UnavailableError:
+        except NotLoadedError:
             return None
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
@@ -102,8 +104,9 @@ class BlsCalls:
         """Runs a version of a model.
 
         Raises:
-            UnavailableError: If it is not ready.
+            NotLoadedError: If it is not ready.
             RequestError: If it can't take these inputs.
+            UnavailableError: If it fails on them.
         """
         request = self._pb.InferenceRequest(
             model_name=model,
@@ -115,8 +118,15 @@ class BlsCalls:
         response = request.exec()
         if response.has_error():
             error = response.error()
-            kind = RequestError if error.code() == self._pb.TritonError.INVALID_ARG else UnavailableError
-            raise kind(f"{model} (version {version}) did not answer: {first_line(error.message())}")
+            raise self._kind(error)(f"{model} (version {version}) did not answer: {first_line(error.message())}")
         # Copies: the arrays lie in shared memory that goes with the response.
         by_name = {tensor.name(): tensor.as_numpy().copy() for tensor in response.output_tensors()}
         return [by_name[name] for name in outputs]
+
+    def _kind(self, error: Any) -> type[GatiError]:
+        codes = self._pb.TritonError
+        if error.code() == codes.INVALID_ARG:
+            return RequestError
+        if error.code() in (codes.NOT_FOUND, codes.UNAVAILABLE) or any(said in error.message() for said in AWAY):
+            return NotLoadedError
+        return UnavailableError

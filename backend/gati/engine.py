@@ -43,6 +43,6 @@ class Engine(Protocol):
 
         Raises:
             ReleaseRefused: If one of them can't be used.
-            UnavailableError: If one of them is not loaded yet.
+            NotLoadedError: If one of them is not loaded yet.
         """
         ...

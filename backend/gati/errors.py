@@ -3,6 +3,7 @@
     GatiError
     ├── RequestError       a client's request can't be answered as asked
     ├── UnavailableError   a server, or a model on it, does not answer
+    │   └── NotLoadedError   the server has not loaded a model, or has it no longer
     ├── RepositoryError    the model repository is damaged or not one of gati's
     │   └── ReleaseRefused   a release does not fit its chain; the one before goes on serving
     ├── PublishError       a release could not be made live
@@ -34,6 +35,10 @@ class UnavailableError(GatiError):
     """A server, or a model on it, does not answer; trying again later may help."""
 
     status = "UNAVAILABLE"
+
+
+class NotLoadedError(UnavailableError):
+    """The server has not loaded a model yet, or has unloaded it."""
 
 
 class RepositoryError(GatiError):
