@@ -11,7 +11,7 @@ from pathlib import Path
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine
-from gati.errors import GatiError
+from gati.errors import GatiError, UnavailableError
 from gati.flight import BACKBONE
 from gati.head import first_line
 from gati.live import LiveRelease
@@ -23,6 +23,10 @@ SECONDS = 0.25
 """Between two looks at the disk."""
 GRACE_SECONDS = 2.0
 """How long a release may look incomplete before that is reported: its publisher may be at work."""
+LOADING_SECONDS = 60.0
+"""The same for one whose heads the server has not loaded: in BLS mode it may be at work, on a TensorRT engine say."""
+LOADING_WAIT = 1.0
+"""Between two looks meanwhile, at most."""
 LONGEST_WAIT = 60.0
 """Between two attempts at a release whose files stay as they are, in the end: each wait is twice the one before. What
 failed may have been the machine, out of memory say, and not the release."""
@@ -115,9 +119,8 @@ class ReleaseWatch:
             live = self._load(number)
         except Exception as error:  # whatever is wrong with it, the release before serves on
             if attempt is None or attempt.stamp != stamp:
-                reason = first_line(error) if isinstance(error, GatiError) else f"{type(error).__name__}: {error}"
-                attempt = self._attempts[number] = _Attempt(stamp, first_line(reason))
-            attempt.failed()
+                attempt = self._attempts[number] = _Attempt(stamp)
+            attempt.failed(error)
             return False
         with self._lock:
             self._live = self._bare = live
@@ -156,17 +159,25 @@ def _mark(file: Path) -> tuple[int, int] | None:
 class _Attempt:
     """Failed attempts at a release whose files stay as they are."""
 
-    def __init__(self, stamp: tuple, reason: str) -> None:
+    def __init__(self, stamp: tuple) -> None:
         self.stamp = stamp
-        self.reason = reason
+        self.reason = ""
         self._wait = SECONDS
         self._since = self._next = time.monotonic()
+        self._grace = GRACE_SECONDS
         self._told = False
 
-    def failed(self) -> None:
+    def failed(self, error: Exception) -> None:
         """It failed once more."""
+        self.reason = first_line(error if isinstance(error, GatiError) else f"{type(error).__name__}: {error}")
+        loading = isinstance(error, UnavailableError)
+        self._grace = LOADING_SECONDS if loading else GRACE_SECONDS
         self._next = time.monotonic() + self._wait
-        self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._wait = min(2 * self._wait, LOADING_WAIT if loading and self._young else LONGEST_WAIT)
+
+    @property
+    def _young(self) -> bool:
+        return time.monotonic() - self._since < self._grace
 
     def rests(self) -> bool:
         """Whether it is too early for the next attempt."""
@@ -174,7 +185,7 @@ class _Attempt:
 
     def due(self) -> bool:
         """Whether to report it now: once, when it has been so for a while."""
-        if self._told or time.monotonic() - self._since < GRACE_SECONDS:
+        if self._told or self._young:
             return False
         self._told = True
         return True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Exported
 from handmade import draft, remembering_head, sure_head
 
 from gati import watch
-from gati.errors import ReleaseRefused
+from gati.errors import NotLoadedError, ReleaseRefused
 from gati.head import HeadSpec
 from gati.inline import InlineEngine, InlineHeads
 from gati.release import Release, head_folder, head_path
@@ -153,6 +154,30 @@ def test_no_time_is_lost_to_a_release_that_fails_again_and_again(watched: Watche
     engine._times = 0
     watched.watch.look()
     assert watched.taken == [2]
+
+
+def test_a_release_that_the_server_is_still_loading_is_waited_for(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def look(seconds: float) -> None:
+        for _ in range(round(seconds / watch.SECONDS)):
+            watched.watch.look()
+            now[0] += watch.SECONDS
+
+    watched.watch._engine = engine = Tired(watched, 9999, NotLoadedError("version 1 is not loaded."))
+    look(watch.LOADING_SECONDS - 1)
+    asked = engine.asked
+    assert not watched.refused and asked >= watch.LOADING_SECONDS - 3
+    look(200)
+    assert watched.refused == [(1, "version 1 is not loaded.")] and engine.asked < asked + 20
+    watched.publish()
+    look(watch.LOADING_SECONDS - 5)
+    engine._times = 0
+    look(watch.LOADING_WAIT + watch.SECONDS)
+    assert watched.taken == [2] and len(watched.refused) == 1
 
 
 def test_a_release_that_is_completed_later_is_taken_then(watched: Watched) -> None:
