@@ -6,7 +6,10 @@ version is not (or no longer) ready is a miss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,22 @@ from gati.device import Hidden
 from gati.engine import Stage
 from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError
 from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
+from gati.live import LiveRelease
 from gati.release import Release, head_path
 
-SEGMENT_VERSION = 1
-AWAY = ("is not ready", "is not at ready state", "Request for unknown model", "stopped accepting new inference")
+CHAIN_VERSION = SEGMENT_VERSION = 1
+AWAY = (
+    "is not ready",
+    "is not at ready state",
+    "Request for unknown model",
+    "stopped accepting new",
+    "Server not ready",
+)
 """What Triton says of a model that it has not loaded, or is unloading: what BLS itself finds has no code of its own."""
+
+STAYS_SECONDS = 0.25
+"""How long it holds that a chain is not being unloaded. Triton's Python backend waits a second from when a model is no
+longer ready until it answers none of its calls: they would wait for ever, and crash the server as it frees them."""
 
 
 class BlsEngine:
@@ -41,6 +55,8 @@ class BlsEngine:
         self._repository = repository
         self._chain = chain
         self._calls = BlsCalls(pb_utils)
+        self._stays_until = 0.0
+        self._ended = False
         for segment in chain.segments:
             if chain.segment_path(repository, segment.index).exists():  # else the server runs it in another format
                 chain.check_segment(repository, segment.index)
@@ -54,6 +70,35 @@ class BlsEngine:
         name, output = self._chain.segment_model(index), self._chain.segments[index].output.name
         sent = {read: as_sent(np.asarray(value)) for read, value in feeds.items()}
         return self._calls.run(name, SEGMENT_VERSION, sent, [output])[0]
+
+    def detached(self, live: LiveRelease) -> LiveRelease:
+        """A release whose stages may run after the answers have left, when no request keeps the chain loaded.
+
+        They raise an UnavailableError once it is being unloaded.
+        """
+        stages = (replace(stage, run=partial(self._run_while_loaded, stage.run)) for stage in live.stages)
+        return replace(live, stages=tuple(stages))
+
+    def _run_while_loaded(self, run: Callable[[Mapping[str, Hidden]], Hidden], feeds: Mapping[str, Hidden]) -> Hidden:
+        if not self.stays:
+            raise UnavailableError(f"{self._chain.model} is being unloaded.")
+        return run(feeds)
+
+    @property
+    def stays(self) -> bool:
+        """Whether the chain is loaded, and will be for some time."""
+        if self._ended:
+            return False
+        now = time.monotonic()
+        if now >= self._stays_until:
+            with suppress(Exception):  # the whole server is ending
+                if self._calls.ready(self._chain.model, CHAIN_VERSION):
+                    self._stays_until = now + STAYS_SECONDS
+        return now < self._stays_until
+
+    def end(self) -> None:
+        """Takes in that the chain is being unloaded."""
+        self._ended = True
 
     def load_heads(self, release: Release) -> tuple[BlsHeads, dict[int, HeadSpec]]:
         """Checks that the server has loaded a release's heads, and calls each once; see gati.engine."""

@@ -69,8 +69,8 @@ class Samples:
             if self._drawn():
                 self._record(flight, place)
 
-    def audited(self, audit: Audit, outputs: np.ndarray) -> None:
-        """Records hits with what the backbone says to them, [rows, classes]."""
+    def audited(self, audit: Audit, outputs: np.ndarray | None) -> None:
+        """Records hits with what the backbone says to them, [rows, classes]; with None, as hits that nobody audits."""
         if self._content is None or audit.kept is None or not self._drawn():
             return
         rows = len(audit.served)

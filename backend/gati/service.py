@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,8 @@ from gati.watch import SECONDS, ReleaseWatch, Ticker
 from gati.wire import NONE_CLOSED
 from gati.workers import Workers
 
+AUDIT_SECONDS = 5.0
+"""How long an audit may take, in BLS mode, when the chain is being unloaded: what was recorded is to be written."""
 AUDITS_WAITING = 16
 """Audits that may wait; while there are more, requests are served and none is drawn. Each holds its activations."""
 
@@ -71,11 +74,12 @@ class Service:
         )
         cut = self._samples.cut
         cuts = () if cut is None else (cut,)
+        self._bls: BlsEngine | None = None
         if inline:
             runner = runner_on(settings.device)
             engine = InlineEngine(repository, self.chain, runner, recorded=cuts, say=self._warn)
         else:
-            engine = BlsEngine(repository, self.chain, pb_utils)
+            engine = self._bls = BlsEngine(repository, self.chain, pb_utils)
         work = workspace(repository)
         self._ledger = Ledger(work / "breaker" / model / f"{settings.replica}.json", self.chain, self._warn)
         path = work / "minutes" / model / f"{settings.replica}.jsonl"
@@ -93,7 +97,7 @@ class Service:
             self.chain,
             lambda: self._releases.live,
             self,
-            lambda audit: self._auditor.add(partial(self._orchestrator.audit, audit)),
+            lambda audit: self._auditor.add(partial(self._audit, audit)),
             Draws(settings.audit_share, self.chain.epsilon, self._audits_wait),
             cut,
         )
@@ -126,10 +130,14 @@ class Service:
         return live.number, next(iter(live.breaker.closed_exits), NONE_CLOSED)
 
     def close(self) -> None:
-        """Answers what was taken, writes what was recorded, and stops."""
+        """Answers what was taken, writes what was recorded, and stops; in BLS mode, nothing can be audited any more."""
         self._ticker.close()
         self._workers.close()
-        self._auditor.close()
+        if self._bls is None:
+            self._auditor.close()
+        else:
+            self._bls.end()
+            self._auditor.close(AUDIT_SECONDS)
         self._clerk.close()
         self._samples.close()
         self._report()
@@ -187,6 +195,16 @@ class Service:
             self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
         self._minutes.audited(agreed.tolist())
         self._samples.audited(audit, outputs)
+
+    def _audit(self, audit: Audit) -> None:
+        """Runs an audit; where it can't be run, what it is about is recorded as hits are that nobody audits."""
+        release = audit.release if self._bls is None else self._bls.detached(audit.release)
+        try:
+            self._orchestrator.audit(replace(audit, release=release))
+        except Exception:
+            self._samples.audited(audit, None)
+            if self._bls is None or self._bls.stays:
+                raise
 
     def _audits_wait(self) -> bool:
         return self._auditor.waiting >= AUDITS_WAITING

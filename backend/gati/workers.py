@@ -55,12 +55,12 @@ class Workers:
         """Jobs that no thread has taken yet."""
         return self._jobs.qsize()
 
-    def close(self) -> None:
-        """Ends the threads when they have done what they were given."""
+    def close(self, patience: float | None = None) -> None:
+        """Ends the threads when they have done what they were given; waits for each so many seconds, or without end."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(patience)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

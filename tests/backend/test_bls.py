@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 from handmade import toy_chain
 
-from gati.bls import BlsCalls, BlsHeads
+from gati import bls
+from gati.bls import BlsCalls, BlsEngine, BlsHeads
+from gati.breaker import Breaker
 from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError
 from gati.head import HIT, HeadSpec
+from gati.live import LiveRelease
 
 CODES = SimpleNamespace(INTERNAL=1, NOT_FOUND=2, INVALID_ARG=3, UNAVAILABLE=4)
 BROKEN = (CODES.INTERNAL, "onnx runtime error 6: Non-zero status code while running MatMul")
@@ -25,33 +30,32 @@ AWAY = [
 ]
 
 
-def calls(code: int, message: str) -> BlsCalls:
-    """Calls that are all answered with this error."""
+def triton(code: int, message: str) -> Any:
+    """One that answers all calls with this error."""
     error = SimpleNamespace(code=lambda: code, message=lambda: message)
     response = SimpleNamespace(has_error=lambda: True, error=lambda: error)
-    triton: Any = SimpleNamespace(
+    return SimpleNamespace(
         TritonError=CODES,
         TRITONSERVER_MEMORY_CPU=0,
         PreferredMemory=lambda *_: None,
         Tensor=lambda *_: None,
         InferenceRequest=lambda **_: SimpleNamespace(exec=lambda: response),
     )
-    return BlsCalls(triton)
 
 
-def look_up(calls: BlsCalls) -> object:
-    heads = BlsHeads(toy_chain(), 1, {0: HeadSpec({}, ("y", HIT))}, calls)
+def look_up(code: int, message: str) -> object:
+    heads = BlsHeads(toy_chain(), 1, {0: HeadSpec({}, ("y", HIT))}, BlsCalls(triton(code, message)))
     return heads.predict(0, np.zeros((1, 4), np.float32), {})
 
 
 @pytest.mark.parametrize("error", AWAY)
 def test_a_head_that_is_not_loaded_is_a_miss(error: tuple[int, str]) -> None:
-    assert look_up(calls(*error)) is None
+    assert look_up(*error) is None
 
 
 def test_a_head_that_fails_raises_so_that_it_is_counted() -> None:
     with pytest.raises(UnavailableError, match=r"toy-head-0 \(version 1\) did not answer: onnx runtime error 6"):
-        look_up(calls(*BROKEN))
+        look_up(*BROKEN)
 
 
 @pytest.mark.parametrize(
@@ -59,5 +63,33 @@ def test_a_head_that_fails_raises_so_that_it_is_counted() -> None:
 )
 def test_what_a_segment_says_is_told(error: tuple[int, str], kind: type[GatiError]) -> None:
     with pytest.raises(kind) as raised:
-        calls(*error).run("toy-segment-0", 1, {}, ["y"])
+        BlsCalls(triton(*error)).run("toy-segment-0", 1, {}, ["y"])
     assert not isinstance(raised.value, NotLoadedError)
+
+
+def test_while_a_chain_is_unloaded_audits_begin_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked, called = [100.0], list[str](), list[int]()
+    server = triton(*BROKEN)
+    server.is_model_ready = lambda **model: asked.append(model["model_name"]) or now[0] < 101
+    monkeypatch.setattr(bls, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    chain = toy_chain()
+    engine = BlsEngine(tmp_path, chain, server)
+    stages = tuple(replace(stage, run=lambda _: called.append(1)) for stage in engine.load_stages([]))
+    live = engine.detached(LiveRelease(1, stages, None, {}, Breaker(0.01, 0.05)))
+    for _ in range(8):
+        live.stages[0].run({})
+        now[0] += bls.STAYS_SECONDS / 2
+    assert asked == [chain.model] * 4 and len(called) == 8
+    with pytest.raises(UnavailableError, match="toy is being unloaded"):
+        live.stages[1].run({})
+    assert len(called) == 8 and not engine.stays
+    now[0] = 100.0
+    assert engine.stays
+    engine.end()
+    assert not engine.stays
+
+
+def test_a_server_that_does_not_say_whether_a_chain_is_loaded_is_ending(tmp_path: Path) -> None:
+    server = triton(*BROKEN)
+    server.is_model_ready = lambda **_: 1 // 0
+    assert not BlsEngine(tmp_path, toy_chain(), server).stays

@@ -45,3 +45,10 @@ def test_closing_waits_for_what_was_taken() -> None:
         workers.submit(lambda number=number: done.append(number))
     workers.close()
     assert done == list(range(100))
+
+
+def test_closing_can_be_told_not_to_wait_for_a_job_that_hangs() -> None:
+    workers, go = Workers(1, lambda error: None), threading.Event()
+    workers.add(lambda: go.wait(30) and None)
+    workers.close(0.01)  # returns
+    go.set()

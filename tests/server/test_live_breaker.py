@@ -7,20 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, PLAIN, Exported, Serve
 from handmade import draft, remembering_head, sure_head
 from running import MODES, Running, eventually, started
 
-from gati.chain import Mode
+from gati.chain import Mode, chain_path
 from gati.release import head_path, valid_releases
+from gati.server import EXIT_SECONDS
 from gati_client import Client
 from gati_client.client import Answer
 from gati_export.day import latency, read_day
-from gati_export.publish import earlier
+from gati_export.publish import earlier, publish
 from gati_export.refresh import Plan, _as_it_serves
 from gati_export.rollout import publish_to
 from gati_export.standing import live_release
+from gati_export.store import default_store
 
 TOLD = "breaks its promise"
 
@@ -150,6 +153,34 @@ def test_when_what_is_answered_changes_more_is_audited(exported: Exported, serve
     assert new > 150, "a release is new: each second one"
     assert known < 30
     assert changed > 60, "of a window of 200 nothing is seen before its end, of the next each second one is drawn"
+
+
+def test_a_chain_in_bls_mode_ends_while_audits_wait_and_what_it_answered_is_recorded(
+    exported: Exported, serve: Serve, tmp_path: Path
+) -> None:
+    repository, chain = exported.copy(tmp_path, "bls"), replace(exported.chain, mode="bls", epsilon=0.99)
+    chain_path(repository, MODEL).write_text(chain.to_json())
+    publish(repository, chain, draft({0: sure_head(chain, 0, 3)}))
+    slow = repository / chain.segment_model(1) / "config.pbtxt"
+    wait = "dynamic_batching {\n  max_queue_delay_microseconds: 200000\n"
+    slow.write_text(slow.read_text().replace("dynamic_batching {\n", wait))
+    served = serve(repository, GATI_AUDIT="1")
+    exits: list[int] = []
+    with Client(served.grpc, MODEL) as client:
+
+        def hits() -> bool:
+            exits.append(int(client.infer(exported.images[:1]).exit[0]))
+            return exits[-1] == 0
+
+        assert eventually(hits)
+        assert all(hits() for _ in range(10))
+    began = time.monotonic()
+    assert served.server.stop() == 0
+    assert time.monotonic() - began < EXIT_SECONDS
+    shards = [pq.read_table(path) for path in Path(default_store(repository), MODEL).glob("*.parquet")]
+    rows = sum(table.num_rows for table in shards)
+    unknown = sum(table["gati.answer"].null_count for table in shards)
+    assert rows == len(exits) and 0 < unknown <= exits.count(0), "what was not audited any more is recorded as a hit"
 
 
 def _closes(running: Running, images: np.ndarray, liar: int) -> bool:
