@@ -6,10 +6,9 @@ import datetime
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
-
-from gati.objects import open_store
 
 FOREVER = "none"
 UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
@@ -36,18 +35,14 @@ def number_of(path: str) -> int:
     return int(found[1]) if found else 0
 
 
-def delete_older(url: str, age: float) -> None:
-    """Deletes a model's shards, whole and half-written, that were written more than so many seconds ago."""
-    fs, folder = open_store(url)
-    try:
-        files = fs.ls(folder, detail=True)
-    except FileNotFoundError:
-        return
+def delete_old(fs: Any, files: Sequence[dict[str, Any]], age: float) -> set[str]:
+    """Deletes those of a folder's files that are shards, whole or half-written, older than so many seconds."""
     now = time.time()
-    for file in files:
-        if number_of(file["name"]) and _written(fs, file, now) < now - age:
-            with suppress(FileNotFoundError):  # another replica was first
-                fs.rm_file(file["name"])
+    gone = {file["name"] for file in files if number_of(file["name"]) and _written(fs, file, now) < now - age}
+    for name in gone:
+        with suppress(FileNotFoundError):  # another replica was first
+            fs.rm_file(name)
+    return gone
 
 
 def _written(fs: Any, file: dict[str, Any], now: float) -> float:

@@ -1,16 +1,12 @@
 """Keeps what was served, as Parquet shards, without ever making a request wait.
 
 A sample is one row: the inputs, or hidden activations in their place (gati.content), the backbone's answer where it is
-known (a miss or an audit), the exit, the release and the time. A shard is written under another name and renamed, so
-that a half-written one is never read.
+known (a miss or an audit), the exit, the release and the time. Where shards lie is gati.shelf's business.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import secrets
 import sys
 import threading
 import time
@@ -18,15 +14,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gati.chain import Chain
 from gati.content import Content, inputs_of
-from gati.expiry import delete_older, number_of
-from gati.objects import is_object_store, open_store, public
+from gati.objects import is_object_store, public
+from gati.shelf import Shelf
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,11 +33,9 @@ QUEUE_BYTES = 64 << 20
 SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
 OBJECT_STORE_FLUSHES = 15
-"""How many times as long an object store waits for a shard: each costs a listing there, and small ones are many."""
+"""How many times as long an object store waits for a shard: each costs requests there, and small ones are many."""
 OBJECTS = 1024
 """Bytes of a sample's Python objects."""
-ABANDONED_NS = 600 * 10**9
-"""A shard that is this much older than the newest, and still half-written, never will be whole."""
 SWEEPS, SWEEP_SECONDS = 100, 600.0
 """How often the store is swept within the age that samples may reach, and seconds between two sweeps at most."""
 
@@ -97,6 +90,7 @@ class Recorder:
     ) -> None:
         self._chain = chain
         self._url = f"{store.rstrip('/')}/{chain.model}"
+        self._shelf = Shelf(self._url)
         self._pause = FLUSH_SECONDS * (OBJECT_STORE_FLUSHES if is_object_store(store) else 1)
         self._budget = budget
         self._dropped = dropped
@@ -162,7 +156,7 @@ class Recorder:
 
     def _write(self, samples: list[Sample]) -> None:
         try:
-            write_shard(self._url, shard(self._chain, samples, self._content), self._budget)
+            self._shelf.write(shard(self._chain, samples, self._content), self._budget)
         except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
             self._complain(f"samples can't be written to {public(self._url)}: {public(str(error))}")
             self._dropped(sum(sample.rows for sample in samples))
@@ -173,7 +167,7 @@ class Recorder:
             return
         self._sweep = time.monotonic() + min(self._age / SWEEPS, SWEEP_SECONDS)
         try:
-            delete_older(self._url, self._age)
+            self._shelf.sweep(self._age)
         except Exception as error:  # whatever a store raises: the next sweep tries again
             self._complain(f"samples that are too old can't be deleted from {public(self._url)}: {public(str(error))}")
 
@@ -246,88 +240,5 @@ def _nested_lists(values: Sequence[np.ndarray]) -> pa.Array:
 
 
 def write_shard(url: str, table: pa.Table, budget: int) -> str:
-    """Writes a shard and deletes the oldest ones that are over the budget; returns its path.
-
-    Shards are numbered by time, and by more than any that is there: a clock that is set back changes no order. On a
-    local disk, only their owner can read them.
-    """
-    fs, folder = open_store(url)
-    try:
-        files = {file["name"]: file["size"] for file in fs.ls(folder, detail=True)}
-    except FileNotFoundError:
-        files = {}
-        _make(fs, folder)
-    newest = max((number_of(name) for name in files), default=0)
-    number = max(time.time_ns(), newest + 1)
-    path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
-    (_put if is_object_store(url) else _write_beside)(fs, path, table)
-    _prune(fs, files | {path: fs.size(path)}, budget)
-    return path
-
-
-def _make(fs: Any, folder: str) -> None:
-    """Makes a model's folder. In an object store there are none, and its buckets are not ours to make."""
-    if not is_object_store(fs.unstrip_protocol(folder)):
-        fs.makedirs(folder, exist_ok=True)
-    if "file" in fs.protocol:
-        os.chmod(folder, 0o700)
-
-
-def _put(fs: Any, path: str, table: pa.Table) -> None:
-    """Writes a shard to an object store, which takes it whole or not at all; a rename there would be a copy."""
-    buffer = io.BytesIO()
-    _parquet().write_table(table, buffer, compression="zstd")
-    fs.pipe_file(path, buffer.getvalue())
-
-
-def _write_beside(fs: Any, path: str, table: pa.Table) -> None:
-    """Writes a shard under another name and renames it."""
-    folder, _, name = path.rpartition("/")
-    partial = f"{folder}/.{name}.part"
-    try:
-        with fs.open(partial, "wb") as file:
-            if "file" in fs.protocol:
-                os.chmod(partial, 0o600)
-            _parquet().write_table(table, file, compression="zstd")
-        fs.mv(partial, path)
-    except BaseException:
-        if fs.exists(partial):
-            fs.rm_file(partial)
-        raise
-
-
-def _parquet() -> Any:
-    """pyarrow.parquet, also where the interpreter has no `ssl`.
-
-    The stub of the pip wheel's Triton carries a libpython of its own, which can't load the `ssl` module of a newer
-    patch release; pyarrow asks that module for its certificates as it is imported, and for nothing else.
-    """
-    try:
-        import ssl  # noqa: F401
-    except ImportError:
-        paths = SimpleNamespace(cafile=None, capath=None)
-        sys.modules["ssl"] = cast(ModuleType, SimpleNamespace(get_default_verify_paths=lambda: paths))
-        try:
-            import pyarrow.parquet as pq
-        finally:
-            del sys.modules["ssl"]
-        return pq
-    import pyarrow.parquet as pq
-
-    return pq
-
-
-def _prune(fs: Any, files: dict[str, int], budget: int) -> None:
-    """Deletes the oldest shards until the rest fits the budget, and what writers that were killed have left."""
-    shards = sorted((name for name in files if name.endswith(".parquet")), key=number_of)
-    excess = sum(files[name] for name in shards) - budget
-    abandoned = number_of(shards[-1]) - ABANDONED_NS
-    old = [name for name in files if name.endswith(".part") and 0 < number_of(name) < abandoned]
-    for name in shards[:-1]:
-        if excess <= 0:
-            break
-        old.append(name)
-        excess -= files[name]
-    for name in old:
-        with suppress(FileNotFoundError):  # another writer was first
-            fs.rm_file(name)
+    """Writes a single shard; see gati.shelf."""
+    return Shelf(url).write(table, budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import stat
 import subprocess
@@ -25,8 +26,10 @@ from handmade import toy_chain
 from handmade import toy_sample as sample
 
 from gati import recorder as module
-from gati.expiry import delete_older, parse_age
+from gati import shelf as shelves
+from gati.expiry import parse_age
 from gati.recorder import Recorder, Sample, shard, write_shard
+from gati.shelf import Shelf
 from gati_export.samples import load_samples
 from gati_export.store import count_since, read_recent
 
@@ -174,7 +177,6 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from handmade import toy_chain, toy_sample
-from gati.expiry import delete_older, parse_age
 from gati.recorder import Recorder
 dropped, log = [], []
 recorder = Recorder(toy_chain(), sys.argv[1], 1 << 20, dropped.append, log.append)
@@ -292,6 +294,79 @@ def test_replicas_that_share_a_store_do_not_get_into_each_other_s_way(
     assert len(list((tmp_path / "toy").glob("[0-9]*.parquet"))) == 1
 
 
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are listed."""
+    listed, ls = list[str](), LocalFileSystem.ls
+    monkeypatch.setattr(LocalFileSystem, "ls", lambda fs, path, **how: listed.append(path) or ls(fs, path, **how))
+    return listed
+
+
+def _lies(folder: Path) -> list[str]:
+    return sorted(map(str, folder.glob("*.parquet")))
+
+
+def test_a_store_is_listed_now_and_then_and_its_budget_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
+) -> None:
+    table, url = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy"
+    first, other = Shelf(url), Shelf(url)
+    size = Path(first.write(table, 1 << 20)).stat().st_size
+    paths = [first.write(table, 3 * size) for _ in range(20)]
+    assert _lies(tmp_path / "toy") == paths[-3:] and len(listed) == 1
+    theirs = [other.write(table, 1 << 20) for _ in range(5)]
+    ours = first.write(table, 3 * size)
+    assert len(listed) == 2 and _lies(tmp_path / "toy") == [*paths[-2:], *theirs, ours], "it knows of its own yet"
+    monkeypatch.setattr(first, "_due", 0.0)
+    last = first.write(table, 3 * size)
+    assert len(listed) == 3 and _lies(tmp_path / "toy") == [theirs[-1], ours, last]
+
+
+def test_a_budget_is_kept_with_more_shards_than_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
+) -> None:
+    monkeypatch.setattr(shelves, "REMEMBERED", 3)
+    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
+    paths = [shelf.write(table, 1 << 20) for _ in range(10)]
+    size = Path(paths[0]).stat().st_size
+    for kept in (8, 8, 8, 8, 8, 4):
+        paths.append(shelf.write(table, kept * size))
+        assert _lies(tmp_path / "toy") == paths[-kept:]
+    assert len(listed) <= 5
+
+
+def test_a_writer_whose_clock_is_behind_numbers_its_shards_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, url = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy"
+    right, behind = Shelf(url), Shelf(url)
+    paths = []
+    for _ in range(3):
+        paths.append(right.write(table, 1 << 20))
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda: 7)
+            paths.append(behind.write(table, 1 << 20))
+    assert paths == sorted(paths)
+
+
+def test_a_folder_that_somebody_deletes_is_made_again(tmp_path: Path) -> None:
+    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
+    shelf.write(table, 1 << 20)
+    shutil.rmtree(tmp_path / "toy")
+    assert Path(shelf.write(table, 1 << 20)).exists()
+
+
+def test_a_sweep_leaves_a_writer_what_is_there_now(tmp_path: Path, listed: list[str]) -> None:
+    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
+    old, young = (Path(shelf.write(table, 1 << 20)) for _ in range(2))
+    _aged(old, 4000)
+    shelf.sweep(3600)
+    assert _lies(tmp_path / "toy") == [str(young)]
+    size, before = young.stat().st_size, len(listed)
+    assert [*_lies(tmp_path / "toy")[:1], shelf.write(table, 2 * size)] == _lies(tmp_path / "toy")
+    assert len(listed) == before
+
+
 def _aged(path: Path, seconds: float) -> Path:
     """A shard as if it had been written so long ago."""
     number = time.time_ns() - int(seconds * 1e9)
@@ -327,14 +402,14 @@ def test_samples_of_any_age_stay_where_that_is_asked_for(tmp_path: Path) -> None
 def test_a_clock_that_was_ahead_keeps_nothing_beyond_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, url, now = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy", time.time()
     ahead = _aged(Path(write_shard(url, table, 1 << 20)), -1e6)
-    delete_older(url, 3600)  # the first sweep after the clock was set back
+    Shelf(url).sweep(3600)  # the first sweep after the clock was set back
     after = Path(write_shard(url, table, 1 << 20))  # numbered after the one ahead
     assert ahead.exists() and after.name > ahead.name
     monkeypatch.setattr(time, "time", lambda: now + 3500)
-    delete_older(url, 3600)
+    Shelf(url).sweep(3600)
     assert ahead.exists() and after.exists()
     monkeypatch.setattr(time, "time", lambda: now + 3700)
-    delete_older(url, 3600)
+    Shelf(url).sweep(3600)
     assert not ahead.exists() and not after.exists()
 
 

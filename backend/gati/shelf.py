@@ -1,0 +1,177 @@
+"""A model's folder of a store: where shards are put, and the oldest of them deleted.
+
+A shard is written under another name and renamed, so that a half-written one is never read. Light traffic makes
+hundreds of thousands of small ones, and to list them takes seconds: what lies there is remembered, as far as it is
+needed, and looked up now and then, since replicas may share a store.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from heapq import nsmallest
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from gati.expiry import delete_old, number_of
+from gati.objects import is_object_store, open_store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LIST_SECONDS, LIST_TIMES = 300.0, 200
+"""Seconds between two listings, at least, and how many times as long as one takes. For so long a budget may be exceeded
+by what other replicas write."""
+REMEMBERED = 10_000
+"""Shards whose names are remembered, the oldest: those are deleted next."""
+ABANDONED_NS = 600 * 10**9
+"""A shard that is this much older than the newest, and still half-written, never will be whole."""
+
+
+class Shelf:
+    """What one writer knows of the folder.
+
+    Args:
+        url: fsspec URL of the model's folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._due = 0.0  # by the monotonic clock
+        self._oldest: deque[tuple[str, int]] = deque()
+        self._younger = 0  # shards that are there besides
+        self._bytes = 0
+        self._newest = 0
+
+    def write(self, table: pa.Table, budget: int) -> str:
+        """Writes a shard and deletes the oldest ones that are over the budget; returns its path.
+
+        Shards are numbered by time, and by more than any that is there: a clock that is set back changes no order. On
+        a local disk, only their owner can read them.
+        """
+        fs, folder = open_store(self._url)
+        put = _put if is_object_store(self._url) else _write_beside
+        if time.monotonic() >= self._due or time.time_ns() <= self._newest:  # or some clock is wrong
+            self._look(fs, folder)
+        number = max(time.time_ns(), self._newest + 1)
+        path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
+        try:
+            put(fs, path, table)
+        except FileNotFoundError:  # somebody has deleted the folder
+            self._look(fs, folder)
+            put(fs, path, table)
+        self._newest = number
+        self._add(path, fs.size(path))
+        if not self._prune(fs, path, budget):
+            self._look(fs, folder)
+            self._prune(fs, path, budget)
+        return path
+
+    def sweep(self, age: float) -> None:
+        """Deletes shards, whole and half-written, that were written more than so many seconds ago."""
+        fs, folder = open_store(self._url)
+        self._look(fs, folder, age)
+
+    def _look(self, fs: Any, folder: str, age: float | None = None) -> None:
+        """Lists what is there, and deletes what is older than an age, and what writers that were killed have left."""
+        began = time.monotonic()
+        try:
+            files = fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            files = []
+            if age is None:
+                _make(fs, folder)
+        if age is not None:
+            gone = delete_old(fs, files, age)
+            files = [file for file in files if file["name"] not in gone]
+        shards = [(file["name"], file["size"]) for file in files if file["name"].endswith(".parquet")]
+        self._oldest = deque(nsmallest(REMEMBERED, shards, key=lambda shard: number_of(shard[0])))
+        self._younger = len(shards) - len(self._oldest)
+        self._bytes = sum(size for _, size in shards)
+        self._newest = max((number_of(file["name"]) for file in files), default=0)
+        abandoned = max(self._newest, time.time_ns()) - ABANDONED_NS
+        for file in files:
+            if file["name"].endswith(".part") and 0 < number_of(file["name"]) < abandoned:
+                _delete(fs, file["name"])
+        took = time.monotonic() - began
+        self._due = time.monotonic() + max(LIST_SECONDS, LIST_TIMES * took)
+
+    def _add(self, path: str, size: int) -> None:
+        self._bytes += size
+        if self._younger or len(self._oldest) >= REMEMBERED:
+            self._younger += 1
+        else:
+            self._oldest.append((path, size))
+
+    def _prune(self, fs: Any, newest: str, budget: int) -> bool:
+        """Deletes the oldest shards until the rest fits the budget; whether those that are remembered are enough.
+
+        The newest stays, whatever the budget.
+        """
+        while self._bytes > budget and self._oldest and self._oldest[0][0] != newest:
+            name, size = self._oldest.popleft()
+            self._bytes -= size
+            _delete(fs, name)
+        return self._bytes <= budget or bool(self._oldest)
+
+
+def _delete(fs: Any, name: str) -> None:
+    with suppress(FileNotFoundError):  # another writer was first
+        fs.rm_file(name)
+
+
+def _make(fs: Any, folder: str) -> None:
+    """Makes a model's folder. In an object store there are none, and its buckets are not ours to make."""
+    if not is_object_store(fs.unstrip_protocol(folder)):
+        fs.makedirs(folder, exist_ok=True)
+    if "file" in fs.protocol:
+        os.chmod(folder, 0o700)
+
+
+def _put(fs: Any, path: str, table: pa.Table) -> None:
+    """Writes a shard to an object store, which takes it whole or not at all; a rename there would be a copy."""
+    buffer = io.BytesIO()
+    _parquet().write_table(table, buffer, compression="zstd")
+    fs.pipe_file(path, buffer.getvalue())
+
+
+def _write_beside(fs: Any, path: str, table: pa.Table) -> None:
+    """Writes a shard under another name and renames it."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.part"
+    try:
+        with fs.open(partial, "wb") as file:
+            if "file" in fs.protocol:
+                os.chmod(partial, 0o600)
+            _parquet().write_table(table, file, compression="zstd")
+        fs.mv(partial, path)
+    except BaseException:
+        if fs.exists(partial):
+            fs.rm_file(partial)
+        raise
+
+
+def _parquet() -> Any:
+    """pyarrow.parquet, also where the interpreter has no `ssl`.
+
+    The stub of the pip wheel's Triton carries a libpython of its own, which can't load the `ssl` module of a newer
+    patch release; pyarrow asks that module for its certificates as it is imported, and for nothing else.
+    """
+    try:
+        import ssl  # noqa: F401
+    except ImportError:
+        paths = SimpleNamespace(cafile=None, capath=None)
+        sys.modules["ssl"] = cast(ModuleType, SimpleNamespace(get_default_verify_paths=lambda: paths))
+        try:
+            import pyarrow.parquet as pq
+        finally:
+            del sys.modules["ssl"]
+        return pq
+    import pyarrow.parquet as pq
+
+    return pq
