@@ -25,6 +25,8 @@ from gati.live import LiveRelease
 from gati.release import Release, head_path
 
 CHAIN_VERSION = SEGMENT_VERSION = 1
+INVALID = "onnx runtime error 2:"
+"""How Triton's ONNX Runtime backend says, without a code of its own, that a model can't take these inputs."""
 AWAY = (
     "is not ready",
     "is not at ready state",
@@ -69,7 +71,12 @@ class BlsEngine:
     def _run_segment(self, index: int, feeds: Mapping[str, Hidden]) -> np.ndarray:
         name, output = self._chain.segment_model(index), self._chain.segments[index].output.name
         sent = {read: as_sent(np.asarray(value)) for read, value in feeds.items()}
-        return self._calls.run(name, SEGMENT_VERSION, sent, [output])[0]
+        try:
+            return self._calls.run(name, SEGMENT_VERSION, sent, [output])[0]
+        except NotLoadedError:
+            raise
+        except GatiError:  # Triton may have run it with rows of others, of which some can't be
+            return self._calls.run(name, SEGMENT_VERSION, sent, [output])[0]
 
     def detached(self, live: LiveRelease) -> LiveRelease:
         """A release whose stages may run after the answers have left, when no request keeps the chain loaded.
@@ -104,11 +111,11 @@ class BlsEngine:
         """Checks that the server has loaded a release's heads, and calls each once; see gati.engine."""
         specs = {}
         for head in release.heads:
-            name = self._chain.head_model(head.index)
-            if not self._calls.ready(name, release.number):
-                raise NotLoadedError(f"version {release.number} of {name!r} is not loaded on the server.")
             path = head_path(self._repository, self._chain, head.index, release.number)
             _, specs[head.index] = open_head(path.read_bytes(), self._chain, head.index)
+            name = self._chain.head_model(head.index)
+            if not self._calls.ready(name, release.number):  # asked last: what is refused is not waited for
+                raise NotLoadedError(f"version {release.number} of {name!r} is not loaded on the server.")
         return BlsHeads(self._chain, release.number, specs, self._calls), specs
 
 
@@ -170,7 +177,7 @@ class BlsCalls:
 
     def _kind(self, error: Any) -> type[GatiError]:
         codes = self._pb.TritonError
-        if error.code() == codes.INVALID_ARG:
+        if error.code() == codes.INVALID_ARG or INVALID in error.message():
             return RequestError
         if error.code() in (codes.NOT_FOUND, codes.UNAVAILABLE) or any(said in error.message() for said in AWAY):
             return NotLoadedError

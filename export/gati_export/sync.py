@@ -213,9 +213,9 @@ class Copy:
                 continue
             try:
                 release = self._fetch_release(chain, number, staging / "release")
-            except RepositoryError as error:
+            except (RepositoryError, MemoryError) as error:
                 self._refused.add(key)
-                done.refused.append(str(error))
+                done.refused.append(str(error) or f"release {number} of {chain.model!r} can't be tried out: no memory.")
                 continue
             with publisher_lock(self._repository):
                 if number in numbers_on_disk(repository, chain):

@@ -59,12 +59,31 @@ def test_a_head_that_fails_raises_so_that_it_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(BROKEN, UnavailableError), ((CODES.INVALID_ARG, "unknown word"), RequestError)]
+    ("error", "kind"),
+    [
+        (BROKEN, UnavailableError),
+        ((CODES.INVALID_ARG, "unknown word"), RequestError),
+        ((CODES.INTERNAL, "onnx runtime error 2: indices element out of data bounds"), RequestError),
+    ],
 )
 def test_what_a_segment_says_is_told(error: tuple[int, str], kind: type[GatiError]) -> None:
     with pytest.raises(kind) as raised:
         BlsCalls(triton(*error)).run("toy-segment-0", 1, {}, ["y"])
     assert not isinstance(raised.value, NotLoadedError)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_segment_that_fails_is_asked_once_more_without_whom_triton_ran_it_with(tmp_path: Path, times: int) -> None:
+    server, answers = triton(*BROKEN), [triton(*BROKEN).InferenceRequest().exec() for _ in range(times)]
+    tensor = SimpleNamespace(name=lambda: toy_chain().segments[0].output.name, as_numpy=lambda: np.ones(3))
+    answers.append(SimpleNamespace(has_error=lambda: False, output_tensors=lambda: [tensor]))
+    server.InferenceRequest = lambda **_: SimpleNamespace(exec=lambda: answers.pop(0))
+    stage = BlsEngine(tmp_path, toy_chain(), server).load_stages([])[0]
+    if times == 1:
+        assert np.asarray(stage.run({})).tolist() == [1, 1, 1]
+    else:
+        with pytest.raises(UnavailableError, match="did not answer"):
+            stage.run({})
 
 
 def test_while_a_chain_is_unloaded_audits_begin_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

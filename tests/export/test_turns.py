@@ -10,11 +10,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from conftest import Exported
+from filelock import Timeout
 
 from gati.errors import PublishError, SamplesError
 from gati_export import history
+from gati_export.commands.refresh import _again_where_away
 from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import Plan, _alone, refreshed, verdict
 from gati_export.standing import Standing
@@ -163,6 +166,9 @@ def test_a_turn_that_fails_has_come_to_a_decision_only_if_it_has_noted_one(expor
     vigil._command = [*whole[:2], full + whole[2], *whole[3:]]
     assert not vigil._turn() and not turns(plan.repository, "digits")
     vigil._command = whole
+    with pytest.raises(click.ClickException) as away, _again_where_away():
+        raise PublishError("Another publisher is at work.") from Timeout("publish.lock")
+    assert away.value.exit_code == AGAIN
     assert vigil._turn()
 
 

@@ -21,7 +21,7 @@ from gati.release import numbers_on_disk, valid_releases
 from gati.secret import read_or_create_token
 from gati.server import HEADER
 from gati.settings import workspace
-from gati.watch import GRACE_SECONDS, LOADING_SECONDS
+from gati.watch import GRACE_SECONDS
 from gati_export import control
 from gati_export.rollout import publish_to
 
@@ -93,8 +93,7 @@ def test_a_running_server_goes_on_with_the_old_release_and_says_what_it_refused(
     numbers = {first + i: damage for i, damage in enumerate(DAMAGES)}
     for number, damage in numbers.items():
         place(running.repository, running.chain, number, damaged(running.chain, number, damage))
-    grace = LOADING_SECONDS if running.chain.mode == "bls" else GRACE_SECONDS  # Triton might still be loading some
-    assert eventually(lambda: running.reading().refused >= refused + len(DAMAGES), grace + 20)
+    assert eventually(lambda: running.reading().refused >= refused + len(DAMAGES), GRACE_SECONDS + 20)
     assert running.marks() == ([31] * 4, [old.number] * 4)
     log = running.log()
     for number, damage in numbers.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from gati.chain import read_chain
-from gati.errors import UnavailableError
+from gati.errors import GatiError, UnavailableError
 from gati.expiry import FOREVER, parse_age
 from gati.options import checked, json_option, write_json
 from gati.session import THREADS
@@ -109,7 +109,8 @@ def refresh(
     certifies the chain on samples held out, and compares it with the live release on these samples.
     The next release is published if it is faster there, or if the live one no longer keeps its promise; where nothing
     can be certified, nothing is published and the reason is given. `gati report` shows what was decided. Ends with
-    75 where a server or the store is away, and trying again may help; else as all commands do.
+    75 where a server or the store is away, or a disk or another publisher in the way, and trying again may help; else
+    as all commands do.
 
     \b
     gati refresh resnet18 --repository models --server localhost:8001
@@ -151,10 +152,12 @@ class _Away(click.ClickException):
 
 @contextmanager
 def _again_where_away() -> Iterator[None]:
-    """Ends a turn that finds a server or a store away such that a watch makes it again."""
+    """Ends a turn that finds a server or a store away, a lock held or a disk full such that a watch makes it again."""
     try:
         yield
-    except UnavailableError as error:
+    except GatiError as error:
+        if not isinstance(error, UnavailableError) and not isinstance(error.__cause__, OSError):
+            raise
         raise _Away(str(error)) from error
 
 
