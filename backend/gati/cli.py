@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
+from types import FrameType
 
 import click
 
@@ -64,7 +66,9 @@ def gati(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; exits with 0, 1 (failed) or 2 (used wrongly), with one sentence on stderr."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _end)
+        arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [a for a in arguments if a != "--debug"]
     try:
@@ -79,6 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         click.echo(f"Error: {_sentence(error)}", err=True)
         sys.exit(1)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Leaves by way of what has to be cleaned up: servers, temporary folders."""
+    sys.exit(128 + number)
 
 
 def _sentence(error: Exception) -> str:

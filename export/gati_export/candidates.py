@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from threading import Event
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +27,8 @@ from gati_export.splitting import Split
 FEATURES = 6 << 30
 """Bytes of features that are held at a time; what needs more takes another run of the backbone."""
 BEFORE = "Only features from behind it are recorded, so that no head here can learn."
+TELL_SECONDS = 0.5
+"""Between two times that it is told how far heads have learned."""
 REHEARSED = 0.95
 """The score from which a head with state is taken to hit, before its threshold is known."""
 
@@ -74,18 +77,54 @@ class _Training:
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def train_all(
-        self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes]
-    ) -> Iterator[tuple[int, list[Lookup]]]:
-        """Has lookups learn side by side, one a core, and gives each with those derived from it, by cut point."""
-        start = {index: weights_of(model) for index, model in init.items()}
-        with torch_threads(1), ThreadPoolExecutor(threads()) as pool:
-            learned = pool.map(lambda task: self._trained(task[0], task[1], start.get(task[0])), tasks)
-            for (index, _), found in zip(tasks, learned, strict=True):
-                yield index, found
+        self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes], tell: Callable[[float], None]
+    ) -> list[tuple[int, Lookup]]:
+        """Has lookups learn side by side, one a core, and gives each and those derived from it, with its cut point.
 
-    def _trained(self, index: int, lookup: Lookup, start: Mapping[str, torch.Tensor] | None) -> list[Lookup]:
+        What is raised here meanwhile, an interruption say, ends them at their next step.
+
+        Args:
+            tasks: Cut points and lookups.
+            init: Earlier heads, by cut point.
+            tell: Told, in this thread, how many have learned, and shares of those that learn.
+        """
+        start = {index: weights_of(model) for index, model in init.items()}
+        shares, ended = [0.0] * len(tasks), Event()
+
+        def train(place: int) -> list[Lookup]:
+            def step(share: float) -> None:
+                shares[place] = share
+                if ended.is_set():
+                    raise CancelledError
+
+            index, lookup = tasks[place]
+            found = self._trained(index, lookup, start.get(index), step)
+            shares[place] = 1.0
+            return found
+
+        with torch_threads(1), ThreadPoolExecutor(threads()) as pool:
+            learning = [pool.submit(train, place) for place in range(len(tasks))]
+            try:
+                while (so_far := wait(learning, TELL_SECONDS, FIRST_EXCEPTION)).not_done:
+                    tell(sum(shares))
+                    for future in so_far.done:
+                        future.result()  # raises what went wrong
+                found = [(task[0], future.result()) for task, future in zip(tasks, learning, strict=True)]
+            finally:
+                ended.set()
+                for future in learning:
+                    future.cancel()
+        return [(index, lookup) for index, lookups in found for lookup in lookups]
+
+    def _trained(
+        self,
+        index: int,
+        lookup: Lookup,
+        start: Mapping[str, torch.Tensor] | None,
+        tell: Callable[[float], None],
+    ) -> list[Lookup]:
         features, count = self.features[index, lookup.view], len(self.train)
-        train = Lesson(features[:count], self.logits[:count], self.groups[self.train])
+        train = Lesson(features[:count], self.logits[:count], self.groups[self.train], tell)
         tune = Lesson(features[count:], self.logits[count:], self.groups[self.tune])
         lookup.learn(train, tune, self.seed * 1000 + index, start)
         derived = lookup.derived(train, tune)
@@ -141,10 +180,11 @@ def fit_candidates(
         training.logits = scale.logits(seen.outputs)
         training.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index]]
-        for index, found in training.train_all(tasks, init):
-            learned += [(index, lookup) for lookup in found if not (lookup.state and chain.mode == "bls")]
-            done += 1
-            progress("Train heads", done / total)
+        tell = lambda shares, before=done: progress("Train heads", (before + shares) / total)  # noqa: E731
+        found = training.train_all(tasks, init, tell)
+        learned += [(index, lookup) for index, lookup in found if not (lookup.state and chain.mode == "bls")]
+        done += len(tasks)
+        progress("Train heads", done / total)
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
     return Candidates(timed(chain, sessions, models, samples, known or {}), notes, times)

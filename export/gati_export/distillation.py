@@ -6,7 +6,7 @@ GATI (arXiv 2101.07344) and SelfXit (arXiv 2209.08625) train their caches so too
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -182,6 +182,7 @@ def distil(
     start: Mapping[str, Torch] | None = None,
     *,
     integers: bool = False,
+    tell: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Trains a predictor to answer as the backbone does; the same seed gives the same weights.
 
@@ -192,6 +193,7 @@ def distil(
         seed: Of the order of samples and of dropout.
         start: Weights to go on from, as of an earlier predictor of the same shapes; others are not used.
         integers: Whether it may compute in integers afterwards.
+        tell: Told at each step which share of the training is done, at least; what it raises ends that.
     """
     inputs = torch.from_numpy(np.ascontiguousarray(features))
     targets = predictor.targets(logits)
@@ -211,16 +213,22 @@ def distil(
         if isinstance(module, Dropout):
             module.random = random
     if schedule:
-        _cycle(predictor, inputs, targets, schedule, warm, random)
+        _cycle(predictor, inputs, targets, schedule, warm, random, tell)
     else:
-        _descend(predictor, inputs.float(), targets, order[held_out:], order[:held_out], random)
+        _descend(predictor, inputs.float(), targets, order[held_out:], order[:held_out], random, tell)
     predictor.eval()
     if integers:
         predictor.round(inputs)
 
 
 def _cycle(
-    predictor: Predictor, inputs: Torch, targets: Torch, schedule: Schedule, warm: bool, random: torch.Generator
+    predictor: Predictor,
+    inputs: Torch,
+    targets: Torch,
+    schedule: Schedule,
+    warm: bool,
+    random: torch.Generator,
+    tell: Callable[[float], None],
 ) -> None:
     """Trains for a set number of steps; a warm start takes a third of them, at a third of the rate.
 
@@ -234,7 +242,8 @@ def _cycle(
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     predictor.train()
     order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
+    for step in range(steps):
+        tell(step / steps)
         if len(order) < size:
             order = torch.randperm(len(inputs), generator=random)
         batch, order = order[:size], order[size:]
@@ -264,13 +273,21 @@ def _fits(predictor: Predictor, start: Mapping[str, Torch]) -> bool:
 
 
 def _descend(
-    predictor: Predictor, inputs: Torch, targets: Torch, train: Torch, held_out: Torch, random: torch.Generator
+    predictor: Predictor,
+    inputs: Torch,
+    targets: Torch,
+    train: Torch,
+    held_out: Torch,
+    random: torch.Generator,
+    tell: Callable[[float], None],
 ) -> None:
     """Trains until the held-out loss stops falling, and keeps the weights that it was lowest with."""
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=RATE, weight_decay=DECAY)
     size = 64 if len(train) < 16384 else 256
     best, kept, stale = _loss(predictor, inputs[held_out], targets[held_out]), copy.deepcopy(predictor.state_dict()), 0
-    for _ in range(min(EPOCHS, max(3, STEPS * size // len(train)))):
+    epochs = min(EPOCHS, max(3, STEPS * size // len(train)))
+    for epoch in range(epochs):
+        tell(epoch / epochs)
         predictor.train()
         for batch in train[torch.randperm(len(train), generator=random)].split(size):
             loss = predictor.loss(predictor(inputs[batch]), targets[batch])

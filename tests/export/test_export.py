@@ -318,6 +318,17 @@ def test_tensorrt_is_not_for_inline_chains(gati):
     assert "--engine tensorrt is for Triton models: leave --mode out" in ended.err
 
 
+def test_an_export_that_is_told_to_end_leaves_nothing(gati: Gati, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from gati.cli import main; main()", "export", "net.onnx"]
+    process = subprocess.Popen([*command, "--samples", "samples.npz", "--repository", "models"], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not left_in(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not left_in(tmp_path)
+
+
 def test_what_an_export_that_was_killed_has_left_goes_with_the_next(gati, tmp_path):
     command = [sys.executable, "-c", "from gati.cli import main; main()", "export", "net.onnx"]
     options = ["--samples", "samples.npz", "--repository", "models", "--mode", "inline"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from graphs import Graph
 
 from gati.chain import Chain, Segment, Tensor, sha256_of
@@ -16,11 +19,12 @@ from gati.content import inputs_of
 from gati.errors import BackboneError, SamplesError
 from gati.release import Window
 from gati.session import open_session
-from gati_export import training
+from gati_export import candidates, training
 from gati_export.activations import collect, open_segments, run_batches
-from gati_export.candidates import Candidate, ask
+from gati_export.candidates import Candidate, _Training, ask
 from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
+from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import threshold_of
 from gati_export.runs import find_runs
 from gati_export.splitting import Split, count, fingerprint, split
@@ -114,7 +118,7 @@ def test_heads_are_certified_and_keep_their_promise_on_new_samples(trial, traine
     assert len(heads.segment_seconds) == 3 and min(heads.segment_seconds) > 0
     for shares in told.values():  # each pass rises to 1
         assert shares[-1] == 1
-        assert all(later > earlier or earlier == 1 for earlier, later in pairwise(shares))
+        assert all(later >= earlier or earlier == 1 for earlier, later in pairwise(shares))
 
     answers, truth = serve(trial, heads.heads, samples(3000, 1))
     assert (answers >= 0).mean() == pytest.approx(certificate.hits, abs=0.05)
@@ -380,3 +384,54 @@ def test_damaged_segment_is_named(trial, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no")
     with pytest.raises(BackboneError, match="Segment 1"):
         open_segments([trial.paths[0], tmp_path / "bad.onnx"])
+
+
+class Slow(Lookup):
+    """A lookup that learns in so many steps, and may fail at the third."""
+
+    def __init__(self, steps: int, fails: bool = False) -> None:
+        super().__init__()
+        self.name, self.view, self.steps, self.fails, self.taken = "slow", "all", steps, fails, 0
+
+    def learn(self, train: Lesson, *_: object) -> None:
+        for step in range(self.steps):
+            self.taken = step
+            train.tell(step / self.steps)
+            if self.fails and step == 2:
+                raise BackboneError("It can't be learned.")
+            time.sleep(0.01)
+
+
+def learning(*lookups: Slow, tell: Callable[[float], None] = lambda _: None) -> list[tuple[int, Lookup]]:
+    few = np.arange(2)
+    training = _Training(few, few, few, 0, {(0, "all"): np.zeros((4, 1))}, torch.zeros(4, 2))
+    return training.train_all([(0, lookup) for lookup in lookups], {}, tell)
+
+
+def test_how_far_heads_have_learned_is_told_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "TELL_SECONDS", 0.02)
+    told, lookups = list[float](), [Slow(20), Slow(30)]
+    assert [one for _, one in learning(*lookups, tell=told.append)] == lookups
+    assert len(told) > 3 and told == sorted(told) and 0 < told[1] < told[-1] < 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_who_is_interrupted_waits_for_no_head_to_have_learned(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "TELL_SECONDS", 0.02)
+    lookups = [Slow(10**6) for _ in range(10)]
+
+    def interrupt(_: float) -> None:
+        raise error
+
+    with pytest.raises(error):
+        learning(*lookups, tell=interrupt)
+    assert sum(lookup.taken > 0 for lookup in lookups) < 10 and all(lookup.taken < 10**4 for lookup in lookups)
+
+
+def test_a_head_that_can_not_be_learned_ends_the_others() -> None:
+    lookups = [Slow(10**6), Slow(10**6, fails=True)]
+    with pytest.raises(BackboneError, match="It can't be learned"):
+        learning(*lookups)
+    assert lookups[0].taken < 10**4

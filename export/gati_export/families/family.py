@@ -6,7 +6,7 @@ in `gati_export.families`. Training, ONNX, replay, certificate and composition a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,11 +28,13 @@ class Lesson:
         features: Of their activations, [n, ...].
         logits: The backbone's, [n, classes].
         groups: Which of them belong together, as frames of one scene do; int64 [n].
+        tell: Told again and again which share of the learning is done, 0..1; what it raises ends that.
     """
 
     features: np.ndarray
     logits: Torch
     groups: np.ndarray
+    tell: Callable[[float], None] = lambda _: None
 
     @property
     def labels(self) -> np.ndarray:
@@ -127,7 +129,7 @@ class Distilled(Lookup):
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
         """Distils the predictor, then fits the selector on samples that the predictor has not seen."""
         before = predictor_weights(start)
-        distil(self.predictor, train.features, train.logits, seed, before, integers=self.integers)
+        distil(self.predictor, train.features, train.logits, seed, before, integers=self.integers, tell=train.tell)
         with torch.no_grad():
             logits = self.predictor(torch.from_numpy(tune.features.astype(np.float32)))
         self.selector.fit(logits, (logits.argmax(1) == tune.logits.argmax(1)).numpy())

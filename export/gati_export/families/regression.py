@@ -84,9 +84,8 @@ class Regression(Lookup):
         """Learns the training samples' outputs, standardised. There is no selector to be fitted."""
         self.center = train.logits.mean(0)
         self.spread = train.logits.std(0) + 1e-6 * (1 + self.center.abs())
-        distil(
-            self.predictor, train.features, (train.logits - self.center) / self.spread, seed, predictor_weights(start)
-        )
+        standard, before = (train.logits - self.center) / self.spread, predictor_weights(start)
+        distil(self.predictor, train.features, standard, seed, before, tell=train.tell)
 
     def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
         """The means, and a score that falls with the largest deviation."""
