@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +19,19 @@ import pyarrow.parquet as pq
 from gati.chain import Chain, Tensor
 from gati.content import Content, content_of
 from gati.errors import SamplesError
-from gati.objects import open_store, public, reaching
+from gati.objects import is_object_store, open_store, public, reaching
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
 from gati_export.parquet import rows_of
 from gati_export.ragged import each, joined
 
+AHEAD = 16
+"""Shards of an object store that are read at once: light traffic makes many small ones, and each is waited for."""
 SHARD = re.compile(r"[0-9].*\.parquet")
 """The name of a shard's file; one that is being written has another."""
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     parts: list[_Part] = []
     content: Content | None = None
     there = 0
-    for name in reversed(names):
-        if there >= limit:
-            break
-        with reaching(url):
-            part = _read(fs, name, chain)
+    for part in _each(names[::-1], partial(_read, fs, chain), url):
         if part is None:
             continue
         young = part if age is None else part.since(time.time() - age)
@@ -90,6 +93,8 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         if part.content == content:
             parts.append(young)
             there += len(young.times)
+        if there >= limit:
+            break
     if not there:
         raise SamplesError(
             f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
@@ -104,8 +109,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
 def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
     """How many samples lie in the shards that came after a mark ("": all), and the mark of the newest of them."""
     fs, url, new = _shards(store, chain, mark)
-    with reaching(url):
-        return sum(_rows(fs, name) for name in new), _mark(new[-1]) if new else mark
+    return sum(_each(new, partial(_rows, fs), url)), _mark(new[-1]) if new else mark
 
 
 def _shards(store: str, chain: Chain, mark: str) -> tuple[Any, str, list[str]]:
@@ -118,6 +122,19 @@ def _shards(store: str, chain: Chain, mark: str) -> tuple[Any, str, list[str]]:
         except FileNotFoundError:
             names = []
         return fs, url, [name for name in names if SHARD.fullmatch(_mark(name)) and _mark(name) > mark]
+
+
+def _each(names: Sequence[str], read: Callable[[str], Read], url: str) -> Iterator[Read]:
+    """What is read of each shard, in order; of an object store, some of them ahead."""
+    ahead = AHEAD if is_object_store(url) else 1
+
+    def reached(name: str) -> Read:
+        with reaching(url):
+            return read(name)
+
+    with ThreadPoolExecutor(ahead) as pool:
+        for start in range(0, len(names), ahead):
+            yield from pool.map(reached, names[start : start + ahead])
 
 
 def _mark(name: str) -> str:
@@ -147,7 +164,7 @@ class _Part:
         return _Part(self.content, {name: value[young] for name, value in self.samples.items()}, self.times[young])
 
 
-def _read(fs: Any, name: str, chain: Chain) -> _Part | None:
+def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
     try:
         with fs.open(name, "rb") as file:
             shard = pq.ParquetFile(file)

@@ -9,10 +9,12 @@ import re
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from running import eventually, started
 from stores import KEY, SECRET, Store
 
 import gati_export.publish as publishing
+import gati_export.store as reading
 import gati_export.sync as syncing
 from gati import quarantine
 from gati import recorder as recording
@@ -113,6 +116,24 @@ def test_samples_go_to_a_store_within_their_budget_and_are_read_again(store: Sto
     assert count == 6
     write_shard(f"{url}/toy", table, 1 << 20)
     assert count_since(url, TOY, mark)[0] == 2
+
+
+def test_of_many_small_shards_the_newest_are_waited_for_together(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        write_shard(f"{url}/toy", shard(TOY, [sample(number)]), 1 << 20)
+    rows = len(sample(0).values["x"])
+    at_once, read, read_one = list[int](), list[str](), reading._read
+
+    def slow(fs: Any, chain: Chain, name: str) -> Any:
+        read.append(name)
+        time.sleep(0.1)
+        at_once.append(len(read) - len(at_once))
+        return read_one(fs, chain, name)
+
+    monkeypatch.setattr(reading, "_read", slow)
+    samples = read_recent(url, TOY, 10 * rows).samples["x"]
+    np.testing.assert_array_equal(samples, np.concatenate([sample(number).values["x"] for number in range(30, 40)]))
+    assert max(at_once) > 4 and len(set(read)) == len(read) <= reading.AHEAD
 
 
 def test_a_store_that_is_away_makes_nobody_wait_and_is_written_again_when_it_is_back(
