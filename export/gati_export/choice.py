@@ -49,8 +49,8 @@ def choose(
 
     Heads are composed as if what one says did not depend on the others. A memory's does: it takes in what is answered
     behind it, starves where heads before it answer, believes those after it, and leaves them the answers that are in
-    doubt. So memories are also composed without other heads, and these without memories, and the best memory is tried
-    by itself; the fastest in a replay is taken.
+    doubt. So memories are also composed without other heads, and these without memories, the best memory is tried by
+    itself, and the memories that do best with other heads behind them; the fastest in a replay is taken.
 
     Args:
         candidates: What there is.
@@ -71,9 +71,9 @@ def choose(
         )
         for head, one in zip(candidates.heads, said, strict=True)
     ]
-    found: list[tuple[float, Composition, np.ndarray]] = []
     sets = _sets(options, said, seconds, limits)
-    for among in sets:
+
+    def tried(among: Sequence[int]) -> tuple[float, Composition, np.ndarray]:
         composition = _composed(options, among, seconds, limits)
         chosen = [said[place] for place in composition.chosen]
         steps = path(options, composition, seconds, STEPS)
@@ -83,7 +83,15 @@ def choose(
         if len(sets) > 1:
             used = [options[place] for place in composition.chosen]
             taken = _replayed_seconds(used, chosen, steps, outputs, agreement, seconds, limits)
-        found.append((taken, composition, steps))
+        return taken, composition, steps
+
+    found = [tried(among) for among in sets]
+    memories = [each for each in found if each[1].chosen and all(_remembers(said[place]) for place in each[1].chosen)]
+    if memories:
+        best = min(memories, key=lambda each: each[0])[1].chosen
+        behind = [place for place, option in enumerate(options) if option.cut > options[best[-1]].cut]
+        others = [place for place in behind if not _remembers(said[place])]
+        found += [tried(sorted([*best, *others]))] if others else []
     _, composition, steps = min(found, key=lambda each: each[0])
     right = np.zeros((len(seconds) - 1, len(outputs)), bool)
     for option in options:
@@ -99,6 +107,10 @@ def choose(
 
 def _stateless(said: Sequence[Said]) -> bool:
     return all(one.rows is None for one in said)
+
+
+def _remembers(said: Said) -> bool:
+    return said.rows is not None and said.rows.remembers
 
 
 def _worth_a_replay(
@@ -122,7 +134,7 @@ def _worth_a_replay(
 
 def _sets(options: Sequence[Option], said: Sequence[Said], seconds: np.ndarray, limits: Limits) -> list[list[int]]:
     """Places of the candidates to compose: all; with memories among them, also these, all others, and the best one."""
-    memories = [place for place, one in enumerate(said) if one.rows is not None and one.rows.remembers]
+    memories = [place for place, one in enumerate(said) if _remembers(one)]
     others = [place for place in range(len(said)) if place not in memories]
     found = [[*range(len(said))]]
     if memories:

@@ -69,6 +69,14 @@ def test_a_memory_learns_from_a_head_behind_it_if_that_does_not_do_alone(late: f
     assert tuple(heads[place].name for place in choice.composition.chosen) == expected
 
 
+def test_a_memory_is_taken_with_heads_behind_it_that_do_not_starve_it() -> None:
+    said = [Said(sure(FIRST), ANSWERS), Said(sure(~FIRST), ANSWERS, cast(Rows, Memory())), Said(sure(FIRST), ANSWERS)]
+    heads = [Candidate(0, "thief", b"", 0.0), Candidate(1, "memory", b"", 0.0), Candidate(2, "late", b"", 0.0)]
+    times = Times(np.array([0.28, 0.02, 0.6, 0.1]), np.zeros(3))
+    choice = choose(Candidates(heads, {}, times), said, ANSWERS, AGREEMENT, Limits(0.0))
+    assert [heads[place].name for place in choice.composition.chosen] == ["memory", "late"]
+
+
 class Mixed(Memory):
     """A head that follows the mix of answers and remembers no rows; whose scores do not depend on it here."""
 
