@@ -237,8 +237,3 @@ def _nested_lists(values: Sequence[np.ndarray]) -> pa.Array:
         lengths = np.repeat([some.shape[axis] for some in values], counts)
         lists = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), lists)
     return lists
-
-
-def write_shard(url: str, table: pa.Table, budget: int) -> str:
-    """Writes a single shard; see gati.shelf."""
-    return Shelf(url).write(table, budget)

@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from handmade import toy_chain
+from handmade import toy_chain, write_shard
 from handmade import toy_sample as sample
 
 from gati import recorder as module
 from gati import shelf as shelves
 from gati.expiry import parse_age
-from gati.recorder import Recorder, Sample, shard, write_shard
+from gati.recorder import Recorder, Sample, shard
 from gati.shelf import Shelf
 from gati_export.samples import load_samples
 from gati_export.store import count_since, read_recent
@@ -188,8 +188,8 @@ print(sum(dropped), len(log), len(list(Path(sys.argv[1], "toy").iterdir())))
 
 KILLED = """
 import sys
-from handmade import toy_chain, toy_sample
-from gati.recorder import shard, write_shard
+from handmade import toy_chain, toy_sample, write_shard
+from gati.recorder import shard
 table = shard(toy_chain(), [toy_sample(0, 20_000)])
 print("ready", flush=True)
 while True:

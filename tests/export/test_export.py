@@ -25,13 +25,14 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from graphs import Graph
+from handmade import write_shard
 from onnx import TensorProto
 from PIL import Image
 
 from gati.chain import Chain, Segment, Tensor, read_chain
 from gati.cli import main
 from gati.device import usable
-from gati.recorder import Sample, shard, write_shard
+from gati.recorder import Sample, shard
 from gati.release import head_path, valid_releases
 from gati.session import Device
 from gati_export.heads import weights_of

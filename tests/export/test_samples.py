@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import toy_chain, toy_sample
+from handmade import toy_chain, toy_sample, write_shard
 from PIL import Image
 
 from gati.chain import Tensor
 from gati.errors import SamplesError
-from gati.recorder import shard, write_shard
+from gati.recorder import shard
 from gati_export.images import parse_decode
 from gati_export.samples import cast_notes, check_samples, load_samples
 

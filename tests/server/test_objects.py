@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import MODEL, Exported, Serve
 from drafts import ALWAYS, marked_draft, release_files
-from handmade import label_tail, toy_chain
+from handmade import label_tail, toy_chain, write_shard
 from handmade import toy_sample as sample
 from publishers import SECONDS, run, start
 from running import eventually, started
@@ -34,7 +34,7 @@ from gati import recorder as recording
 from gati.chain import Chain, read_chain
 from gati.cli import main
 from gati.errors import GatiError, PublishError, RepositoryError, UnavailableError
-from gati.recorder import Recorder, shard, write_shard
+from gati.recorder import Recorder, shard
 from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
 from gati_export import refusals
