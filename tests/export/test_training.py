@@ -431,7 +431,7 @@ def test_who_is_interrupted_waits_for_no_head_to_have_learned(
 
 
 def test_a_head_that_can_not_be_learned_ends_the_others() -> None:
-    lookups = [Slow(10**6), Slow(10**6, fails=True)]
+    lookups = [Slow(10**6, fails=True), *(Slow(10**6) for _ in range(3))]
     with pytest.raises(BackboneError, match="It can't be learned"):
         learning(*lookups)
-    assert lookups[0].taken < 10**4
+    assert all(lookup.taken < 10**4 for lookup in lookups)
