@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from threading import Event
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
@@ -14,21 +12,20 @@ import torch
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
-from gati.session import CPU, open_session, threads
-from gati_export.activations import LARGE, Progress, Reducer, Segments, View, collect, learnable, run_batches
-from gati_export.distillation import Scale, torch_threads
+from gati.session import CPU, open_session
+from gati_export.activations import LARGE, Progress, Reducer, Segments, collect, learnable, run_batches
+from gati_export.distillation import Scale
 from gati_export.families import lookups
-from gati_export.families.family import Lesson, Lookup
-from gati_export.heads import Head, head_model, weights_of
+from gati_export.families.family import Lookup
+from gati_export.heads import Head, head_model
 from gati_export.latency import Times, measure_heads, measured_on
+from gati_export.lessons import Lessons
 from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse, sound
 from gati_export.splitting import Split
 
 FEATURES = 6 << 30
 """Bytes of features that are held at a time; what needs more takes another run of the backbone."""
 BEFORE = "Only features from behind it are recorded, so that no head here can learn."
-TELL_SECONDS = 0.5
-"""Between two times that it is told how far heads have learned."""
 REHEARSED = 0.95
 """The score from which a head with state is taken to hit, before its threshold is known."""
 
@@ -65,74 +62,6 @@ class Candidates:
     times: Times
 
 
-@dataclass
-class _Training:
-    """What lookups learn from: samples by number, their groups, the seed, and what a run of the backbone gave."""
-
-    train: np.ndarray
-    tune: np.ndarray
-    groups: np.ndarray
-    seed: int
-    features: Mapping[View, np.ndarray] = field(default_factory=dict)
-    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def train_all(
-        self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes], tell: Callable[[float], None]
-    ) -> list[tuple[int, Lookup]]:
-        """Has lookups learn side by side, one a core, and gives each and those derived from it, with its cut point.
-
-        What is raised here meanwhile, an interruption say, ends them at their next step.
-
-        Args:
-            tasks: Cut points and lookups.
-            init: Earlier heads, by cut point.
-            tell: Told, in this thread, how many have learned, and shares of those that learn.
-        """
-        start = {index: weights_of(model) for index, model in init.items()}
-        shares, ended = [0.0] * len(tasks), Event()
-
-        def train(place: int) -> list[Lookup]:
-            def step(share: float) -> None:
-                shares[place] = share
-                if ended.is_set():
-                    raise CancelledError
-
-            index, lookup = tasks[place]
-            found = self._trained(index, lookup, start.get(index), step)
-            shares[place] = 1.0
-            return found
-
-        with torch_threads(1), ThreadPoolExecutor(threads()) as pool:
-            learning = [pool.submit(train, place) for place in range(len(tasks))]
-            try:
-                while (so_far := wait(learning, TELL_SECONDS, FIRST_EXCEPTION)).not_done:
-                    tell(sum(shares))
-                    for future in so_far.done:
-                        future.result()  # raises what went wrong
-                found = [(task[0], future.result()) for task, future in zip(tasks, learning, strict=True)]
-            finally:
-                ended.set()
-                for future in learning:
-                    future.cancel()
-        return [(index, lookup) for index, lookups in found for lookup in lookups]
-
-    def _trained(
-        self,
-        index: int,
-        lookup: Lookup,
-        start: Mapping[str, torch.Tensor] | None,
-        tell: Callable[[float], None],
-    ) -> list[Lookup]:
-        features, count = self.features[index, lookup.view], len(self.train)
-        train = Lesson(features[:count], self.logits[:count], self.groups[self.train], tell)
-        tune = Lesson(features[count:], self.logits[count:], self.groups[self.tune])
-        lookup.learn(train, tune, self.seed * 1000 + index, start)
-        derived = lookup.derived(train, tune)
-        for each in derived:
-            each.learn(train, tune, self.seed * 1000 + index, start)
-        return [each.eval() for each in (lookup, *derived)]
-
-
 def fit_candidates(
     chain: Chain,
     sessions: Segments,
@@ -167,7 +96,7 @@ def fit_candidates(
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
     """
     plan, notes = _plan(chain, samples, families)
-    training = _Training(split.train, split.tune, split.groups, seed)
+    training = Lessons(split.train, split.tune, split.groups, seed)
     rows = np.concatenate([training.train, training.tune])
     learned: list[tuple[int, Lookup]] = []
     scale = Scale("logits")

@@ -89,9 +89,8 @@ def choose(
     memories = [each for each in found if each[1].chosen and all(_remembers(said[place]) for place in each[1].chosen)]
     if memories:
         best = min(memories, key=lambda each: each[0])[1].chosen
-        behind = [place for place, option in enumerate(options) if option.cut > options[best[-1]].cut]
-        others = [place for place in behind if not _remembers(said[place])]
-        found += [tried(sorted([*best, *others]))] if others else []
+        others = _behind(options[best[-1]].cut, options, said)
+        found += [tried([*best, *others])] if others else []
     _, composition, steps = min(found, key=lambda each: each[0])
     right = np.zeros((len(seconds) - 1, len(outputs)), bool)
     for option in options:
@@ -107,6 +106,12 @@ def choose(
 
 def _stateless(said: Sequence[Said]) -> bool:
     return all(one.rows is None for one in said)
+
+
+def _behind(cut: int, options: Sequence[Option], said: Sequence[Said]) -> list[int]:
+    """Places of heads behind a cut point that remember nothing."""
+    behind = [place for place, option in enumerate(options) if option.cut > cut]
+    return [place for place in behind if not _remembers(said[place])]
 
 
 def _remembers(said: Said) -> bool:

@@ -19,13 +19,14 @@ from gati.content import inputs_of
 from gati.errors import BackboneError, SamplesError
 from gati.release import Window
 from gati.session import open_session
-from gati_export import candidates, training
+from gati_export import lessons, training
 from gati_export.activations import collect, open_segments, run_batches
-from gati_export.candidates import Candidate, _Training, ask
+from gati_export.candidates import Candidate, ask
 from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
 from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import threshold_of
+from gati_export.lessons import Lessons
 from gati_export.runs import find_runs
 from gati_export.splitting import Split, count, fingerprint, split
 from gati_export.standing import Live, judge
@@ -404,12 +405,12 @@ class Slow(Lookup):
 
 def learning(*lookups: Slow, tell: Callable[[float], None] = lambda _: None) -> list[tuple[int, Lookup]]:
     few = np.arange(2)
-    training = _Training(few, few, few, 0, {(0, "all"): np.zeros((4, 1))}, torch.zeros(4, 2))
+    training = Lessons(few, few, few, 0, {(0, "all"): np.zeros((4, 1))}, torch.zeros(4, 2))
     return training.train_all([(0, lookup) for lookup in lookups], {}, tell)
 
 
 def test_how_far_heads_have_learned_is_told_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "TELL_SECONDS", 0.02)
+    monkeypatch.setattr(lessons, "TELL_SECONDS", 0.02)
     told, lookups = list[float](), [Slow(20), Slow(30)]
     assert [one for _, one in learning(*lookups, tell=told.append)] == lookups
     assert len(told) > 3 and told == sorted(told) and 0 < told[1] < told[-1] < 2
@@ -419,7 +420,7 @@ def test_how_far_heads_have_learned_is_told_meanwhile(monkeypatch: pytest.Monkey
 def test_who_is_interrupted_waits_for_no_head_to_have_learned(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "TELL_SECONDS", 0.02)
+    monkeypatch.setattr(lessons, "TELL_SECONDS", 0.02)
     lookups = [Slow(10**6) for _ in range(10)]
 
     def interrupt(_: float) -> None:

@@ -1,0 +1,88 @@
+"""Lessons: lookups learn side by side, one a core, told of meanwhile and ended when they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from threading import Event
+
+import numpy as np
+import torch
+
+from gati.session import threads
+from gati_export.activations import View
+from gati_export.distillation import torch_threads
+from gati_export.families.family import Lesson, Lookup
+from gati_export.heads import weights_of
+
+TELL_SECONDS = 0.5
+"""Between two times that it is told how far heads have learned."""
+
+
+@dataclass
+class Lessons:
+    """What lookups learn from: samples by number, their groups, the seed, and what a run of the backbone gave."""
+
+    train: np.ndarray
+    tune: np.ndarray
+    groups: np.ndarray
+    seed: int
+    features: Mapping[View, np.ndarray] = field(default_factory=dict)
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def train_all(
+        self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes], tell: Callable[[float], None]
+    ) -> list[tuple[int, Lookup]]:
+        """Has lookups learn side by side, one a core, and gives each and those derived from it, with its cut point.
+
+        What is raised here meanwhile, an interruption say, ends them at their next step.
+
+        Args:
+            tasks: Cut points and lookups.
+            init: Earlier heads, by cut point.
+            tell: Told, in this thread, how many have learned, and shares of those that learn.
+        """
+        start = {index: weights_of(model) for index, model in init.items()}
+        shares, ended = [0.0] * len(tasks), Event()
+
+        def train(place: int) -> list[Lookup]:
+            def step(share: float) -> None:
+                shares[place] = share
+                if ended.is_set():
+                    raise CancelledError
+
+            index, lookup = tasks[place]
+            found = self._trained(index, lookup, start.get(index), step)
+            shares[place] = 1.0
+            return found
+
+        with torch_threads(1), ThreadPoolExecutor(threads()) as pool:
+            learning = [pool.submit(train, place) for place in range(len(tasks))]
+            try:
+                while (so_far := wait(learning, TELL_SECONDS, FIRST_EXCEPTION)).not_done:
+                    tell(sum(shares))
+                    for future in so_far.done:
+                        future.result()  # raises what went wrong
+                found = [(task[0], future.result()) for task, future in zip(tasks, learning, strict=True)]
+            finally:
+                ended.set()
+                for future in learning:
+                    future.cancel()
+        return [(index, lookup) for index, lookups in found for lookup in lookups]
+
+    def _trained(
+        self,
+        index: int,
+        lookup: Lookup,
+        start: Mapping[str, torch.Tensor] | None,
+        tell: Callable[[float], None],
+    ) -> list[Lookup]:
+        features, count = self.features[index, lookup.view], len(self.train)
+        train = Lesson(features[:count], self.logits[:count], self.groups[self.train], tell)
+        tune = Lesson(features[count:], self.logits[count:], self.groups[self.tune])
+        lookup.learn(train, tune, self.seed * 1000 + index, start)
+        derived = lookup.derived(train, tune)
+        for each in derived:
+            each.learn(train, tune, self.seed * 1000 + index, start)
+        return [each.eval() for each in (lookup, *derived)]
