@@ -6,6 +6,7 @@
     │   └── NotLoadedError   the server has not loaded a model, or has it no longer
     ├── RepositoryError    the model repository is damaged or not one of gati's
     │   └── ReleaseRefused   a release does not fit its chain; the one before goes on serving
+    │       └── IncompleteError   not all of its files are there, or not yet
     ├── PublishError       a release could not be made live
     ├── BackboneError      this network can't be cut, or not served as it is
     ├── AgreementError     what counts as the same answer is not said in a way that can be judged
@@ -47,6 +48,12 @@ class RepositoryError(GatiError):
 
 class ReleaseRefused(RepositoryError):
     """A release is incomplete, damaged, or was trained behind other segments."""
+
+    status = "UNSUPPORTED"
+
+
+class IncompleteError(ReleaseRefused):
+    """Not all files of a release are there: whoever writes or copies it may be at work."""
 
 
 class PublishError(GatiError):

@@ -19,7 +19,7 @@ from typing import Any
 
 from gati.agreement import difference
 from gati.chain import Chain
-from gati.errors import ReleaseRefused
+from gati.errors import IncompleteError, ReleaseRefused
 from gati.inspection import LARGEST_FILE
 
 FORMAT = 2
@@ -218,7 +218,7 @@ def read_release(repository: Path, chain: Chain, number: int) -> Release:
         except OSError as error:
             if not _stays(error):
                 raise
-            raise ReleaseRefused(f"{name} is incomplete: {path.name} of head {head.index} is missing.") from error
+            raise IncompleteError(f"{name} is incomplete: {path.name} of head {head.index} is missing.") from error
         if digest != head.sha256:
             raise ReleaseRefused(f"{name} is damaged: the file of head {head.index} is not the one it lists.")
     return release
@@ -249,9 +249,10 @@ def _manifest(repository: Path, chain: Chain, number: int) -> Release:
         except OSError as error:
             if not _stays(error):
                 raise
-    if len(texts) != 1:
-        state = "has no release.json" if not texts else "carries manifests that differ"
-        raise ReleaseRefused(f"release {number} of {chain.model!r} {state}.")
+    if not texts:
+        raise IncompleteError(f"release {number} of {chain.model!r} has no release.json.")
+    if len(texts) > 1:
+        raise ReleaseRefused(f"release {number} of {chain.model!r} carries manifests that differ.")
     return Release.from_json(texts.pop())
 
 

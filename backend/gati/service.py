@@ -123,9 +123,14 @@ class Service:
         """Whether all requests that `submit` takes are answered when it returns."""
         return self._hand_over == self._workers.run
 
-    def live_release(self) -> tuple[int, int]:
-        """Number of the live release, 0 while there is none, and the first exit that is closed, or `NONE_CLOSED`."""
+    def live_release(self, asked: int) -> tuple[int, int]:
+        """Number of the live release, 0 while there is none, and the first exit that is closed, or `NONE_CLOSED`.
+
+        Raises:
+            ReleaseRefused: If the release that is asked about, 0 for none, was looked at and is not taken.
+        """
         self._can_look = True
+        self._releases.check(asked)
         live = self._releases.live
         return live.number, next(iter(live.breaker.closed_exits), NONE_CLOSED)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine
-from gati.errors import GatiError, UnavailableError
+from gati.errors import GatiError, IncompleteError, ReleaseRefused, UnavailableError
 from gati.flight import BACKBONE
 from gati.head import first_line
 from gati.live import LiveRelease
@@ -80,6 +80,16 @@ class ReleaseWatch:
                 self._live = LiveRelease(BACKBONE, stages, None, {}, Breaker(self._chain.epsilon, self._chain.delta))
                 trim()
             return self._live
+
+    def check(self, number: int) -> None:
+        """Tells whoever has published a release what is wrong with it, once that is not for a moment only.
+
+        Raises:
+            ReleaseRefused: If it is not taken because of what it is.
+        """
+        attempt = self._attempts.get(number)
+        if attempt is not None and attempt.told and attempt.final:
+            raise ReleaseRefused(attempt.reason)
 
     def look(self) -> None:
         """Takes the highest release that can be taken, if it is higher than the live one.
@@ -157,7 +167,13 @@ def _mark(file: Path) -> tuple[int, int] | None:
 
 
 class _Attempt:
-    """Failed attempts at a release whose files stay as they are."""
+    """Failed attempts at a release whose files stay as they are.
+
+    Attributes:
+        reason: Why the last one failed.
+        told: Whether that was reported.
+        final: Whether it lies in the release itself.
+    """
 
     def __init__(self, stamp: tuple) -> None:
         self.stamp = stamp
@@ -165,11 +181,12 @@ class _Attempt:
         self._wait = SECONDS
         self._since = self._next = time.monotonic()
         self._grace = GRACE_SECONDS
-        self._told = False
+        self.told = self.final = False
 
     def failed(self, error: Exception) -> None:
         """It failed once more."""
         self.reason = first_line(error if isinstance(error, GatiError) else f"{type(error).__name__}: {error}")
+        self.final = isinstance(error, ReleaseRefused) and not isinstance(error, IncompleteError)
         loading = isinstance(error, UnavailableError)
         self._grace = LOADING_SECONDS if loading else GRACE_SECONDS
         self._next = time.monotonic() + self._wait
@@ -185,9 +202,9 @@ class _Attempt:
 
     def due(self) -> bool:
         """Whether to report it now: once, when it has been so for a while."""
-        if self._told or self._young:
+        if self.told or self._young:
             return False
-        self._told = True
+        self.told = True
         return True
 
 

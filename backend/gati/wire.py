@@ -17,6 +17,8 @@ EXIT, RELEASE = "exit", "release"
 MODE, CACHED, EXACT, PROBE = "gati_mode", "cached", "exact", "probe"
 """Request parameter, and its values. A probe runs nothing: it tells the live release, and in place of an exit the first
 of those that audits have closed."""
+ASKED = "gati_release"
+"""Request parameter of a probe: a release. Where it was looked at and is not taken, the answer is an error, and why."""
 NONE_CLOSED = -1
 
 
@@ -25,13 +27,14 @@ class Wire:
 
     Args:
         chain: The chain whose inputs and output are spoken of.
-        live: Gives the number of the live release, 0 for none, and the first exit that is closed, or `NONE_CLOSED`.
+        live: Gives the number of the live release, 0 for none, and the first exit that is closed, or `NONE_CLOSED`;
+            raises a GatiError where a release that is asked about, 0 for none, is not taken.
         pb_utils: Triton's `triton_python_backend_utils`.
         tail: Computes what else than its scores the chain gives, if it does.
     """
 
     def __init__(
-        self, chain: Chain, live: Callable[[], tuple[int, int]], pb_utils: Any, tail: Tail | None = None
+        self, chain: Chain, live: Callable[[int], tuple[int, int]], pb_utils: Any, tail: Tail | None = None
     ) -> None:
         self._chain = chain
         self._live = live
@@ -74,11 +77,12 @@ class Wire:
             send(self._response(answer, wanted), last)
 
         try:
-            asked = mode(request.parameters())
+            asked, about = mode(request.parameters())
             # Copied: the arrays lie in shared memory that is given back before the request is answered.
             inputs = {t.name: self._array(request, t.name).copy() for t in self._chain.inputs}
             if len({len(value) for value in inputs.values()}) != 1 or not len(next(iter(inputs.values()))):
                 raise RequestError("every input needs the same number of rows, and at least one.")
+            probed = self._probe(len(next(iter(inputs.values()))), about) if asked == PROBE else None
         except GatiError as error:
             reply(error, False)
             return None
@@ -89,13 +93,13 @@ class Wire:
             self._pb.Logger.log_error(f"[gati] {self._chain.model}: a request could not be read: {error!r}")
             reply(GatiError(f"{self._chain.model} could not read this request; the server's log says more."), False)
             return None
-        if asked == PROBE:
-            reply(self._probe(len(next(iter(inputs.values())))), False)
+        if probed is not None:
+            reply(probed, False)
             return None
         return Request(inputs, asked == EXACT, reply)
 
-    def _probe(self, rows: int) -> Answer:
-        release, closed = self._live()
+    def _probe(self, rows: int, asked: int) -> Answer:
+        release, closed = self._live(asked)
         output = self._chain.output.zeros(rows)
         return Answer(output, np.full((rows, 1), closed, np.int32), np.full((rows, 1), release, np.int64))
 
@@ -123,15 +127,18 @@ class Wire:
         return self._pb.InferenceResponse(error=self._pb.TritonError(str(error), code))
 
 
-def mode(parameters: str | None) -> str:
-    """The request parameter `gati_mode` out of Triton's JSON.
+def mode(parameters: str | None) -> tuple[str, int]:
+    """The request parameters `gati_mode` and `gati_release`, 0 for none, out of Triton's JSON.
 
     Raises:
-        RequestError: If it is none of its values.
+        RequestError: If one is none of its values.
     """
     if not parameters or parameters == "{}":
-        return CACHED
-    value = json.loads(parameters).get(MODE, CACHED)
+        return CACHED, 0
+    given = json.loads(parameters)
+    value, asked = given.get(MODE, CACHED), given.get(ASKED, 0)
     if value not in (CACHED, EXACT, PROBE):
         raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r}.")
-    return value
+    if not isinstance(asked, int):
+        raise RequestError(f"the parameter {ASKED} is the number of a release, not {asked!r}.")
+    return value, asked

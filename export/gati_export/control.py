@@ -15,12 +15,12 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Chain
-from gati.errors import PublishError, UnavailableError
+from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.head import first_line
 from gati.release import Release
 from gati.server import HEADER
 from gati.settings import workspace
-from gati.wire import EXIT, MODE, PROBE, RELEASE
+from gati.wire import ASKED, EXIT, MODE, PROBE, RELEASE
 from gati_export.origin import origin_of
 
 LOAD_SECONDS = 60.0
@@ -91,6 +91,15 @@ class Control:
         Raises:
             UnavailableError: If the server or the model does not answer; a `LateError` where it did not in time.
         """
+        return self._probe(chain, 0)
+
+    def _probe(self, chain: Chain, asked: int) -> tuple[int, int]:
+        """Likewise, by a server that may say instead that it refuses the release asked about, 0 for none.
+
+        Raises:
+            ReleaseRefused: If it does.
+            UnavailableError: As above.
+        """
         inputs = []
         for tensor in chain.inputs:
             value = np.zeros((1, *(max(d, 1) for d in tensor.dims)), tensor.numpy)
@@ -101,7 +110,7 @@ class Control:
                 chain.model,
                 inputs,
                 outputs=[triton.InferRequestedOutput(name) for name in (RELEASE, EXIT)],
-                parameters={MODE: PROBE},
+                parameters={MODE: PROBE, ASKED: asked} if asked else {MODE: PROBE},
                 client_timeout=PROBE_SECONDS,
             )
         except InferenceServerException as error:
@@ -110,6 +119,8 @@ class Control:
             if not self.is_live():
                 raise UnavailableError(f"No Triton server answers gRPC on {self.address}.") from error
             reason = first_line(error.message())
+            if asked and error.status() == str(grpc.StatusCode.UNIMPLEMENTED):
+                raise ReleaseRefused(reason) from error
             raise UnavailableError(f"{chain.model!r} on {self.address} does not answer: {reason}") from error
         told = [None if result is None else result.as_numpy(name) for name in (RELEASE, EXIT)]
         if any(value is None for value in told):
@@ -143,15 +154,14 @@ class Control:
             time.sleep(0.05)
         if time.monotonic() - silent < LIVE_SECONDS / 2:  # it hung until a moment ago: no refusal yet
             raise LateError(f"{self.address} did not answer within {LIVE_SECONDS:.0f} s.")
+        goes_on = f"did not take release {release.number} within {LIVE_SECONDS:.0f} s and goes on with {live}"
+        try:
+            self._probe(chain, release.number)
+        except ReleaseRefused as error:
+            raise PublishError(f"{self.address} {goes_on}: {error}") from error
         if origin_of(self._repository) is not None:
-            raise LateError(
-                f"{self.address} goes on with {live} after {LIVE_SECONDS:.0f} s: its copy is not up to date yet, or "
-                "its log says why."
-            )
-        raise PublishError(
-            f"{self.address} did not take release {release.number} within {LIVE_SECONDS:.0f} s and goes on with "
-            f"{live}; its log says why."
-        )
+            raise LateError(f"{self.address} {goes_on}: its copy is not up to date yet, or its log says why.")
+        raise PublishError(f"{self.address} {goes_on}; its log says why.")
 
     def __enter__(self) -> Control:
         return self

@@ -42,7 +42,7 @@ class Replicas:
     Args:
         repository: The repository that they share.
         chain: The chain.
-        addresses: HOST:GRPC_PORT of each.
+        addresses: HOST:GRPC_PORT of each; there may be none.
     """
 
     def __init__(self, repository: Path, chain: Chain, addresses: tuple[str, ...]) -> None:
@@ -83,7 +83,7 @@ class Replicas:
             except GatiError as error:
                 return Outcome(address, "refuses", reason=str(error))
 
-        with ThreadPoolExecutor(len(self._addresses)) as pool:
+        with ThreadPoolExecutor(max(1, len(self._addresses))) as pool:
             return list(pool.map(answer, self._addresses))
 
 

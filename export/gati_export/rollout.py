@@ -56,7 +56,7 @@ def publish_to(
     back = draft.reason.startswith(ROLLBACK)
     # where nobody is there, that is found out before anything is published
     there = _answering(repository, chain, servers) if back else settle(repository, chain, servers)
-    release = publish(repository, chain, draft, step, max(_serving(there).values()) + 1)
+    release = publish(repository, chain, draft, step, max(_serving(there).values(), default=0) + 1)
     step("take")
     outcomes = Replicas(repository, chain, resolved(servers)).take(release)
     if _refusing(outcomes) and not (back and _serving(outcomes)):
@@ -115,7 +115,7 @@ def catch_up(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
     asked = Replicas(repository, chain, resolved(servers)).ask()
     newest = newest_release(repository, chain)
     behind = tuple(address for address, number in _serving(asked).items() if newest and number < newest.number)
-    told = Replicas(repository, chain, behind).take(newest) if newest and behind else []
+    told = Replicas(repository, chain, behind).take(newest) if newest else []
     return [*told, *(outcome for outcome in asked if outcome.release is None)]
 
 

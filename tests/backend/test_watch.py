@@ -96,6 +96,8 @@ def test_a_damaged_release_leaves_the_old_one_and_is_reported_once(watched: Watc
     assert watched.taken == [1]
     assert [n for n, _ in watched.refused] == [2]
     assert "damaged" in watched.refused[0][1]
+    with pytest.raises(ReleaseRefused, match="damaged"):
+        watched.watch.check(number)
     watched.publish()
     watched.watch.look()
     assert watched.taken == [1, 3]
@@ -187,6 +189,7 @@ def test_a_release_that_is_completed_later_is_taken_then(watched: Watched) -> No
     content = path.read_bytes()
     path.unlink()
     watched.watch.look()
+    watched.watch.check(number)  # who copies it may be at work: nothing is said against it
     path.write_bytes(content)
     watched.watch.look()
     assert watched.taken == [1, 2]

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MODEL, Exported, Serve
-from drafts import ALWAYS, marked_draft, release_files
+from drafts import ALWAYS, DAMAGES, damaged, marked_draft, release_files
+from drafts import place as lay
 from handmade import label_tail, toy_chain, write_shard
 from handmade import toy_sample as sample
 from publishers import SECONDS, run, start
@@ -37,11 +38,12 @@ from gati.errors import GatiError, PublishError, RepositoryError, UnavailableErr
 from gati.recorder import Recorder, shard
 from gati.release import Release, numbers_on_disk, valid_releases
 from gati.settings import workspace
-from gati_export import refusals
+from gati.watch import GRACE_SECONDS
+from gati_export import control, refusals
 from gati_export.origin import Origin
 from gati_export.publish import earlier, prune, publish, withdraw
 from gati_export.repository import write_repository
-from gati_export.rollout import settle
+from gati_export.rollout import publish_to, settle
 from gati_export.store import count_since, read_recent
 from gati_export.sync import Copy, follow
 
@@ -180,6 +182,29 @@ def test_a_chain_from_a_store_is_served_and_takes_what_is_published_elsewhere(
     np.testing.assert_array_equal(next(iter(recorded.samples.values())), exported.images[:4])
     assert recorded.window.source == f"{samples}/{MODEL}"
     assert KEY not in running.log() and SECRET not in running.log()
+
+
+def test_a_server_that_refuses_a_release_is_told_from_one_whose_copy_is_late(
+    exported: Exported, serve: Serve, publisher: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LIVE_SECONDS", GRACE_SECONDS + 3)
+    chain = exported.chain
+    pod = pulled(url, tmp_path / "pod")
+    running = started(exported, serve, tmp_path, "inline", pod)
+    asked = publisher, chain, marked_draft(chain, 8, TWO_HEADS), running.served.grpc
+    with pytest.raises(UnavailableError, match="goes on with 1: its copy is not up to date yet"):
+        publish_to(*asked)
+    assert Origin(url).numbers(chain) == [2, 1]
+
+    def spoil(step: str) -> None:
+        if step == "take":
+            lay(pod, chain, 3, damaged(chain, 3, DAMAGES[0]))
+
+    with pytest.raises(PublishError, match=r"goes on with 1: release 3 .* is damaged.* Release 3 is withdrawn, and 4 "):
+        publish_to(*asked, spoil)
+    assert Origin(url).numbers(chain) == [4, 2, 1]
+    pulled(url, pod)
+    assert eventually(lambda: running.live() == 4)
 
 
 # What is wrong there

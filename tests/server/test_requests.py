@@ -50,6 +50,7 @@ def infer(
     model: str = MODEL,
     outputs: list[str] | None = None,
     mode: str | None = None,
+    about: int | str | None = None,
     protocol: str = "grpc",
 ) -> Outputs:
     """One request by the plain tritonclient, and all that was answered."""
@@ -60,7 +61,9 @@ def infer(
         sent[-1].set_data_from_numpy(value)
     wanted = None if outputs is None else [api.InferRequestedOutput(name) for name in outputs]
     with api.InferenceServerClient(getattr(served, protocol)) as client:
-        result = client.infer(model, sent, outputs=wanted, parameters=None if mode is None else {"gati_mode": mode})
+        parameters = {"gati_mode": mode, "gati_release": about}
+        given = {name: value for name, value in parameters.items() if value is not None}
+        result = client.infer(model, sent, outputs=wanted, parameters=given or None)
     response = result.get_response()
     names = [o["name"] for o in response["outputs"]] if protocol == "http" else [o.name for o in response.outputs]
     return {name: result.as_numpy(name) for name in names}
@@ -174,6 +177,18 @@ def test_a_probe_tells_the_release_and_runs_nothing(exported: Exported, served: 
     assert answer["release"].tolist() == [[1]] * 3
     assert not answer[OUTPUT].any()
     assert settled(served).total("gati_requests_total") == before
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_probe_about_a_release_fails_only_where_that_is_refused(
+    protocol: str, exported: Exported, served: Served
+) -> None:
+    for number in (1, 2):  # live, and not there
+        answer = ask(served, exported.images[:1], mode="probe", about=number, protocol=protocol)
+        assert answer["release"].tolist() == [[1]]
+    with pytest.raises(InferenceServerException, match="gati_release is the number of a release, not 'first'") as bad:
+        ask(served, exported.images[:1], mode="probe", about="first", protocol=protocol)
+    assert bad.value.status() in ("StatusCode.INVALID_ARGUMENT", "400")
 
 
 IMAGE = np.zeros((1, 1, 16, 16), np.float32)
