@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxruntime as ort
@@ -20,13 +18,11 @@ from gati.head import HIT, KEY, SCORE, THRESHOLD
 from gati.session import open_session
 from gati.state import STATE_INPUTS
 from gati.wire import EXIT, RELEASE
+from gati_export.onnxfile import open_file, read, shorten
 from gati_export.ragged import few
 from gati_export.samples import check_samples, pick
 from gati_export.signature import UNKNOWN, Signature
 from gati_export.tail import LEAVE_OUT, Tail, divide, flattened, is_pixel, renamed
-
-LIMIT = 1_800_000_000
-"""Bytes of weights above which a network does not fit a single ONNX file (protobuf ends at 2 GiB)."""
 
 OF_CHAINS = {EXIT, RELEASE}
 """Names of a chain's own outputs."""
@@ -77,7 +73,7 @@ class Backbone:
 
     def open(self, as_written: bool = False) -> ort.InferenceSession:
         """Opens the network's own file, or its graph where the file keeps the scores to itself."""
-        session = _open(self.path, as_written)
+        session = open_file(self.path, as_written)
         if self.output.name in (node.name for node in session.get_outputs()):
             return session
         return open_session(ir.to_proto(self.model).SerializeToString(), as_written=as_written)
@@ -148,8 +144,8 @@ def load_backbone(
 def _checked(
     path: Path, samples: Mapping[str, np.ndarray] | ReadSamples | None, numbers: bool, outputs: Sequence[str]
 ) -> Backbone:
-    model = _read(path)
-    session = _open(path)
+    model = read(path)
+    session = open_file(path)
     _rename_reserved(model)
     if callable(samples):
         samples = samples([value.name or "" for value in model.graph.inputs])
@@ -177,91 +173,6 @@ def _checked(
     output = Tensor(output.name, output.dtype, (scores.shape[1],))
     fixed = fixed or not _takes_two(trial, samples, scores.shape[1])
     return Backbone(path, model, inputs, output, int(fixed), tail)
-
-
-def _read(path: Path) -> ir.Model:
-    """Reads the graph with its weights."""
-    if not path.is_file():
-        raise BackboneError(f"There is no file {path}; check the path.")
-    try:
-        model = ir.load(path)
-        empty = not len(model.graph)
-    except Exception as error:  # the parser's, or what broken fields do to the graph's builder
-        if _gives_dictionaries(path):
-            raise BackboneError(
-                f"{path.name} gives dictionaries (ZipMap), which gati does not serve; export it to give arrays, with "
-                "zipmap=False."
-            ) from error
-        raise BackboneError(f"{path.name} is not an ONNX file, or was cut short.") from error
-    if empty:
-        raise BackboneError(f"{path.name} holds no network; it is not an ONNX file, or was cut short.")
-    passes.RemoveInitializersFromInputsPass()(model)
-    _free_unknown(model)
-    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    for tensor in weights:
-        if isinstance(tensor, ir.ExternalTensor) and not _is_complete(tensor):
-            raise BackboneError(
-                f"{path.name} keeps weights in {tensor.location!r}, which is missing or too short; put it beside it."
-            )
-    size = sum(tensor.nbytes for tensor in weights)
-    if size > LIMIT:
-        raise BackboneError(f"{path.name} has {size / 1e9:.1f} GB of weights; gati serves networks of up to 1.8 GB.")
-    ir.external_data.load_to_model(model)
-    try:
-        passes.InlinePass()(model)
-    except ValueError as error:
-        raise BackboneError(
-            f"{path.name} has functions of its own that can't be taken apart ({error}); inline them with "
-            "onnx.inliner, or export it with one opset for all."
-        ) from error
-    return model
-
-
-def _gives_dictionaries(path: Path) -> bool:
-    """Whether an output is a map, or a sequence of these, of which the graph's builder knows nothing."""
-    try:
-        types = [value.type for value in onnx.load(path, load_external_data=False).graph.output]
-    except Exception:  # it is no ONNX file
-        return False
-    return any(kind.HasField("map_type") or kind.sequence_type.elem_type.HasField("map_type") for kind in types)
-
-
-def _free_unknown(model: ir.Model) -> None:
-    """Lets dimensions of inputs vary that Paddle2ONNX calls -1 or "?": ONNX Runtime takes them so too."""
-    for value in model.graph.inputs:
-        dims = [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape or ()]
-        if any(dim in (-1, "?") for dim in dims):
-            value.shape = ir.Shape([None if dim in (-1, "?") else dim for dim in dims])
-
-
-def _is_complete(tensor: ir.ExternalTensor) -> bool:
-    file = Path(tensor.path)
-    return file.is_file() and file.stat().st_size >= (tensor.offset or 0) + tensor.nbytes
-
-
-def _open(path: Path, as_written: bool = False) -> ort.InferenceSession:
-    try:
-        return open_session(path, as_written=as_written)
-    except Exception as error:  # ONNX Runtime has a class for each status, all of them directly below Exception
-        raise BackboneError(
-            f"ONNX Runtime can't run {path.name} ({shorten(error)}); export it with operators and an opset it knows."
-        ) from error
-
-
-def shorten(error: Exception) -> str:
-    """What ONNX Runtime has to say, in one line, without its codes, paths and C++ signatures."""
-    text = str(error).strip() or type(error).__name__
-    for noise in (
-        r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
-        r"^Load model from .*? failed:",
-        r"^Non-zero status code returned while running ",
-        r" Name:'[^']*' Status Message:",
-        r"/\S+?:\d+ .*?\)(?= [A-Z])",
-        r"\b\w+\.(h|cc):\d+ ",
-    ):
-        text = re.sub(noise, "", text)
-    text = text.strip().splitlines()[0].rstrip(".")
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _inputs(model: ir.Model, samples: Mapping[str, np.ndarray] | None) -> tuple[Tensor, ...]:
@@ -365,7 +276,7 @@ def _try(backbone: Backbone, samples: Mapping[str, np.ndarray] | None, size: int
     feeds = backbone.batch(samples, size)
     try:
         return backbone.run(feeds)
-    except Exception as error:  # see _open
+    except Exception as error:  # see onnxfile.open_file
         what = "zeros; give samples" if samples is None else "the samples; give inputs that it takes"
         raise BackboneError(f"{backbone.path.name} fails on {what} ({shorten(error)}).") from error
 

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.backbone import DTYPE_OF, FLOATS, Backbone, shorten
+from gati_export.backbone import DTYPE_OF, FLOATS, Backbone
 from gati_export.compute import Shape, counts, macs
 from gati_export.graph import Separator, separators
+from gati_export.onnxfile import shorten
 from gati_export.pieces import run_up_to
 
 LATEST = 0.95

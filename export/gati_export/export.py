@@ -16,7 +16,7 @@ from gati.release import Release, Window
 from gati.settings import workspace
 from gati_export.accelerator import Accelerator
 from gati_export.activations import Progress
-from gati_export.backbone import Backbone, load_backbone, shorten
+from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
 from gati_export.deployed import Deployed
 from gati_export.equality import check_segments
@@ -24,6 +24,7 @@ from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
 from gati_export.latency import measured_on
 from gati_export.measure import faster_mode
+from gati_export.onnxfile import shorten
 from gati_export.plans import compiled
 from gati_export.prepare import prepare
 from gati_export.publish import Draft, publish

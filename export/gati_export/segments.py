@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from gati.chain import Segment, Tensor
 from gati.errors import BackboneError
-from gati_export.backbone import LIMIT, Backbone
+from gati_export.backbone import Backbone
 from gati_export.cutpoints import CutPoint
+from gati_export.onnxfile import LIMIT
 from gati_export.pieces import declare, extract, model_of
 from gati_export.quantised import begin_with, end_with, pair_before, pair_behind
 
