@@ -79,7 +79,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
     help="Where the server may keep engines that TensorRT builds; a folder that it has.  [default: DIR.gati]",
 )
 @device_option
-@click.option("--cut-points", type=click.IntRange(1, 12), default=6, show_default=True, help="How many, at most.")
+@click.option(
+    "--cut-points",
+    type=click.IntRange(1, 12),
+    default=6,
+    show_default=True,
+    help="How many, at most. More may serve sooner, and take longer to train heads for.",
+)
 @click.option(
     "--max-batch",
     type=click.IntRange(1),
