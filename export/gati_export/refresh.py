@@ -67,11 +67,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: what it learned, what it decided, and how that was published, if it was."""
+    """What a refresh did.
+
+    Attributes:
+        report: What it learned.
+        turn: What it decided.
+        rollout: How that was published, if it was.
+        objected: Whether something spoke against it that `always` does not outweigh.
+    """
 
     report: Report
     turn: Turn
     rollout: Rollout | None
+    objected: bool = False
 
     @property
     def release(self) -> Release | None:
@@ -165,10 +173,11 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
     if trained.certificate is None:
         write(repository, learned)
-        raise PublishError(f"Nothing is published, the live release stays: {trained.why_not}")
+        stays = "the live release stays" if live else "the backbone goes on alone"
+        raise PublishError(f"Nothing is published, {stays}: {trained.why_not}")
     closed = live.closed if live is not None else ()
     why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
-    rollout = None
+    rollout = against = None
     if publish or plan.always:
         against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
         try:
@@ -185,11 +194,13 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         if rollout is None:
             raise
         turn = replace(turn, why=f"{why} That could not be written down ({error.strerror}).")
-    return Refreshed(learned, turn, rollout)
+    return Refreshed(learned, turn, rollout, objected=against is not None)
 
 
 def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:
     """Whether a certified release that takes `seconds` a request, expected, is better than the live one, and why.
+
+    It is if it is faster, or if the live one does not hold, or no longer for sure.
 
     Args:
         live: How that does, without the exits that audits have closed.
@@ -204,6 +215,9 @@ def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -
         return f"The live release differs on {live.differs:.2%} of the held-out samples, more than promised.", True
     if seconds <= (1 - BETTER) * live.seconds:
         return f"It is faster on held-out samples: {times}.", True
+    if live.lapsed:
+        share = f"{live.differs:.2%} of the held-out samples"
+        return f"The live release would not be certified once more: it differs on {share}.", True
     return f"It would not be faster on held-out samples: {times}.", False
 
 

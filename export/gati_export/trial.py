@@ -12,14 +12,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from gati.breaker import Breaker
 from gati.chain import Chain
 from gati_export.activations import BrokenSamples, Progress, open_segments
 from gati_export.candidates import ask
+from gati_export.refutation import refuted, refuted_since
 from gati_export.runs import find_runs
 from gati_export.sketch import sketches
 from gati_export.splitting import Split, count, split
-from gati_export.standing import refuted, served
+from gati_export.standing import served
 from gati_export.store import Recorded
 from gati_export.terms import Terms
 from gati_export.training import Trained
@@ -62,7 +62,7 @@ def objection(
             share = f"{errors.mean():.2%} of {len(errors):,} samples that were served while it was learned"
             return f"Traffic has changed: it would differ on {share}, more than promised."
         wrong, groups = np.concatenate([wrong, errors]), np.concatenate([groups, late + groups.max(initial=-1) + 1])
-    if _trips(wrong[np.sort(np.unique(groups, return_index=True)[1])], terms):
+    if refuted_since(wrong, groups, terms):
         return "Traffic has changed: it would differ on more of the newest samples held out than promised."
     return None
 
@@ -105,11 +105,3 @@ def _errors(
     sessions = open_segments(segment_paths)
     said, outputs = ask(chain, sessions, heads, newest, np.arange(count(newest)), progress)
     return served(said, [trained.certificate.thresholds[head.cut] for head in heads], outputs, terms)[1]
-
-
-def _trips(wrong: np.ndarray, terms: Terms) -> bool:
-    """Whether a breaker that audited these requests, one after the other, would close the heads."""
-    breaker = Breaker(terms.epsilon, terms.delta, (0,))
-    for differs in wrong.tolist():
-        breaker.settle(breaker.draw(1), int(not differs), int(differs), 0)
-    return breaker.alarm is not None

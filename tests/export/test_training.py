@@ -157,9 +157,10 @@ def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, 
     itself = judge(live(heads, report=report_of(trial.chain, heads, TERMS, None, 1)), *args)
     assert itself.seconds == pytest.approx(sum(heads.segment_seconds) / heads.speedup)
     assert itself.differs == pytest.approx(heads.certificate.errors / heads.certificate.n)
-    assert not itself.broken
+    assert not itself.broken and not itself.lapsed
     guessing = judge(live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf)), *args)
     assert guessing.seconds < itself.seconds and guessing.differs > EPSILON and guessing.broken
+    assert guessing.lapsed
 
 
 def test_exits_that_audits_have_closed_save_the_live_release_no_time(trial, trained):

@@ -139,10 +139,12 @@ def refresh(
         result = refreshed(plan, report)
     results.print(cuts_table(result.report))
     click.echo(result.turn.why)
-    if result.rollout is None:
-        click.echo(f"Nothing is published: release {result.turn.live} of {model} goes on. Ask for --always to publish.")
-    else:
+    if result.rollout is not None:
         announce(chain, result.rollout)
+    elif result.objected:
+        click.echo("Nothing is published.")
+    else:
+        click.echo(f"Nothing is published: release {result.turn.live} of {model} goes on. Ask for --always to publish.")
     write_json(json_path, result.as_json())
 
 
