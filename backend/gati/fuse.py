@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 from onnx.compose import add_prefix_graph
 
-from gati.weights import Weights
+from gati.weights import Weights, tensors
 
 LARGEST = 1_500_000_000
 """Bytes of a graph that is made of several: protobuf ends at 2 GiB, and the copies at work are as large."""
@@ -47,14 +47,8 @@ def join(models: Sequence[bytes], prefix: str = "", weights: Weights | None = No
     given: set[str] = set()
     functions: set[tuple[str, str]] = set()
     for place, part in enumerate(parts):
-        graph = add_prefix_graph(
-            part.graph,
-            f"{prefix}{place}/",
-            rename_inputs=False,
-            rename_outputs=False,
-            rename_value_infos=False,
-            inplace=True,
-        )
+        inner = {"rename_inputs": False, "rename_outputs": False, "rename_value_infos": False}
+        graph = prefixed(part.graph, f"{prefix}{place}/", inplace=True, **inner)
         if weights is not None:
             weights.take(part)  # or they are copied once more
         whole.graph.input.extend(value for value in graph.input if value.name not in given)
@@ -66,6 +60,15 @@ def join(models: Sequence[bytes], prefix: str = "", weights: Weights | None = No
         functions |= {(function.domain, function.name) for function in part.functions}
     whole.graph.output.extend(parts[-1].graph.output)
     return whole
+
+
+def prefixed(graph: GraphProto, prefix: str, **how: bool) -> GraphProto:
+    """Puts a prefix to names inside a graph; `how` is as for `onnx.compose.add_prefix_graph`.
+
+    That one forgets, inside a branch or a loop's body, that what is read of the weights outside has a new name.
+    """
+    known = {tensor.name: prefix + tensor.name for tensor in tensors(graph)}
+    return add_prefix_graph(graph, prefix, name_map=known, **how)
 
 
 def stages(count: int, cuts: Sequence[int], sizes: Sequence[int]) -> list[range]:

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, defs
-from onnx.compose import add_prefix_graph
 
+from gati.fuse import prefixed
 from gati.head import HeadSpec
 from gati.state import HeadState
 
@@ -87,7 +87,7 @@ class Joined(Protocol):
 def apart(step: Step) -> GraphProto:
     """A step's head, with names of its own, all but that of the cut tensor, which it reads."""
     assert step.head is not None
-    head = add_prefix_graph(step.head.graph, of_head(step.last, ""))
+    head = prefixed(step.head.graph, of_head(step.last, ""))
     (cut,) = {value.name for value in step.head.graph.input} - {*step.spec.state}
     for node in head.node:
         node.input[:] = [cut if name == of_head(step.last, cut) else name for name in node.input]

@@ -49,7 +49,7 @@ class Weights:
             model: The model.
             folder: Where it lies, if some are in files beside it.
         """
-        for tensor in _tensors(model.graph):
+        for tensor in tensors(model.graph):
             raw = np.frombuffer(tensor.raw_data, np.uint8)
             if folder is not None and tensor.data_location == TensorProto.EXTERNAL:
                 raw = _read(tensor, folder)
@@ -109,15 +109,16 @@ class Weights:
 
     def _gone(self, model: ModelProto) -> Iterator[TensorProto]:
         """The tensors of a model that were taken."""
-        return (tensor for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL)
+        return (tensor for tensor in tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL)
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+def tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """A graph's initializers, and those of graphs inside it; sparse ones are not among them."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
+                yield from tensors(attribute.g)
 
 
 def _read(tensor: TensorProto, folder: Path) -> np.ndarray:
