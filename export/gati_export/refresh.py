@@ -25,7 +25,7 @@ from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.standing import Live, Standing, judge, live_release
-from gati_export.store import Recorded, read_recent
+from gati_export.store import Recorded, misfits, read_recent
 from gati_export.sync import follow
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
@@ -74,12 +74,14 @@ class Refreshed:
         turn: What it decided.
         rollout: How that was published, if it was.
         objected: Whether something spoke against it that `always` does not outweigh.
+        left_out: Files of the store that hold nothing to learn from (`Recorded.left_out`).
     """
 
     report: Report
     turn: Turn
     rollout: Rollout | None
     objected: bool = False
+    left_out: int = 0
 
     @property
     def release(self) -> Release | None:
@@ -174,7 +176,8 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     if trained.certificate is None:
         write(repository, learned)
         stays = "the live release stays" if live else "the backbone goes on alone"
-        raise PublishError(f"Nothing is published, {stays}: {trained.why_not}")
+        aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
+        raise PublishError(f"Nothing is published, {stays}: {trained.why_not}{aside}")
     closed = live.closed if live is not None else ()
     why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
     rollout = against = None
@@ -194,7 +197,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         if rollout is None:
             raise
         turn = replace(turn, why=f"{why} That could not be written down ({error.strerror}).")
-    return Refreshed(learned, turn, rollout, objected=against is not None)
+    return Refreshed(learned, turn, rollout, against is not None, recorded.left_out)
 
 
 def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:

@@ -24,7 +24,7 @@ from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
 from gati_export.parquet import rows_of
-from gati_export.ragged import each, joined
+from gati_export.ragged import each, joined, shapes
 
 AHEAD = 16
 """Shards of an object store that are read at once: light traffic makes many small ones, and each is waited for."""
@@ -43,12 +43,14 @@ class Recorded:
         samples: That, by name, n rows each.
         window: What they span.
         mark: What is recorded from then on comes after it.
+        left_out: Shards that were passed over: damaged, or of another model that had the name.
     """
 
     content: Content
     samples: dict[str, np.ndarray]
     window: Window
     mark: str
+    left_out: int = 0
 
     def without(self, rows: np.ndarray) -> Recorded:
         """The same without some of the samples."""
@@ -66,7 +68,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     """Reads the newest samples, at most `limit`, which all hold what the newest holds.
 
     A shard that can't be read is left out: its writer's disk may have failed, and the others are still good. So is one
-    with features of other segments.
+    with features of other segments, or of a model that had the name before and took other inputs.
 
     Args:
         store: fsspec URL of the store.
@@ -82,9 +84,10 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     fs, url, names = _shards(store, chain, mark)
     parts: list[_Part] = []
     content: Content | None = None
-    there = 0
+    there = left_out = 0
     for part in _each(names[::-1], partial(_read, fs, chain), url):
         if part is None:
+            left_out += 1
             continue
         young = part if age is None else part.since(time.time() - age)
         if age is not None and not len(young.times):
@@ -96,14 +99,20 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         if there >= limit:
             break
     if not there:
+        but = f" ({misfits(left_out)})" if left_out else ""
         raise SamplesError(
-            f"No samples of {chain.model!r} are recorded in {public(url)}: send the chain some requests first."
+            f"No samples of {chain.model!r} are recorded in {public(url)}{but}: send the chain some requests first."
         )
     parts.reverse()
     samples = {name: joined([part.samples[name] for part in parts])[-limit:] for name in parts[0].samples}
     times = np.concatenate([part.times for part in parts])[-limit:]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
-    return Recorded(parts[0].content, samples, window, _mark(names[-1]))
+    return Recorded(parts[0].content, samples, window, _mark(names[-1]), left_out)
+
+
+def misfits(shards: int) -> str:
+    """Shards that were left out, in words."""
+    return f"{shards} file{'s' * (shards > 1)} left out: damaged, or of another model of this name"
 
 
 def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
@@ -171,7 +180,10 @@ def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
             content = content_of(chain, shard.schema_arrow.metadata or {})
             if content is None:
                 return None
-            table = shard.read(columns=[*(t.name for t in content.tensors), TIME])
+            wanted = [*(tensor.name for tensor in content.tensors), TIME]
+            if not {*wanted} <= {*shard.schema_arrow.names}:
+                return None  # another model's, which took other inputs
+            table = shard.read(columns=wanted)
         samples = {tensor.name: _rows_of(table, tensor) for tensor in content.tensors}
     except (OSError, ValueError, SamplesError):
         return None
@@ -179,13 +191,33 @@ def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
 
 
 def _rows_of(table: pa.Table, tensor: Tensor) -> np.ndarray:
-    """A tensor's rows, of one shape or several."""
+    """A tensor's rows, of one shape or several.
+
+    Raises:
+        SamplesError: If they are none of this tensor's: a model that had the name before took others.
+    """
     column = table[tensor.name].combine_chunks()
     shape = (table.schema.field(tensor.name).metadata or {}).get(SHAPE)
     if shape is None:
-        return each(rows_of(tensor.name, column), lambda rows: rows.astype(tensor.numpy, copy=False))
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(table.num_rows, *json.loads(shape)).astype(tensor.numpy, copy=False)
+        rows = each(rows_of(tensor.name, column), lambda rows: rows.astype(tensor.numpy, copy=False))
+    else:
+        rows = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, *json.loads(shape))
+    alike = _numbers(column.type) == pa.from_numpy_dtype(tensor.numpy)
+    if not alike or not all(_fits(shape, tensor.shape) for shape in shapes(rows)):
+        raise SamplesError(f"Column {tensor.name!r} does not hold what the model takes.")
+    return rows
+
+
+def _numbers(kind: pa.DataType) -> pa.DataType:
+    """What lists, nested or not, hold in the end."""
+    while isinstance(kind, pa.ListType | pa.FixedSizeListType):
+        kind = kind.value_type
+    return kind
+
+
+def _fits(row: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a row's sizes are those of a tensor, where these may not vary."""
+    return len(row) == len(shape) and all(size in (-1, there) for there, size in zip(row, shape, strict=True))
 
 
 def _public(url: str) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from handmade import toy_chain
+from handmade import toy_chain, write_shard
 
 from gati.content import features_at
 from gati.errors import SamplesError
 from gati.flight import Flight, Request
-from gati.recorder import Recorder, Sample
+from gati.recorder import Recorder, Sample, shard
 from gati.samples import Samples
 from gati.settings import Settings
 from gati_export import store
@@ -89,6 +89,32 @@ def test_of_two_kinds_the_newest_is_read(tmp_path: Path) -> None:
     assert read_recent(str(tmp_path), other, 10).samples["x"][:, 0].tolist() == [0, 8], "features of other segments"
     behind = replace(CHAIN, segments=(first, replace(rest[0], sha256="f" * 64), rest[1]))
     assert [*read_recent(str(tmp_path), behind, 10).samples] == ["cut0"], "what follows may be another"
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("image", [np.ones((2, 4), np.float32)]),
+        ("x", [np.ones((2, 6), np.float32)]),
+        ("x", [np.ones((2, 2, 2), np.float32)]),
+        ("x", [np.ones((2, 4), np.int64)]),
+        ("x", [np.ones((2, 3), np.float32), np.ones((2, 4), np.float32)]),
+    ],
+    ids=["name", "width", "rank", "dtype", "several"],
+)
+def test_samples_of_a_model_that_had_the_name_before_are_left_out(
+    tmp_path: Path, name: str, rows: list[np.ndarray]
+) -> None:
+    chain = toy_chain(inputs=(name,))
+    told = np.zeros(2, np.int32), np.zeros(2, np.int64), 0.0
+    write_shard(f"{tmp_path}/toy", shard(chain, [Sample({name: some}, None, *told) for some in rows]), 1 << 20)
+    with pytest.raises(SamplesError, match=r"No samples .*\(1 file left out: damaged, or of another model"):
+        read_recent(str(tmp_path), CHAIN, 10)
+    kept = samples(tmp_path)
+    kept.served(flight(1))
+    kept.close()
+    recorded = read_recent(str(tmp_path), CHAIN, 10)
+    assert recorded.samples["x"].tolist() == [[4, 5, 6, 7]] and recorded.left_out == 1
 
 
 def test_nothing_is_recorded_where_there_is_no_such_cut_point(tmp_path: Path) -> None:

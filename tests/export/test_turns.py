@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from conftest import Exported
 from filelock import Timeout
+from handmade import write_shard
 
 from gati.errors import PublishError, SamplesError
+from gati.recorder import Sample, shard
 from gati_export import history
 from gati_export.commands.refresh import _again_where_away
 from gati_export.history import Turn, last_turn, note, turns
@@ -88,6 +91,16 @@ def test_a_refresh_that_fails_says_so_and_remembers_it(exported, tmp_path: Path)
         refreshed(plan, quiet)
     (turn,) = turns(plan.repository, plan.chain.model)
     assert (turn.live, turn.release, turn.why) == (1, None, str(error.value))
+
+
+def test_a_refresh_says_how_many_files_held_nothing_to_learn_from(exported, tmp_path: Path) -> None:
+    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "samples"))
+    url, name = f"{plan.store}/{plan.chain.model}", plan.chain.inputs[0].name
+    for values in (np.ones((3, 5), np.float32), plan.chain.inputs[0].zeros(3)):
+        told = Sample({name: values}, None, np.zeros(3, np.int32), np.zeros(3, np.int64), 0.0)
+        write_shard(url, shard(plan.chain, [told]), 1 << 20)
+    with pytest.raises(PublishError, match=r"Too few samples.* Of the samples, 1 file left out: damaged, or of"):
+        refreshed(plan, quiet)
 
 
 def test_two_refreshes_of_a_chain_are_not_at_work_at_once(exported, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def refresh(
     gati refresh resnet18 --repository models --server localhost:8001 --watch
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     from gati_export.history import last_turn
-    from gati_export.store import count_since, default_store
+    from gati_export.store import count_since, default_store, misfits
     from gati_export.sync import follow
 
     chain = read_chain(repository, model)
@@ -138,6 +138,8 @@ def refresh(
     with _again_where_away(), progress() as report:
         result = refreshed(plan, report)
     results.print(cuts_table(result.report))
+    if result.left_out:
+        click.echo(f"Of the samples, {misfits(result.left_out)}.")
     click.echo(result.turn.why)
     if result.rollout is not None:
         announce(chain, result.rollout)
