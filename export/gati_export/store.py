@@ -81,7 +81,8 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         SamplesError: If there are none.
         UnavailableError: If the store can't be reached.
     """
-    fs, url, names = _shards(store, chain, mark)
+    fs, url, names = _shards(store, chain)
+    names = [name for name in names if _mark(name) > mark]
     parts: list[_Part] = []
     content: Content | None = None
     there = left_out = 0
@@ -115,14 +116,24 @@ def misfits(shards: int) -> str:
     return f"{shards} file{'s' * (shards > 1)} left out: damaged, or of another model of this name"
 
 
-def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str]:
-    """How many samples lie in the shards that came after a mark ("": all), and the mark of the newest of them."""
-    fs, url, new = _shards(store, chain, mark)
-    return sum(_each(new, partial(_rows, fs), url)), _mark(new[-1]) if new else mark
+def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str, str]:
+    """Counts the samples in the shards that came after a mark ("": all).
+
+    Returns:
+        How many they are; the mark of the newest of these shards, or the given one where there are none; and the mark
+        of the oldest shard of all that are there, "" where none is.
+
+    Raises:
+        UnavailableError: If the store can't be reached.
+    """
+    fs, url, names = _shards(store, chain)
+    new = [name for name in names if _mark(name) > mark]
+    count = sum(_each(new, partial(_rows, fs), url))
+    return count, _mark(new[-1]) if new else mark, _mark(names[0]) if names else ""
 
 
-def _shards(store: str, chain: Chain, mark: str) -> tuple[Any, str, list[str]]:
-    """The file system of a store, the URL of a model's samples there, and its shards after a mark, oldest first."""
+def _shards(store: str, chain: Chain) -> tuple[Any, str, list[str]]:
+    """The file system of a store, the URL of a model's samples there, and its shards, oldest first."""
     url = f"{store.rstrip('/')}/{chain.model}"
     with reaching(url):
         fs, folder = open_store(url)
@@ -130,7 +141,7 @@ def _shards(store: str, chain: Chain, mark: str) -> tuple[Any, str, list[str]]:
             names = sorted(fs.ls(folder, detail=False))  # and no glob: the folder's own name may look like a pattern
         except FileNotFoundError:
             names = []
-        return fs, url, [name for name in names if SHARD.fullmatch(_mark(name)) and _mark(name) > mark]
+        return fs, url, [name for name in names if SHARD.fullmatch(_mark(name))]
 
 
 def _each(names: Sequence[str], read: Callable[[str], Read], url: str) -> Iterator[Read]:

@@ -19,7 +19,9 @@ from gati.parent import die_with_parent
 
 LOOK_SECONDS = 1.0
 """Between two looks at the clock, and at whether to end."""
-
+LEAST = 4
+"""A store that keeps less than one part in so many of what makes a turn worth while makes none: a turn takes minutes of
+the processor, and so few samples hardly ever certify heads."""
 
 AGAIN = os.EX_TEMPFAIL
 """How a turn ends that found a server or a store away: another may do better, from the same samples."""
@@ -30,9 +32,10 @@ class Vigil:
 
     Args:
         command: The arguments of `gati` that make one turn.
-        fresh: Counts the samples that came after a mark, and gives the mark of the newest; at first, after "".
+        fresh: Counts the samples that came after a mark, "" at first, and gives the mark of the newest of these, and
+            that of the oldest of all that are there.
         noted: What was noted of the last turn that came to a decision (`gati_export.history`).
-        enough: How many make a turn worth while.
+        enough: How many make a turn worth while; where a store keeps fewer, all that it keeps, once they are all new.
         every: Seconds from the beginning of one turn to the next, at least.
         say: Told what is done.
     """
@@ -40,7 +43,7 @@ class Vigil:
     def __init__(
         self,
         command: Sequence[str],
-        fresh: Callable[[str], tuple[int, str]],
+        fresh: Callable[[str], tuple[int, str, str]],
         noted: Callable[[], object],
         enough: int,
         every: float,
@@ -53,6 +56,8 @@ class Vigil:
         self._every = every
         self._say = say
         self._mark = ""
+        self._outlived = ""  # a shard whose end tells something: first the mark's, then that of the oldest after it
+        self._said_few = False
         self._ending = False
 
     def keep(self) -> None:
@@ -62,20 +67,50 @@ class Vigil:
         self._say(f"Watching: {self._enough:,} new samples make a turn, at most one every {self._every:g} s.")
         while not self._ending:
             due = time.monotonic() + self._every
-            mark = self._newest()
-            if mark is not None and self._turn():
-                self._mark = mark  # what a turn was to learn from that decided nothing is still new
+            self._look()
             while not self._ending and time.monotonic() < due:
                 time.sleep(min(LOOK_SECONDS, self._every))
+
+    def _look(self) -> None:
+        """Makes a turn, if there is enough to learn from."""
+        mark = self._newest()
+        if mark is not None and self._turn():
+            self._mark = self._outlived = mark  # what a turn was to learn from that decided nothing is still new
 
     def _newest(self) -> str | None:
         """The mark of the newest sample, if there are enough new ones."""
         try:
-            count, mark = self._fresh(self._mark)
+            count, mark, oldest = self._fresh(self._mark)
         except (GatiError, OSError) as error:  # the store is away: it may come back
             self._say(f"No turn: {error}")
             return None
-        return mark if count >= self._enough else None
+        return mark if count >= self._enough or (count and self._all_new(oldest) and self._worth(count)) else None
+
+    def _all_new(self, oldest: str) -> bool:
+        """Whether nothing is left of what was learned from, and the store is full.
+
+        It is full if what was its oldest shard, at the look that found the others gone, is gone by now, too: a new
+        store, and one that somebody has emptied, only fill.
+        """
+        if oldest <= self._outlived:
+            return False
+        if self._outlived > self._mark:
+            return True
+        self._outlived = oldest
+        return False
+
+    def _worth(self, count: int) -> bool:
+        """Whether what a full store holds is worth a turn, though it is less than enough; says which."""
+        if count * LEAST >= self._enough:
+            self._say(f"The store keeps no more than {count:,} samples, and all of them are new.")
+            return True
+        if not self._said_few:
+            self._say(
+                f"No turn: the store keeps no more than {count:,} samples, too few of {self._enough:,}. Give it more "
+                "room (gati serve --store-mib), or ask for fewer (--fresh)."
+            )
+            self._said_few = True
+        return False
 
     def _turn(self) -> bool:
         """Runs a turn; whether it came to a decision. It says itself what it did, or why it did not.

@@ -65,9 +65,9 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
     kept = Kept(store)
     kept.recorder.record(sample(0, 3))
     kept.recorder.close()
-    count, mark = count_since(store, CHAIN, "")
+    count, mark, oldest = count_since(store, CHAIN, "")
     assert count == 3 == read_recent(store, CHAIN, 100).window.samples
-    assert count_since(store, CHAIN, mark) == (0, mark)
+    assert count_since(store, CHAIN, mark) == (0, mark, oldest) and mark == oldest
 
 
 @pytest.mark.parametrize("dims", [(-1,), (-1, 3, -1)])

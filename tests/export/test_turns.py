@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import Exported
 from filelock import Timeout
-from handmade import write_shard
+from handmade import toy_chain, toy_sample, write_shard
 
 from gati.errors import PublishError, SamplesError
 from gati.recorder import Sample, shard
@@ -24,8 +26,10 @@ from gati_export.commands.refresh import _again_where_away
 from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import Plan, _alone, refreshed, verdict
 from gati_export.standing import Standing
+from gati_export.store import count_since
 from gati_export.vigil import AGAIN, Vigil
 
+TOY = toy_chain()
 TURN = Turn("2026-01-01T00:00:00+00:00", 12.5, 2000, 1, 2, "It is faster.", 0.004, 0.003, 0.002, 0.001)
 
 
@@ -127,12 +131,12 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
     asked: list[str] = []
     answers = iter([(5, "a"), OSError("the store is away"), (10, "b"), (9, "c"), (12, "d")])
 
-    def fresh(mark: str) -> tuple[int, str]:
+    def fresh(mark: str) -> tuple[int, str, str]:
         asked.append(mark)
         answer = next(answers, (0, mark))
         if isinstance(answer, OSError):
             raise answer
-        return answer
+        return *answer, ""
 
     vigil = Vigil(["no-such-command"], fresh, lambda: None, 10, 0.01, said.append)
     turns_made: list[float] = []
@@ -148,14 +152,61 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
     assert any("the store is away" in line for line in said)
 
 
+class Shop:
+    """A store with room for eight samples, and a watch on it; each shard has two."""
+
+    def __init__(self, store: Path, enough: int) -> None:
+        self.store, self.said, self.turns = store, list[str](), 0
+        self.table = shard(TOY, [toy_sample(0)])
+        self.budget = 4 * Path(write_shard(f"{store}-of-one/toy", self.table, 1 << 20)).stat().st_size
+        fresh = partial(count_since, str(store), TOY)
+        self.vigil = Vigil([], fresh, lambda: None, enough, 0.01, self.said.append)
+        self.vigil._turn = self.turn  # what a turn does is tried on a real server
+
+    def turn(self) -> bool:
+        self.turns += 1
+        return True
+
+    def after(self, shards: int) -> int:
+        """Turns that the watch has made when so many more shards have come, and it has looked after each."""
+        for _ in range(shards):
+            write_shard(f"{self.store}/toy", self.table, self.budget)
+            self.vigil._look()
+        return self.turns
+
+
+def test_a_store_without_room_for_enough_makes_a_turn_whenever_all_of_it_is_new(tmp_path: Path) -> None:
+    shop = Shop(tmp_path / "store", 10)
+    assert [shop.after(1) for _ in range(16)] == [*[0] * 4, *[1] * 5, *[2] * 5, *[3] * 2]
+    shop.vigil._look()
+    assert shop.turns == 3, "nothing came"
+    assert shop.said == ["The store keeps no more than 8 samples, and all of them are new."] * 3
+    assert Shop(tmp_path / "large", 6).after(12) == 4, "a store with room for enough waits for that"
+
+
+def test_a_store_that_only_fills_makes_no_turn(tmp_path: Path) -> None:
+    shop = Shop(tmp_path / "store", 10)
+    assert shop.after(5) == 1
+    shutil.rmtree(tmp_path / "store" / "toy")
+    shop.vigil._look()
+    assert shop.after(4) == 1, "somebody has emptied it"
+    assert shop.after(1) == 2
+
+
+def test_a_store_with_room_for_next_to_nothing_makes_no_turn_and_that_is_said_once(tmp_path: Path) -> None:
+    shop = Shop(tmp_path / "store", 100)
+    assert shop.after(20) == 0
+    assert [line[:63] for line in shop.said] == ["No turn: the store keeps no more than 8 samples, too few of 100"]
+
+
 def test_what_a_turn_without_a_server_was_to_learn_from_is_still_new(exported: Exported, tmp_path: Path) -> None:
     """The command itself, on a repository whose server is away; then turns that end as it does."""
     repository = exported.copy(tmp_path)
     asked: list[str] = []
 
-    def fresh(mark: str) -> tuple[int, str]:
+    def fresh(mark: str) -> tuple[int, str, str]:
         asked.append(mark)
-        return 1, f"{mark}a"
+        return 1, f"{mark}a", ""
 
     command = ["refresh", exported.chain.model, "--repository", str(repository), "--server", "127.0.0.1:9"]
     vigil = Vigil(command, fresh, lambda: None, 1, 0.01, lambda _: None)
@@ -172,7 +223,7 @@ def test_a_turn_that_fails_has_come_to_a_decision_only_if_it_has_noted_one(expor
     """The command itself: another refresh is at work, then the disk is full, and then there are no samples."""
     plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
     command = ["refresh", exported.chain.model, "--repository", str(plan.repository), "--store", plan.store]
-    vigil = Vigil(command, lambda mark: (1, mark), lambda: last_turn(plan.repository, "digits"), 1, 0.01, print)
+    vigil = Vigil(command, lambda mark: (1, mark, ""), lambda: last_turn(plan.repository, "digits"), 1, 0.01, print)
     with _alone(plan):
         assert not vigil._turn()
     full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -189,11 +240,11 @@ def test_a_turn_that_fails_has_come_to_a_decision_only_if_it_has_noted_one(expor
 
 def test_a_turn_that_is_killed_is_told_and_the_end_ends_a_turn() -> None:
     said: list[str] = []
-    vigil = Vigil([], lambda mark: (1, mark), lambda: None, 1, 0.01, said.append)
+    vigil = Vigil([], lambda mark: (1, mark, ""), lambda: None, 1, 0.01, said.append)
     vigil._command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     kept(vigil, 1)
     assert sum("killed by signal 9" in line for line in said) >= 1
-    vigil = Vigil([], lambda mark: (1, mark), lambda: None, 1, 0.01, said.append)
+    vigil = Vigil([], lambda mark: (1, mark, ""), lambda: None, 1, 0.01, said.append)
     vigil._command = [sys.executable, "-c", "import time; time.sleep(600)"]
     started = time.monotonic()
     kept(vigil, 0.5)

@@ -114,8 +114,8 @@ def test_samples_go_to_a_store_within_their_budget_and_are_read_again(store: Sto
     kept = store.files.ls(f"{url}/toy", detail=False)
     assert len(kept) == 3 and all(name.endswith(".parquet") for name in kept)
     np.testing.assert_array_equal(read_recent(url, TOY, 100).samples["x"][::2, 0], [24, 32, 40])
-    count, mark = count_since(url, TOY, "")
-    assert count == 6
+    count, mark, oldest = count_since(url, TOY, "")
+    assert count == 6 and mark > oldest
     write_shard(f"{url}/toy", table, 1 << 20)
     assert count_since(url, TOY, mark)[0] == 2
 

@@ -67,7 +67,7 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
     type=click.IntRange(1),
     default=2000,
     show_default=True,
-    help="With --watch: how many samples must have come since the last refresh.",
+    help="With --watch: how many samples must have come since the last refresh, or all, where a store keeps fewer.",
 )
 @click.option(
     "--threads",
