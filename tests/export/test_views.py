@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from gati.chain import Tensor
+from gati_export import views as module
 from gati_export.splitting import Split
 from gati_export.views import MOST, image_axes, with_views
 
@@ -56,6 +59,29 @@ def test_a_view_is_its_image_shifted_and_perhaps_mirrored() -> None:
     assert len({tuple(spot[0]) for spot in spots}) > 3
     again, _ = with_views([Tensor("x", "FP32", (3, 16, 16))], {"x": image}, split, 50, seed=0)
     assert (again["x"] == samples["x"]).all()
+
+
+def test_samples_and_views_are_in_memory_once() -> None:
+    images = np.random.default_rng(0).random((60, 3, 32, 32)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        samples, _ = with_views([Tensor("x", "FP32", (3, 32, 32))], {"x": images}, halves(60), 10_000, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(samples["x"]) == 60 + 30 * MOST
+    assert peak < 1.1 * samples["x"].nbytes
+
+
+def test_views_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).random((20, 3, 16, 16)).astype(np.float32)
+    given = [Tensor("x", "FP32", (3, 16, 16))], {"x": images}, halves(20), 10_000
+    whole, _ = with_views(*given, seed=1)
+    for room, views in ((7.5, 7), (0.5, 0)):
+        monkeypatch.setattr(module, "MOST_BYTES", int(room * images[0].nbytes))
+        samples, parts = with_views(*given, seed=1)
+        assert len(samples["x"]) == 20 + views and len(parts.train) == 10 + views
+        assert (samples["x"] == whole["x"][: 20 + views]).all()
 
 
 def test_without_training_images_there_is_nothing_to_view() -> None:

@@ -58,7 +58,7 @@ OPTIONS = (
         default=ENOUGH,
         show_default=True,
         help="Images to train on: where there are fewer, shifted and mirrored ones are added, as many as BACKBONE can "
-        "answer in a minute or two.",
+        "answer in a minute or two, and as 2 GiB hold.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads."),
 )
