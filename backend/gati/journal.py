@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gati.files import replace
+
+FORGOTTEN_SECONDS = 7 * 86400.0
+"""After which a replica that writes no more is forgotten; in a cluster, each has a new name."""
 
 
 class Journal:
@@ -45,6 +50,15 @@ class Journal:
             os.fsync(file.fileno())
         self._count += 1
 
+    def touch(self) -> None:
+        """Keeps the file from being forgotten, though there is nothing to write.
+
+        Raises:
+            OSError: If that is not possible.
+        """
+        with suppress(FileNotFoundError):
+            os.utime(self._path)
+
 
 def entries(path: Path) -> list[Any]:
     """What a journal says, oldest first; nothing where there is none. A line that is no JSON is passed over."""
@@ -55,6 +69,16 @@ def entries(path: Path) -> list[Any]:
         except (ValueError, RecursionError):
             continue
     return found
+
+
+def forget(folder: Path) -> None:
+    """Removes the journals of replicas that are long gone."""
+    for path in folder.glob("*.jsonl"):
+        try:
+            if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+                path.unlink()
+        except OSError:  # read-only, or another replica was faster
+            continue
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -6,7 +6,8 @@ One small file a replica, in the workspace: `DIR.gati/breaker/MODEL/REPLICA.json
 renamed, at once when an exit closes, and else every few seconds, of which a kill can cost the evidence; fewer, while
 the breaker is eager for more.
 
-What happened is written down beside, in `REPLICA.jsonl`: a line whenever a release goes live or an exit closes.
+What happened is written down beside, in `REPLICA.jsonl`: a line whenever a release goes live or an exit closes. Those
+of replicas that are long gone are removed; not so the evidence, from which one that comes back after weeks goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from gati.breaker import Alarm, Breaker
 from gati.chain import Chain
 from gati.files import replace
-from gati.journal import Journal
+from gati.journal import Journal, forget
 from gati.release import Release
 
 FORMAT = 2
@@ -32,6 +33,8 @@ EAGER_SECONDS = 1.0
 HEADS_KEPT = 10
 """Sets of heads that evidence is kept of, those that were live last: as many releases as publishers leave on disk."""
 EVENTS_KEPT = 1000
+TOUCH_SECONDS = 3600.0
+"""Between two signs that a replica is still there, since nothing may happen for weeks."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Ledger:
         self._due = 0.0
         self._journal = Journal(path.with_suffix(".jsonl"), EVENTS_KEPT)
         self._events: list[Event] = []
+        self._touch_due = 0.0
+        forget(path.parent)
 
     def open(self, release: Release) -> Breaker:
         """A breaker for a release that goes live: it goes on from what is known of the same heads."""
@@ -144,6 +149,9 @@ class Ledger:
         try:
             for event in events:
                 self._journal.add(asdict(event))
+            if time.monotonic() >= self._touch_due:
+                self._touch_due = time.monotonic() + TOUCH_SECONDS
+                self._journal.touch()
         except OSError as error:
             self._complain(error)
 

@@ -14,13 +14,11 @@ from pathlib import Path
 from threading import Lock
 
 from gati.histogram import bucket
-from gati.journal import Journal
+from gati.journal import Journal, forget
 
 SECONDS = 60.0
 KEPT = 3 * 24 * 60
 """Minutes: three days without a pause."""
-FORGOTTEN_SECONDS = 7 * 86400.0
-"""After which a replica that writes no more is forgotten; in a cluster, each has a new name."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +132,3 @@ class Minutes:
             if not self._complained:
                 self._complained = True
                 self._warn(f"{self._path} can't be written ({error.strerror}): `gati report` will know nothing of now")
-
-
-def forget(folder: Path) -> None:
-    """Removes what replicas have written that are long gone."""
-    for path in folder.glob("*.jsonl"):
-        try:
-            if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-                path.unlink()
-        except OSError:  # read-only, or another replica was faster
-            continue

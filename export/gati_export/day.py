@@ -21,6 +21,8 @@ Line = TypeVar("Line", Minute, Event)
 DAY = timedelta(days=1)
 PRESENT = timedelta(minutes=30)
 """A replica that was heard of so long before the last that was is taken to be gone: in a cluster, names come and go."""
+RECENT = timedelta(days=3)
+"""Where none had requests, one whose breaker did nothing for so long is taken as gone, unless its release is live."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ class Day:
         until: The moment.
         minutes: The last day's minutes with requests, of each replica that had any, oldest first.
         events: What the breaker of each of them remembers, oldest first; of all replicas, where none had requests.
+        release: The live release; None if there is none, or it is not known.
     """
 
     until: datetime
     minutes: Mapping[str, Sequence[Minute]]
     events: Mapping[str, Sequence[Event]]
+    release: int | None = None
 
     @property
     def all_minutes(self) -> list[Minute]:
@@ -78,12 +82,17 @@ class Day:
     @property
     def closed(self) -> dict[str, Event]:
         """What closed exits, of each replica where some are closed and that may still be there."""
-        present = self.latest or self.events
+        present = self.latest or [replica for replica, events in self.events.items() if self._idle(events)]
         return {
             replica: next(e for e in events if (e.release, e.alarm) == (events[-1].release, events[-1].alarm))
             for replica, events in self.events.items()
             if replica in present and events and events[-1].closed
         }
+
+    def _idle(self, events: Sequence[Event]) -> bool:
+        """Whether a replica without requests may still be there."""
+        last = events[-1] if events else None
+        return last is not None and (last.release == self.release or self.until - moment(last.at) <= RECENT)
 
     def closed_exits(self, release: int) -> list[int]:
         """The exits of a release that are closed at one replica or another, if they serve it."""
@@ -108,7 +117,14 @@ class Day:
         return sorted(found, key=lambda happening: happening.at)[::-1]  # of one second, the later first
 
 
-def read_day(repository: Path, model: str, until: datetime | None = None, *, cuts: int | None = None) -> Day:
+def read_day(
+    repository: Path,
+    model: str,
+    until: datetime | None = None,
+    *,
+    cuts: int | None = None,
+    release: int | None = None,
+) -> Day:
     """Reads what a chain's replicas have written down. What is damaged is passed over.
 
     Args:
@@ -116,6 +132,7 @@ def read_day(repository: Path, model: str, until: datetime | None = None, *, cut
         model: The chain's name.
         until: The end of the day; now, by default.
         cuts: The chain's number of cut points: minutes of one with others, which had its name before, are left out.
+        release: The live release, if it is known: where nobody had requests, it tells who may still be there.
     """
     until = until or datetime.now(UTC)
     minutes: dict[str, list[Minute]] = {}
@@ -125,7 +142,8 @@ def read_day(repository: Path, model: str, until: datetime | None = None, *, cut
         if of_day:
             minutes[replica] = of_day
     events = {replica: _dated(Event, path) for replica, path in _journals(repository, "breaker", model)}
-    return Day(until, minutes, {replica: events[replica] for replica in minutes or events if replica in events})
+    replicas = minutes or events
+    return Day(until, minutes, {replica: events[replica] for replica in replicas if replica in events}, release)
 
 
 def exits(minutes: Iterable[Minute]) -> dict[int, int]:

@@ -89,7 +89,7 @@ def live_release(repository: Path, chain: Chain) -> Live | None:
         report = read(repository, chain.model, release.origin)
     except RepositoryError:  # it was made elsewhere, or its report is gone
         report = None
-    closed = read_day(repository, chain.model).closed_exits(release.number)
+    closed = read_day(repository, chain.model, release=release.number).closed_exits(release.number)
     return Live(release.number, heads, release.certificate.thresholds, report, closed)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from handmade import CERTIFICATE, toy_chain, toy_release
 
 from gati import ledger
 from gati.breaker import Breaker
+from gati.journal import FORGOTTEN_SECONDS
 from gati.ledger import Event, Ledger
 from gati.release import ROLLBACK, HeadFile, Release
 from gati_export.history import decoded
@@ -206,3 +209,35 @@ def test_where_nothing_can_be_written_that_is_said_once_and_serving_goes_on(desk
     assert len(desk.warned) == 1
     assert "can't be written" in desk.warned[0]
     assert breaker.open_exits == ()
+
+
+def test_what_happened_at_replicas_that_are_gone_for_a_week_is_forgotten_and_their_evidence_is_not(desk: Desk) -> None:
+    trip(desk.ledger.open(RELEASE), 1)
+    desk.ledger.keep()
+    journal = desk.path.with_suffix(".jsonl")
+    for name, age in (("gone", FORGOTTEN_SECONDS + 60), ("here", FORGOTTEN_SECONDS - 60)):
+        for path in (desk.path, journal):
+            copy = path.with_stem(name)
+            copy.write_bytes(path.read_bytes())
+            os.utime(copy, (time.time() - age,) * 2)
+    desk.restarted()
+    kept = ["gone.json", "here.json", "here.jsonl", desk.path.name, journal.name]
+    assert sorted(file.name for file in desk.path.parent.iterdir()) == kept
+
+
+def test_a_replica_at_which_nothing_happens_is_not_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.ledger.open(RELEASE)
+    desk.ledger.keep()
+    journal = desk.path.with_suffix(".jsonl")
+    content = journal.read_bytes()
+    os.utime(journal, (0, 0))
+    desk.ledger.keep()
+    assert not journal.stat().st_mtime, "not yet"
+    later = time.monotonic() + 2 * ledger.TOUCH_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    desk.ledger.keep()
+    Ledger(desk.path.with_stem("other"), CHAIN, desk.warned.append)
+    assert journal.read_bytes() == content and not desk.warned
+    journal.unlink()
+    desk.ledger.keep()
+    assert not desk.warned, "somebody has removed it"

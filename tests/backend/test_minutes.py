@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gati import minutes
 from gati.histogram import bucket, quantile
-from gati.journal import Journal, entries
-from gati.minutes import FORGOTTEN_SECONDS, Minute, Minutes
+from gati.journal import FORGOTTEN_SECONDS, Journal, entries
+from gati.minutes import Minute, Minutes
 from gati_export.history import decoded
 
 

@@ -145,6 +145,17 @@ def test_a_replica_that_is_gone_does_not_speak_for_now(tmp_path: Path) -> None:
     assert set(alone.closed) == {"old"}, "it was the last that was heard of"
 
 
+def test_on_a_quiet_day_a_replica_that_is_long_gone_does_not_speak_for_now(repository: Path) -> None:
+    closing, other = Event(ago(90 * 24), 1, (2,), ALARM), Event(ago(12 * 24), 5, (0,), replace(ALARM, exit=0))
+    write_lines(repository, "breaker", "pod-of-june", [Event(ago(91 * 24), 1, (), None), closing])
+    assert run(repository)[0].startswith("No request was answered in the last 24 hours.")
+    write_lines(repository, "breaker", "pod-of-today", [Event(ago(13 * 24), 5, (), None), other])
+    assert read_day(repository, MODEL, NOW, release=5).closed == {"pod-of-today": other}, "it may be idle"
+    assert read_day(repository, MODEL, NOW, release=5).closed_exits(5) == [0]
+    assert not read_day(repository, MODEL, NOW, release=6).closed
+    assert "pod-of-june" in read_day(repository, MODEL, NOW - timedelta(days=88)).closed, "it was of late then"
+
+
 def test_minutes_of_a_chain_that_had_the_name_before_are_left_out(tmp_path: Path) -> None:
     before, after = replace(minute(3, 1, 0.0, 0.02), backbone=8), replace(minute(1, 1, 0.0, 0.02), backbone=4)
     write_lines(tmp_path / "models", "minutes", "one", [before, after, minute(0.5, 1, 0.0, 0.02)])

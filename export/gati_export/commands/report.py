@@ -61,7 +61,7 @@ def report(
     live = live_in(repository, found_model(repository, find_chains(repository), model))
     found = known_of(repository, live, number)
     path = out or reports_folder(repository) / f"{live.model}-{found.release or 0}.html"
-    past, day = turns(repository, live.model), read_day(repository, live.model, cuts=live.cuts)
+    past, day = turns(repository, live.model), read_day(repository, live.model, cuts=live.cuts, release=live.release)
     now = {address: _asked(address, live.model) for address in (metrics or "").split(",") if address}
     served = morning(day, live, past, now) if day.events or day.minutes or now else None
     write_page(path, page(found, past, served))
