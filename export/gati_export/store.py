@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from gati.chain import Chain, Tensor
 from gati.content import Content, content_of
 from gati.errors import SamplesError
+from gati.expiry import number_of
 from gati.objects import is_object_store, open_store, public, reaching
 from gati.recorder import SHAPE, TIME
 from gati.release import Window
@@ -82,7 +83,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
         UnavailableError: If the store can't be reached.
     """
     fs, url, names = _shards(store, chain)
-    names = [name for name in names if _mark(name) > mark]
+    names = [name for name in names if _mark(name) > mark and not _outdated(name, age)]
     parts: list[_Part] = []
     content: Content | None = None
     there = left_out = 0
@@ -92,7 +93,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
             continue
         young = part if age is None else part.since(time.time() - age)
         if age is not None and not len(young.times):
-            break  # those before it are older still
+            continue  # and no break: those before it may be younger, if its clock was wrong
         content = content or part.content
         if part.content == content:
             parts.append(young)
@@ -160,6 +161,11 @@ def _each(names: Sequence[str], read: Callable[[str], Read], url: str) -> Iterat
 def _mark(name: str) -> str:
     """What tells a shard's age: the name of its file, which begins with the time."""
     return name.rsplit("/", 1)[-1]
+
+
+def _outdated(name: str, age: float | None) -> bool:
+    """Whether a shard was written longer ago, and all before it: unlike samples' times, shards' numbers only rise."""
+    return age is not None and 0 < number_of(name) < (time.time() - age) * 1e9
 
 
 def _rows(fs: Any, name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,14 +156,25 @@ def test_samples_past_an_age_are_not_read(tmp_path: Path) -> None:
         read_recent(str(tmp_path), CHAIN, 10, 60)
 
 
-def test_what_lies_before_a_shard_past_the_age_is_not_read_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for start, ago in enumerate((7200, 7100, 7000, 1800, 1700)):
+def test_a_shard_that_was_written_before_the_clock_was_set_hides_nothing(tmp_path: Path) -> None:
+    for start, ago in enumerate((1800, 1700, time.time() - 100, time.time() - 102, 1600)):
         kept = samples(tmp_path)
         kept.served(aged(start, ago))
         kept.close()
+    assert read_recent(str(tmp_path), CHAIN, 10, 3600).samples["x"][:, 0].tolist() == [0, 4, 16]
+
+
+def test_shards_that_were_written_past_the_age_are_not_read_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns()
+    for start, ago in enumerate((7200, 7100, 7000, 1800, 1700)):
+        with monkeypatch.context() as then:
+            then.setattr(time, "time_ns", lambda ago=ago: now - ago * 10**9)
+            kept = samples(tmp_path)
+            kept.served(aged(start, ago))
+            kept.close()
     read, before = list[str](), store._read
     monkeypatch.setattr(store, "_read", lambda fs, name, chain: (read.append(name), before(fs, name, chain))[1])
     assert read_recent(str(tmp_path), CHAIN, 10, 3600).samples["x"][:, 0].tolist() == [12, 16]
-    assert len(read) == 3
+    assert len(read) == 2
