@@ -21,6 +21,8 @@ Line = TypeVar("Line", Minute, Event)
 DAY = timedelta(days=1)
 PRESENT = timedelta(minutes=30)
 """A replica that was heard of so long before the last that was is taken to be gone: in a cluster, names come and go."""
+AHEAD = timedelta(minutes=15)
+"""How far a replica's clock may be ahead of the reader's."""
 RECENT = timedelta(days=3)
 """Where none had requests, one whose breaker did nothing for so long is taken as gone, unless its release is live."""
 
@@ -61,7 +63,8 @@ class Day:
         """The last minute of each replica that may still be there, and not of those whose names nobody has now."""
         last = {replica: minutes[-1] for replica, minutes in self.minutes.items()}
         newest = max((moment(minute.at) for minute in last.values()), default=self.until)
-        return {replica: minute for replica, minute in last.items() if newest - moment(minute.at) <= PRESENT}
+        heard = min(newest, self.until)  # a clock that is ahead makes nobody else be gone
+        return {replica: minute for replica, minute in last.items() if heard - moment(minute.at) <= PRESENT}
 
     @property
     def exits(self) -> dict[int, int]:
@@ -137,7 +140,7 @@ def read_day(
     until = until or datetime.now(UTC)
     minutes: dict[str, list[Minute]] = {}
     for replica, path in _journals(repository, "minutes", model):
-        of_day = [minute for minute in _dated(Minute, path) if until - DAY <= moment(minute.at) <= until]
+        of_day = [minute for minute in _dated(Minute, path) if until - DAY <= moment(minute.at) <= until + AHEAD]
         of_day = [minute for minute in of_day if cuts is None or minute.backbone in (cuts, -1)]
         if of_day:
             minutes[replica] = of_day

@@ -31,7 +31,7 @@ from gati_export.day import Day, latency, read_day
 from gati_export.history import Turn, note, turns
 from gati_export.report.data import reports_folder, write
 from gati_export.report.drawing import Scale
-from gati_export.report.hours import time_ticks
+from gati_export.report.hours import panels, time_ticks
 from gati_export.report.morning import morning
 from gati_export.report.page import page
 
@@ -143,6 +143,17 @@ def test_a_replica_that_is_gone_does_not_speak_for_now(tmp_path: Path) -> None:
     assert "not yet on" not in found.more
     alone = read_day(tmp_path / "models", MODEL, NOW - timedelta(hours=19.5))
     assert set(alone.closed) == {"old"}, "it was the last that was heard of"
+
+
+def test_a_replica_whose_clock_is_ahead_is_heard_and_makes_nobody_else_be_gone(tmp_path: Path) -> None:
+    ahead, closing = -1 / 6, Event(ago(-0.2), 1, (2,), ALARM)
+    write_lines(tmp_path / "models", "minutes", "ahead", [minute(ahead, 1, 0.0, 0.02, (2,))])
+    write_lines(tmp_path / "models", "breaker", "ahead", [Event(ago(ahead), 1, (), None), closing])
+    write_lines(tmp_path / "models", "minutes", "right", [minute(0.4, 1, 0.0, 0.006)])
+    day = read_day(tmp_path / "models", MODEL, NOW)
+    assert set(day.latest) == {"ahead", "right"} and day.closed == {"ahead": closing}
+    assert day.closed_exits(1) == [2] and len(panels(day, live())) == 3
+    assert not read_day(tmp_path / "models", MODEL, NOW - timedelta(hours=1)).minutes
 
 
 def test_on_a_quiet_day_a_replica_that_is_long_gone_does_not_speak_for_now(repository: Path) -> None:

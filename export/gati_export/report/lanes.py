@@ -77,7 +77,9 @@ def _draw_closed(drawing: Drawing, across: Scale, events: Mapping[str, Sequence[
         for event, end in zip(history, ends, strict=True):
             if event.closed and end >= across.low:
                 begin = across(min(max(moment(event.at).timestamp(), across.low), across.high))
-                drawing.line(begin, _middle(lane), max(across(end), begin + 2), _middle(lane), "closed")
+                drawing.line(
+                    begin, _middle(lane), max(across(min(end, across.high)), begin + 2), _middle(lane), "closed"
+                )
 
 
 def _lane(drawing: Drawing, lane: int, name: str) -> None:
