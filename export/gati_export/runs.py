@@ -9,9 +9,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gati_export.alike import Kind, kinds_of
+from gati_export.scenes import find_scenes
 
 WINDOW = 16
-"""Samples looked back at: two cameras that take turns at random leave a larger gap once in 65,536 frames."""
+"""Samples looked back at first: two cameras that take turns at random leave a larger gap once in 65,536 frames."""
 APART = 32, 64
 """How far off in time as many others are taken: mostly another scene by then, but the same classes are popular."""
 EXCESS, NEARLY_ALL = 0.05, 0.5
@@ -31,8 +32,8 @@ def find_runs(samples: Mapping[str, np.ndarray]) -> np.ndarray:
     (other integers, such as token ids); with both kinds of inputs, samples must be close in both. What only the longer
     of two samples has counts as different.
 
-    Runs are looked for only if samples are clearly closer to those before them than to others: else, what is close is
-    so by chance, and each sample is its own run.
+    Such runs are looked for only if samples are clearly closer to those before them than to others: else, what is close
+    is so by chance, and each sample is its own run. Where it is looked farther back, see gati_export.scenes.
 
     Args:
         samples: Model inputs by name, n rows each.
@@ -49,9 +50,11 @@ def find_runs(samples: Mapping[str, np.ndarray]) -> np.ndarray:
         later, earlier = slice(lag, None), slice(None, -lag)
         close[lag - 1, later] = np.all([kind.close(later, earlier) for kind in kinds], axis=0)
     if not _in_runs(float(close.any(axis=0).mean()), kinds, n):
-        return np.arange(n)
+        close[:] = False
     lags, rows = np.nonzero(close)
-    links = coo_array((np.ones(len(rows), bool), (rows, rows - lags - 1)), shape=(n, n))
+    scenes = find_scenes(samples, kinds, ~close.any(axis=0))
+    first, second = np.concatenate([rows, scenes[0]]), np.concatenate([rows - lags - 1, scenes[1]])
+    links = coo_array((np.ones(len(first), bool), (first, second)), shape=(n, n))
     return by_appearance(connected_components(links, directed=False)[1])
 
 

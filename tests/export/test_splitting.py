@@ -309,4 +309,4 @@ def test_ten_thousand_pictures_take_seconds():
     images = np.random.default_rng(0).random((10_000, 3, 32, 32), dtype=np.float32)
     start = time.process_time()
     find_runs({"image": images})
-    assert time.process_time() - start < 6  # about 1.5, on a machine that has nothing else to do
+    assert time.process_time() - start < 9  # about 2.5, on a machine that has nothing else to do
