@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -66,7 +68,7 @@ def difference(text: str) -> str:
         return f"name a class that is not among the backbone's {top[1]} best"
     if within := _WITHIN.fullmatch(name):
         return f"differ from the backbone's by more than {within[1]}"
-    return f"do not agree with the backbone's as {name} judges it"
+    return f"disagree with the backbone's as {name} judges it"
 
 
 def _rule(name: str) -> Agreement:
@@ -111,10 +113,15 @@ def _within(limit: str) -> Agreement:
 
 
 def _load(name: str, module: str, function: str) -> Agreement:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a module may raise anything when it is imported
-        raise AgreementError(f"Agreement {name!r} can't be imported ({error}); check its name and path.") from error
+        raise AgreementError(
+            f"Agreement {name!r} can't be imported ({error}); it is looked for in the working directory and among what "
+            "is installed."
+        ) from error
     if not callable(found):
         raise AgreementError(f"Agreement {name!r} is not a function but {type(found).__name__}; name a function.")
     return cast(Agreement, found)

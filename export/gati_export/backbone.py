@@ -277,8 +277,20 @@ def _try(backbone: Backbone, samples: Mapping[str, np.ndarray] | None, size: int
     try:
         return backbone.run(feeds)
     except Exception as error:  # see onnxfile.open_file
+        if size == 1 and _runs(backbone, backbone.batch(samples, 2)):
+            raise BackboneError(
+                f"{backbone.path.name} takes two rows and not one: a batch is fixed inside it, whatever it declares; "
+                "export it with a dynamic batch, traced with any other number of rows."
+            ) from error
         what = "zeros; give samples" if samples is None else "the samples; give inputs that it takes"
         raise BackboneError(f"{backbone.path.name} fails on {what} ({shorten(error)}).") from error
+
+
+def _runs(backbone: Backbone, feeds: Mapping[str, np.ndarray]) -> bool:
+    try:
+        return bool(backbone.run(feeds).size)
+    except Exception:
+        return False
 
 
 def _takes_two(backbone: Backbone, samples: Mapping[str, np.ndarray] | None, classes: int) -> bool:

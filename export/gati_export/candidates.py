@@ -194,7 +194,7 @@ def _check_outputs(outputs: np.ndarray, numbers: bool) -> None:
     if not numbers and len(classes) == 1:
         raise SamplesError(
             f"The backbone gives the same answer, class {classes[0]}, to all {len(outputs)} samples; give samples as "
-            "varied as the traffic."
+            "varied as the traffic, or, if its output is numbers and no scores, --agreement 'within X'."
         )
 
 

@@ -229,7 +229,7 @@ def decide(
     refused = partial(without_heads, chain, candidates, choice=choice, calibration=agrees)
     used = [candidates.heads[place] for place in choice.composition.chosen]
     if not used:
-        return refused(_none_pays(terms))
+        return refused(_none_pays(terms, candidates, choice))
     chosen = [said[place] for place in choice.composition.chosen]
     most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
     exits, errors = walk(chosen, choice.path, outputs, agreement, most)
@@ -268,7 +268,14 @@ def _within(tuned: Heard, choice: Choice, agreement: Agreement, split: Split, te
     return wrong_within(errors, split.groups[split.tune], terms.epsilon)
 
 
-def _none_pays(terms: Terms) -> str:
+def _none_pays(terms: Terms, candidates: Candidates, choice: Choice) -> str:
+    loosest = max(choice.pareto, key=lambda point: point.epsilon)
+    if not loosest.chosen and terms.memory is None and terms.p99 is None:
+        whole, quickest = candidates.times.segments.sum(), min(head.seconds for head in candidates.heads)
+        return (
+            f"No head saves more than it costs, even if {loosest.epsilon:.0%} of answers might differ: the network "
+            f"takes {whole * 1e6:.0f} µs, and the quickest lookup {quickest * 1e6:.0f}."
+        )
     limits = [f"in {terms.memory:,} bytes"] if terms.memory is not None else []
     limits += [f"with 99 % answered in {terms.p99 * 1e3:.3g} ms"] if terms.p99 is not None else []
     asked = "".join(f", {limit}" for limit in limits)

@@ -95,6 +95,16 @@ def test_a_function_of_the_users(module):
     assert parse_agreement("numpy.testing:assert_array_equal")
 
 
+def test_a_function_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here_to_judge.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(AgreementError, match="it is looked for in the working directory"):
+        parse_agreement("not_here_to_judge:sign")
+    assert parse_agreement("here_to_judge:listed")(SERVED, BACKBONE).all()
+    assert difference("here_to_judge:sign") == "disagree with the backbone's as here_to_judge:sign judges it"
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

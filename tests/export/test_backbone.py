@@ -148,6 +148,15 @@ def test_batch_that_is_free_in_name_only(tmp_path):
     assert load_backbone(str(graph.save(tmp_path / "m.onnx", "y")), None, tmp_path).max_batch == 1
 
 
+def test_batch_of_two_that_is_free_in_name_only(tmp_path):
+    graph = Graph()
+    both = graph.node("Concat", graph.input("x", ["n", 6]), graph.weight(2, 6), axis=1)
+    graph.linear(both, 12, 4, name="y")
+    path = str(graph.save(tmp_path / "m.onnx", "y"))
+    with pytest.raises(BackboneError, match="takes two rows and not one: a batch is fixed inside it"):
+        load_backbone(path, {"x": np.ones((5, 6), np.float32)}, tmp_path)
+
+
 def test_shapes_that_the_file_does_not_say(tmp_path):
     graph = Graph()
     graph.linear(graph.input("x", None), 6, 4, name="y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -344,6 +345,10 @@ def test_budgets_are_kept(trial, trained):
         terms = replace(TERMS, **budget)
         return decide(trial.chain, heads.candidates, tuned, held_out, parts, terms, "")
 
+    slow = replace(heads.candidates, heads=[replace(head, seconds=1.0) for head in heads.candidates.heads])
+    never = decide(trial.chain, slow, tuned, held_out, parts, TERMS, "")
+    assert never.heads == {}
+    assert re.search(r"even if 5% .* network takes \d+ µs, and the quickest lookup 1000000\.", never.why_not or "")
     none = under(memory=100)
     assert none.heads == {} and "No head saves more" in (none.why_not or "")
     assert none.choice is not None and all("100 are allowed" in why for why in none.choice.reasons.values())

@@ -182,7 +182,7 @@ def _default_name(backbone: str, deployed: Deployed | None) -> str:
 
 def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise RepositoryError(f"{name!r} can't be a model's name: letters, digits, '_', '-' and '.' can.")
+        raise RepositoryError(f"{name!r} can't be a model's name (letters, digits, '_', '-' and '.' can); see --name.")
     return name
 
 
