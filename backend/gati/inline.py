@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from gati.cascade import Cascade, assemble
 from gati.chain import Chain
@@ -34,6 +35,9 @@ from gati.weights import Weights
 LARGEST_JOINED = 256 << 20
 """Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
 memory again, and saves it nothing that one would notice."""
+
+MACHINE = re.compile("alloc|memory|cuda|cudnn|cublas", re.IGNORECASE)
+"""What ONNX Runtime speaks of where it is not for a request's sake that it can't be run: it has no class for that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,5 +333,8 @@ def _run(
 ) -> Hidden:
     try:
         return run(session, outputs, feeds)[0]
-    except InvalidArgument as error:
-        raise RequestError(f"the model can't take these inputs: {first_line(error)}") from error
+    except (InvalidArgument, Fail, RuntimeException) as error:
+        reason = first_line(error)
+        if MACHINE.search(reason):
+            raise
+        raise RequestError(f"the model can't take these inputs: {reason}") from error
