@@ -21,8 +21,6 @@ from PIL import Image
 from gati_client.workload import film, frames, hot
 
 REQUESTS = 12_000
-FILMED = 36_000
-"""Frames to certify with: all thirty of a scene are one observation, and it takes 299 of them at least."""
 
 
 @click.command()
@@ -30,8 +28,9 @@ FILMED = 36_000
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--extra", default=16_000, show_default=True, help="Pictures of the training set.")
 @click.option("--traffic", default=3_500, show_default=True, help="Test pictures that traffic is made of.")
+@click.option("--filmed", default=36_000, show_default=True, help="Frames of traffic, thirty of each scene.")
 @click.option("--seed", default=0, show_default=True, help="Of which pictures are which, and of the workloads.")
-def cifar(shared: Path, folder: Path, extra: int, traffic: int, seed: int) -> None:
+def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, seed: int) -> None:
     """Writes the files that the benchmarks read."""
     folder.mkdir(parents=True, exist_ok=True)
     model = runpy.run_path(str(shared / "models" / "resnet_cifar10.py"))
@@ -51,7 +50,7 @@ def cifar(shared: Path, folder: Path, extra: int, traffic: int, seed: int) -> No
         pool = test[rows]
         write(f"iid-{part}", pool)
         write(f"hot-{part}", pool[hot(classes[rows], REQUESTS, seed=seed)])
-        scenes, number = frames(len(pool), FILMED if part == "traffic" else REQUESTS, seed=seed)
+        scenes, number = frames(len(pool), filmed if part == "traffic" else REQUESTS, seed=seed)
         write(f"frames-{part}", np.stack(list(film(pool, scenes, number, seed))))
 
 
