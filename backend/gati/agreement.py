@@ -10,17 +10,14 @@ Equal scores rank by their place, as `argmax` has it. An answer with a NaN in it
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import re
-import sys
 from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 
 from gati.errors import AgreementError
+from gati.imports import import_callable
 
 Agreement = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """From what was served and what the backbone says, [n, classes] each, to where they agree, bool [n]."""
@@ -28,7 +25,7 @@ Agreement = Callable[[np.ndarray, np.ndarray], np.ndarray]
 DEFAULT = "top-1"
 _TOP = re.compile(r"top-([1-9]\d{0,8})")
 _WITHIN = re.compile(r"within\s+(\S+)")
-_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def parse_agreement(text: str) -> Agreement:
@@ -76,8 +73,8 @@ def _rule(name: str) -> Agreement:
         return _top(int(top[1]))
     if within := _WITHIN.fullmatch(name):
         return _within(within[1])
-    if function := _FUNCTION.fullmatch(name):
-        return _checked(name, _load(name, *function.groups()))
+    if _FUNCTION.fullmatch(name):
+        return _checked(name, import_callable(name, AgreementError))
     raise AgreementError(f"Agreement {name!r} is not one of top-1, top-K, within X and package.module:function.")
 
 
@@ -110,21 +107,6 @@ def _within(limit: str) -> Agreement:
         return _each(np.all, near | (served == backbone))
 
     return agree
-
-
-def _load(name: str, module: str, function: str) -> Agreement:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module may raise anything when it is imported
-        raise AgreementError(
-            f"Agreement {name!r} can't be imported ({error}); it is looked for in the working directory and among what "
-            "is installed."
-        ) from error
-    if not callable(found):
-        raise AgreementError(f"Agreement {name!r} is not a function but {type(found).__name__}; name a function.")
-    return cast(Agreement, found)
 
 
 def _checked(name: str, function: Agreement) -> Agreement:

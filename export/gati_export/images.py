@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gati.errors import SamplesError
-from gati_export.imports import import_callable
+from gati.imports import import_callable
 
 Decode = Callable[[bytes], np.ndarray]
 """From one encoded image to one row of the model's input, without the batch dimension."""

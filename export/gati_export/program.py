@@ -17,9 +17,9 @@ from torch import nn
 from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from gati.errors import BackboneError, SamplesError
+from gati.imports import import_callable
 from gati.session import open_session, run
 from gati_export.exporter import exporting
-from gati_export.imports import import_callable
 from gati_export.ragged import Samples, extremes, few, varying
 from gati_export.samples import pick
 

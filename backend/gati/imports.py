@@ -1,4 +1,4 @@
-"""What a user names as `package.module:function`, a backbone or a decoder, as the object that it is."""
+"""What a user names as `package.module:function`, a backbone, a decoder or an agreement, as the object that it is."""
 
 from __future__ import annotations
 
