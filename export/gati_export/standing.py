@@ -124,11 +124,16 @@ def judge(
     said = [trained.earlier[head.cut] for head in heads]
     exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], trained.outputs, terms)
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
-    return standing(seconds, wrong, split.groups[split.calibrate], terms, split.fresh)
+    return standing(seconds, wrong, split.groups[split.calibrate], terms, split.fresh, trained.within)
 
 
 def standing(
-    seconds: np.ndarray, wrong: np.ndarray, groups: np.ndarray, terms: Terms, fresh: Fresh | None = None
+    seconds: np.ndarray,
+    wrong: np.ndarray,
+    groups: np.ndarray,
+    terms: Terms,
+    fresh: Fresh | None = None,
+    within: float = 1.0,
 ) -> Standing:
     """How a release stands that takes so long for each held-out sample, and is wrong on some, [n] each.
 
@@ -138,9 +143,10 @@ def standing(
         groups: Of samples that depend on each other.
         terms: What it is to keep to.
         fresh: See gati_export.certificate.
+        within: Likewise: errors of the live release come in groups as those of the next one do.
     """
     delta = min(LAPSE * terms.delta, 0.5)
-    lapsed = certify(wrong[None], groups, terms.epsilon, delta, fresh) is None
+    lapsed = certify(wrong[None], groups, terms.epsilon, delta, fresh, within) is None
     return Standing(float(seconds.mean()), float(wrong.mean()), refuted(wrong, groups, terms), lapsed)
 
 

@@ -58,6 +58,7 @@ class Trained:
         choice: What was chosen of it, and why; None where that was not reached.
         calibration: What each candidate said to the calibration samples, and where it agreed.
         wrong: Which calibration samples are not answered as by the backbone, bool [n].
+        within: How errors come in groups, as tuning samples have it; see gati_export.groups.wrong_within.
         outputs: What the backbone says to them, [n, classes].
         earlier: What the earlier heads said to them that training went on from, by cut point.
     """
@@ -73,6 +74,7 @@ class Trained:
     choice: Choice | None = None
     calibration: tuple[tuple[Said, np.ndarray], ...] = ()
     wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    within: float = 1.0
     outputs: np.ndarray = field(default_factory=lambda: np.zeros(0))
     earlier: Mapping[int, Said] = field(default_factory=dict)
 
@@ -233,7 +235,8 @@ def decide(
     chosen = [said[place] for place in choice.composition.chosen]
     most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
     exits, errors = walk(chosen, choice.path, outputs, agreement, most)
-    asked = errors, groups, terms.epsilon, terms.delta, fresh, _within(tuned, choice, agreement, split, terms)
+    within = _within(tuned, choice, agreement, split, terms)
+    asked = errors, groups, terms.epsilon, terms.delta, fresh, within
     verdict = certify(*asked)
     if verdict is None:
         return refused(refusal(*asked))
@@ -257,6 +260,7 @@ def decide(
         choice=choice,
         calibration=agrees,
         wrong=errors[verdict.step],
+        within=within,
     )
 
 

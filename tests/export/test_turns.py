@@ -25,8 +25,9 @@ from gati_export import history
 from gati_export.commands.refresh import _again_where_away
 from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import Plan, _alone, refreshed, verdict
-from gati_export.standing import Standing
+from gati_export.standing import Standing, standing
 from gati_export.store import count_since
+from gati_export.terms import Terms
 from gati_export.vigil import AGAIN, Vigil
 
 TOY = toy_chain()
@@ -59,6 +60,15 @@ def test_what_is_published_is_faster_or_replaces_what_broke_its_promise(
 def test_exits_that_are_closed_are_named_where_times_are_compared() -> None:
     said, decided = verdict(Standing(0.004, 0.001, False), 0.003, (1, 2))
     assert decided and said.endswith("3 ms a request, the live release 4 ms, with exits 1 and 2 closed.")
+
+
+def test_scenes_that_are_wrong_in_part_are_certified_once_more_as_they_were() -> None:
+    groups = np.repeat(np.arange(800), 30)
+    wrong = np.zeros(len(groups), bool)
+    wrong[: 160 * 30 : 30] = True  # a frame each, 0.67 % of all
+    asked = np.ones(len(groups)), wrong, groups, Terms(epsilon=0.01, delta=0.05)
+    assert standing(*asked).lapsed, "as if a scene were wrong as a whole"
+    assert not standing(*asked, within=1 / 30).lapsed
 
 
 def test_turns_are_remembered_in_order(tmp_path: Path) -> None:
