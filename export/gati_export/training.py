@@ -17,7 +17,7 @@ import numpy as np
 from gati.agreement import Agreement, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
-from gati_export.activations import Progress, first_segment, learnable, open_segments
+from gati_export.activations import Progress, collect, first_segment, learnable, open_segments
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, refusal, there_and_needed
 from gati_export.choice import Choice, choose, walk
@@ -28,11 +28,13 @@ from gati_export.groups import errors_allowed, samples_needed, wrong_within
 from gati_export.heads import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
 from gati_export.replay import Said
-from gati_export.splitting import Split, fingerprint, shares
+from gati_export.splitting import Split, count, fingerprint, shares
 from gati_export.terms import Terms
 from gati_export.views import with_views
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
+SOME = 256
+"""Samples that are run where they are too few to learn from."""
 MANY = 0.2
 """Share of samples that resemble or repeat others, from which on a memory is tried."""
 VIEW_SECONDS = 100.0
@@ -122,6 +124,8 @@ def train_heads(
     check_p99(float(times.segments.sum()), terms.p99)
     missing = _too_few(chain, split, terms, extra)
     if missing:
+        some = np.arange(min(count(samples), SOME))
+        collect(chain, sessions, samples, {}, progress, some)  # numbers that aren't finite, more samples don't mend
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
     lookups = known.heads if known else {}

@@ -248,6 +248,14 @@ def test_samples_that_teach_nothing_are_refused(trial, tmp_path):
         train_heads(trial.chain, ending_in(trial, tmp_path, graph, constant), rows, split(rows), TERMS, quiet)
 
 
+@pytest.mark.parametrize("number", [20, 1000], ids=["too-few", "enough"])
+def test_a_network_that_gives_no_numbers_is_refused(trial, tmp_path, number):
+    graph, rows = Graph(), samples(number, 0)
+    broken = graph.node("Log", graph.node("Neg", graph.node("Abs", graph.linear("late", WIDTH, CLASSES))))
+    with pytest.raises(SamplesError, match=r"(\d+) of \1 samples .*in the backbone's output"):
+        train_heads(trial.chain, ending_in(trial, tmp_path, graph, broken), rows, split(rows), TERMS, quiet)
+
+
 def test_recorded_samples_that_the_network_breaks_on_are_left_out(trial):
     """One request in a window would end all learning else: a hit is recorded before anybody knows."""
     rows = samples(700, 6)["x"]
