@@ -18,7 +18,9 @@ from gati.server import HOST, Ports, Server
 from gati.settings import NO_STORE, STORE
 from gati_client import Client
 from gati_client.load import alternate, summary
+from gati_export.ragged import rows_at
 from gati_export.samples import check_samples, load_samples
+from gati_export.splitting import count
 
 
 @click.command()
@@ -31,8 +33,8 @@ def main(repository: Path, model: str, samples: Path, requests: int, turn: int) 
     """Measures a chain beside its plain model."""
     chain = read_chain(repository, model)
     rows = check_samples(load_samples(samples), chain.inputs)
-    order = np.random.default_rng(0).permutation(len(next(iter(rows.values()))))
-    feeds = [{name: values[[row]] for name, values in rows.items()} for row in np.resize(order, requests)]
+    order = np.random.default_rng(0).permutation(count(rows))
+    feeds = [rows_at(rows, [row]) for row in np.resize(order, requests)]
     with Server(repository, Ports(0, 0, 0), {STORE: NO_STORE}) as server:
         address = f"{HOST}:{server.ports.grpc}"
         with Client(address, model) as client:
@@ -42,6 +44,9 @@ def main(repository: Path, model: str, samples: Path, requests: int, turn: int) 
             lambda: Client(address, f"{model}-plain"), lambda: Client(address, model), iter(feeds), block=turn
         )
     for name, one in zip(("plain", "chain"), seen, strict=True):
+        if one.errors:
+            why = next(filter(None, one.error))
+            raise click.ClickException(f"{one.errors} of {len(one)} requests to the {name} model failed: {why}")
         click.echo(f"{name}  " + ", ".join(f"{key[:-3]} {value:.2f} ms" for key, value in summary(one.latency).items()))
     plain, ours = (one.latency for one in seen)
     click.echo(

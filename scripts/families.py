@@ -255,14 +255,15 @@ def main(
     for seed in map(int, seeds.split(",")):
         with tempfile.TemporaryDirectory() as work, progress() as report:
             trial = _train(folder, workload, names, cut_points, views, seed, Path(work), report)
-            sets = [*((name,) for name in names), tuple(name for name in names if name in OURS), tuple(names)]
-            for chosen in dict.fromkeys(chosen for chosen in sets if chosen):
+            composed = tuple(name for name in names if name in OURS) or tuple(names)
+            sets = [*((name,) for name in names), composed, tuple(names)]
+            for chosen in dict.fromkeys(sets):
                 trained, groups = trial.compose(chosen)
                 rows.append(trial.judge("+".join(chosen), seed, trained, evaluate))
                 Console().print(rows[-1], trained.why_not or "")
                 if json_path:
                     write_json(json_path, {"workload": workload, "rows": [vars(row) for row in rows]})
-                if scores and chosen == OURS[: len(chosen)]:
+                if scores and chosen == composed:
                     _save(scores, trained, groups)
     _show(rows, workload)
 

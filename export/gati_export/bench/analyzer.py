@@ -99,7 +99,15 @@ def find_analyzer() -> Path:
     return Path(found)
 
 
-def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, load: Load) -> Latency:
+def measure(
+    analyzer: Path,
+    address: str,
+    model: str,
+    inputs: Path,
+    count: int,
+    load: Load,
+    begin: Callable[[], None] = lambda: None,
+) -> Latency:
     """Asks a model `count` requests over gRPC.
 
     Args:
@@ -109,6 +117,7 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
         inputs: Input data, as `write_inputs` left it; begun again where it ends.
         count: Requests.
         load: How many at a time, or a second.
+        begin: Called before the first request, once more if perf_analyzer has to be begun anew.
 
     Raises:
         BenchError: If perf_analyzer fails, as it does when a request does, does not end, or takes ten minutes.
@@ -121,6 +130,7 @@ def measure(analyzer: Path, address: str, model: str, inputs: Path, count: int, 
     ]  # fmt: skip
     with triton.InferenceServerClient(address) as client:
         for _ in range(TRIES):
+            begin()
             ended = _run(command, count, lambda: _answered(client, model))
             if ended is not None:
                 code, output = ended

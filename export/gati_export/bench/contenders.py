@@ -16,11 +16,14 @@ from gati.chain import Chain, Mode, Segment, sha256_of
 from gati.errors import BackboneError, BenchError
 from gati.fuse import fuse
 from gati.release import Certificate, Release, Window, head_path, valid_releases
-from gati.session import CPU, Device, run
+from gati.session import CPU, DEVICE, Device, run
+from gati.settings import STORE
 from gati_export.activations import Progress, open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
+from gati_export.bench.plan import Plan
 from gati_export.bench.rows import MOSTLY_HITS, PLAIN
+from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
 from gati_export.heads import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
@@ -32,7 +35,7 @@ from gati_export.splitting import count
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""
 MOST, SCORED = 0.8, 512
-"""The share of requests that hit at the first exit where traffic is easy, and how many samples tell which these are."""
+"""The share of requests that hit at the first exit where traffic is easy, and how many tell which these are."""
 CERTAIN = 1 - 1e-9
 """An ε that no answer breaks: a chain that is made to hit answers wrongly, and its breaker would open."""
 
@@ -90,61 +93,62 @@ class Arena:
             for head in self.release.heads
         }
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a server of it: where chains run, and that requests of a benchmark are kept in no store but its own."""
+        return {DEVICE: str(self.device), STORE: ""}
+
     def backbone(self) -> Path:
         """The backbone's file."""
         return self.repository / PLAIN / "1" / "model.onnx"
 
 
-def set_up(
-    folder: Path,
-    source: Path,
-    chain: Chain,
-    samples: Mapping[str, np.ndarray],
-    calibration: Mapping[str, np.ndarray],
-    against: Sequence[str],
-    modes: Sequence[Mode],
-    report: Progress,
-    peers: Mapping[str, Mapping[int, bytes]] | None = None,
-    device: Device = CPU,
-) -> Arena:
-    """Writes the repository.
+def set_up(folder: Path, plan: Plan, peers: Mapping[str, Mapping[int, bytes]], report: Progress) -> Arena:
+    """Writes the repository: the plain backbone, the chain, and what a user would pick instead.
 
     Args:
-        folder: An empty folder for it, best on the file system of `source`: files are linked then.
-        source: The repository of the chain.
-        chain: The chain.
-        samples: What requests are drawn from, inputs by name, [n, ...].
-        calibration: To calibrate int8 with, likewise.
-        against: Which of `gati_export.bench.rows.AGAINST`, the plain backbone being always there.
-        modes: In which the chain is to run.
-        report: Told how far it is.
+        folder: An empty folder for it, best on the file system of the plan's repository: files are linked then.
+        plan: What is to be measured.
         peers: Other heads for the same segments, by name and cut point.
-        device: Where inline chains run, and what they are compared with.
+        report: Told how far it is.
 
     Raises:
         RepositoryError: If the chain's files can't be read, or one of them is damaged.
         BenchError: If the chain runs in none of the modes.
     """
+    chain = plan.chain
     for segment in chain.segments:
-        chain.check_segment(source, segment.index)
-    release = next(valid_releases(source, chain), None)
+        chain.check_segment(plan.repository, segment.index)
+    release = next(valid_releases(plan.repository, chain), None)
     # what follows from scores is the same for everybody, and left out
-    arena = Arena(folder, source, replace(chain, outputs=(), tail="", labels=()), device, release)
-    _add_plain(arena, None if chain.tail else source / plain_name(chain.model))
-    _add_served(arena, modes)
-    report("Set up", 0.3)
-    _add_mechanism(arena)
-    _add_forced(arena, samples)
-    report("Set up", 0.6)
-    if "cache" in against:
+    arena = Arena(folder, plan.repository, replace(chain, outputs=(), tail="", labels=()), plan.device, release)
+    _add_plain(arena, None if chain.tail else plan.repository / plain_name(chain.model))
+    _add_served(arena, plan.modes)
+    report("Set up", 0.5)
+    if "cache" in plan.against:
         _add_cached(arena)
-    if "int8" in against:
-        _add_int8(arena, calibration)
-    for name, others in (peers or {}).items():
+    if "int8" in plan.against:
+        if plan.learn_from is None:
+            arena.notes.append(
+                "int8 was calibrated on the requests' own samples, in its favour; --samples gives others."
+            )
+        _add_int8(arena, plan.learn_from or plan.samples)
+    for name, others in peers.items():
         if others:
             _add_chain(arena, name, "inline", others)
     report("Set up", 1)
     return arena
+
+
+def add_studies(arena: Arena, requests: Feeds) -> None:
+    """Adds what shows where a chain's time goes: the mechanism alone, and its own heads made to miss and to hit.
+
+    Args:
+        arena: The repository.
+        requests: Such as will be asked, by input, [n, ...]: they tell from which score on most hit.
+    """
+    _add_mechanism(arena)
+    _add_forced(arena, requests)
 
 
 def _add_plain(arena: Arena, exported: Path | None) -> None:
@@ -176,24 +180,23 @@ def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
         )
 
 
-def _add_forced(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
+def _add_forced(arena: Arena, requests: Feeds) -> None:
     """The chain with its own heads forced to miss, to hit at each exit, and to hit at the first for most requests."""
     heads = arena.heads()
     closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
     if heads:
         _add_chain(arena, "all-miss", "inline", closed)
         first = min(heads)
-        threshold = _reached(arena, Candidate(first, "live", heads[first], 0.0), samples)
+        threshold = _reached(arena, Candidate(first, "live", heads[first], 0.0), requests)
         _add_chain(arena, MOSTLY_HITS, "inline", heads | {first: with_threshold(heads[first], threshold)})
     for index, model in heads.items():
         _add_chain(arena, f"hit-{index}", "inline", closed | {index: with_threshold(model, 0)})
 
 
-def _reached(arena: Arena, head: Candidate, samples: Mapping[str, np.ndarray]) -> float:
-    """The threshold that a head's score reaches for `MOST` of the samples."""
+def _reached(arena: Arena, head: Candidate, requests: Feeds) -> float:
+    """The threshold that a head's score reaches for `MOST` of the requests."""
     sessions = open_segments([arena.chain.segment_path(arena.source, s.index) for s in arena.chain.segments])
-    rows = np.linspace(0, count(samples) - 1, min(SCORED, count(samples))).astype(int)
-    (said,), _ = ask(arena.chain, sessions, [head], samples, rows, lambda *_: None)
+    (said,), _ = ask(arena.chain, sessions, [head], requests, np.arange(count(requests)), lambda *_: None)
     return float(np.quantile(said.scores, 1 - MOST, method="lower"))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from gati_export.bench.rows import PLAIN, Result, Row, load_name, serves
+from gati_export.bench.rows import PLAIN, SERVED, Result, Row, load_name, serves
 from gati_export.report.drawing import Drawing, Scale, spread
 from gati_export.report.page import template
 from gati_export.report.plots import COLORS, Frame
@@ -49,7 +49,7 @@ def sentence(result: Result) -> str:
 def _chains(result: Result) -> list[Row]:
     """The chain's rows at the lowest concurrency."""
     lowest = min((row.concurrency for row in result.rows if row.concurrency), default=1)
-    return [row for row in result.rows if row.name.startswith("chain-") and row.concurrency == lowest]
+    return [row for row in result.rows if row.name in SERVED and row.concurrency == lowest]
 
 
 def _bars(result: Result) -> Markup:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import parse_agreement
+from gati.agreement import of_numbers, parse_agreement
 from gati.chain import Chain
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
@@ -50,6 +50,8 @@ def peer_heads(
     Returns:
         The heads of each peer by cut point, thresholds inside, and why a peer has none, in sentences.
     """
+    if of_numbers(chain.agreement):
+        return {}, ["peers: their heads answer with classes, and this chain's answers are numbers."]
     terms = replace(Terms.of(chain, 0), memory=None, p99=None)
     parts = split(samples, find_runs(samples), extra=extra is not None, epsilon=terms.epsilon, delta=terms.delta)
     found: dict[str, dict[int, bytes]] = {}

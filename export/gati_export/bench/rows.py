@@ -95,14 +95,18 @@ LEAST_SAVED = 0.01
 
 
 def kept(result: Result, limit: str) -> float | None:
-    """The share of the latency that a limit would save which the fastest chain does save, at concurrency 1."""
+    """The share of the latency that a limit would save which the fastest chain does save, at concurrency 1, 0..1.
+
+    None where that says nothing: the chain saves none, or the limit, or the machine was not idle.
+    """
     plain, least, engine = result.row(PLAIN), result.row(limit), result.row(ENGINE)
     chains = [row.mean_ms for row in map(result.row, SERVED) if row is not None]
     if plain is None or least is None or not chains or plain.mean_ms - least.mean_ms < LEAST_SAVED * plain.mean_ms:
         return None
     if engine is not None and engine.mean_ms > plain.mean_ms:
         return None
-    return (plain.mean_ms - min(chains)) / (plain.mean_ms - least.mean_ms)
+    saved = (plain.mean_ms - min(chains)) / (plain.mean_ms - least.mean_ms)
+    return min(saved, 1.0) if saved > 0 else None
 
 
 def load_name(concurrency: int | None, rate: float | None) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,30 +19,34 @@ import numpy as np
 import onnxruntime as ort
 
 from gati import __version__
-from gati.chain import Chain, Mode
+from gati.chain import Chain
 from gati.draws import NEW
 from gati.errors import SamplesError
 from gati.server import HOST, Ports, Server
-from gati.session import CPU, DEVICE, Device, open_session, run, threads
+from gati.session import open_session, run, threads
 from gati.settings import workspace
 from gati.triton import find_triton
 from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
-from gati_export.bench.contenders import Arena, Contender, set_up
+from gati_export.bench.contenders import SCORED, Arena, Contender, add_studies, set_up
 from gati_export.bench.judge import Verdict, exits_of, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
+from gati_export.bench.plan import Plan
 from gati_export.bench.processes import cpu_seconds, peak_mib
 from gati_export.bench.rows import ALLOWED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
-from gati_export.bench.traffic import Feeds, Traffic, write_inputs
+from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.ragged import batches, rows_at
+from gati_export.scrape import Reading, read_metrics
 
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""
 LATE = 0.05
 """The share of requests at a rate that may be sent late without a word: Poisson arrivals come in crowds."""
+SETTLE = 1.0
+"""Seconds after which what a chain has answered is in its metrics: it hands them over four times a second."""
 CACHE_BYTES = 1 << 28
 NOT_IDLE = (
     "The engine alone took longer than with the server: the machine was not idle, or --requests is too low, so oracle "
@@ -49,47 +55,11 @@ NOT_IDLE = (
 BATCH = 32
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    Attributes:
-        repository: The model repository.
-        chain: The chain.
-        workload: Of `gati_export.bench.traffic.WORKLOADS`.
-        against: Of `gati_export.bench.rows.AGAINST`.
-        modes: In which the chain runs.
-        concurrency: Numbers of requests in flight.
-        rates: Requests a second; empty for a share of what the plain model can take.
-        requests: Of a measurement.
-        turns: How often each measurement is made.
-        seed: Of the order of requests.
-        learn_from: Samples that the peers' heads learn from, and int8 is calibrated on, inputs by name, [n, ...].
-        extra: More samples for the peers to train on.
-        device: Where inline chains run, and the plain backbone beside them.
-    """
-
-    repository: Path
-    chain: Chain
-    workload: str
-    against: tuple[str, ...]
-    modes: tuple[Mode, ...]
-    concurrency: tuple[int, ...]
-    rates: tuple[float, ...]
-    requests: int
-    turns: int
-    seed: int
-    learn_from: Feeds | None = None
-    extra: Feeds | None = None
-    device: Device = CPU
-
-
-def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
+def bench(plan: Plan, report: Progress) -> Result:
     """Runs a benchmark.
 
     Args:
         plan: What to measure.
-        samples: What requests are drawn from, inputs by name, n rows each.
         report: Told how far it is.
 
     Raises:
@@ -99,42 +69,30 @@ def bench(plan: Plan, samples: Feeds, report: Progress) -> Result:
     folder = workspace(plan.repository)
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
-    with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-", dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-{socket.gethostname()}-", dir=folder) as work:
         peers, notes = _peers(plan, report)
-        models, calibration = Path(work, "models"), plan.learn_from or samples
-        arena = set_up(
-            models,
-            plan.repository,
-            plan.chain,
-            samples,
-            calibration,
-            plan.against,
-            plan.modes,
-            report,
-            peers,
-            plan.device,
-        )
+        arena = set_up(Path(work, "models"), plan, peers, report)
         arena.notes += notes
-        if "int8" in plan.against and plan.learn_from is None:
-            arena.notes.append(
-                "int8 was calibrated on the requests' own samples, in its favour; --samples gives others."
-            )
         session = open_session(arena.backbone(), plan.device)
-        classes = outputs_of(session, plan.chain, samples).argmax(1) if plan.workload == "hot" else None
-        traffic = Traffic(plan.workload, samples, classes, plan.chain.inputs, plan.seed)
+        classes = outputs_of(session, plan.chain, plan.samples).argmax(1) if plan.workload == "hot" else None
+        traffic = Traffic(plan.workload, plan.samples, classes, plan.chain.inputs, plan.seed)
+        add_studies(arena, traffic.take(SCORED))
         first = [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
         starts = seconds_to_answer(arena, first, Path(work, "start"), rows_at(traffic.take(1), [0]))
         options = _cache_options() if "cache" in plan.against else []
-        with Server(arena.repository, Ports(0, 0, 0), {DEVICE: str(plan.device)}, options=options) as server:
+        with Server(arena.repository, Ports(0, 0, 0), arena.environment, options=options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
         return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
 
 
 def _clear(folder: Path) -> None:
-    """Removes what benchmarks that were killed have left: copies of a whole backbone, some of them."""
-    for left in folder.glob("bench-*-*"):
+    """Removes what benchmarks of this machine that were killed have left: copies of a whole backbone, some of them."""
+    for left in folder.glob("bench-*"):
+        number, _, rest = left.name.removeprefix("bench-").partition("-")
+        if rest.rpartition("-")[0] != socket.gethostname():  # others may share the repository
+            continue
         try:
-            os.kill(int(left.name.split("-")[1]), 0)
+            os.kill(int(number), 0)
         except (ProcessLookupError, ValueError):
             shutil.rmtree(left, ignore_errors=True)
         except PermissionError:  # somebody else's, and at work
@@ -224,26 +182,34 @@ class _Run:
     def rows(self) -> list[Row]:
         """All rows."""
         verdicts = self._judge()
+        self._read = self._readings()
         for done, concurrency in enumerate(self._plan.concurrency):
             self._measure(Load(concurrency), verdicts, done / (len(self._plan.concurrency) + 1))
         plain = [row.throughput for row in self._rows if row.name == PLAIN]
         for rate in self._plan.rates or (SATURATION * max(plain),):
             self._measure(Load(None, rate), verdicts, len(self._plan.concurrency) / (len(self._plan.concurrency) + 1))
         self._report("Measure", 1)
+        self._arena.notes += filter(None, map(_closed, self._read, self._read.values()))
         return self._rows
 
     def _judge(self) -> dict[str, Verdict]:
-        """What each contender answers; asked twice, it warms them, too, until they are audited as they will be."""
-        self._first = self._traffic.take(max(self._plan.requests, NEW // 2))
-        outputs = outputs_of(self._session, self._plan.chain, self._first)
+        """What each contender answers, chains once nobody looks closely at their release: until then, some is held."""
+        early, self._first = self._traffic.take(NEW // 2), self._traffic.take(max(self._plan.requests, NEW // 2))
+        before, outputs = (outputs_of(self._session, self._plan.chain, some) for some in (early, self._first))
         verdicts = {}
         for done, contender in enumerate(self._arena.contenders):
-            ask = partial(judge, self._address, contender.name, self._plan.chain, self._first, outputs)
-            verdicts[contender.name] = ask()
-            if verdicts[contender.name].exits:
-                ask()
+            ask = partial(judge, self._address, contender.name, self._plan.chain)
+            for _ in range(2 if contender.chain else 0):
+                ask(early, before)
+            verdicts[contender.name] = ask(self._first, outputs)
             self._report("Compare answers", (done + 1) / len(self._arena.contenders))
         return verdicts
+
+    def _readings(self) -> dict[str, Reading]:
+        """The metrics of all chains, when what they have answered is in them."""
+        time.sleep(SETTLE)
+        address = f"{HOST}:{self._server.ports.metrics}"
+        return {one.name: read_metrics(address, one.name) for one in self._arena.contenders if one.chain}
 
     def _measure(self, load: Load, verdicts: Mapping[str, Verdict], before: float) -> None:
         """Measures all contenders under one load, in turns, and adds their rows."""
@@ -259,7 +225,9 @@ class _Run:
             if load.concurrency == 1:
                 engine.add(summed_up(time_engine(self._session, self._plan.chain, requests) * 1e3), None)
             self._report("Measure", before + (turn + 1) / self._plan.turns / (len(self._plan.concurrency) + 1))
+        earlier, self._read = self._read, self._readings()
         plain = tallies[PLAIN]
+        verdicts = {name: _under(one, earlier.get(name), self._read.get(name)) for name, one in verdicts.items()}
         for contender in contenders:
             self._say_late(contender.name, load, tallies[contender.name].mean("late"))
             verdict = verdicts[contender.name]
@@ -281,9 +249,16 @@ class _Run:
 
     def _ask(self, contender: Contender, load: Load) -> tuple[Latency, float]:
         """One measurement, and the time on cores that it took, in ms a request."""
-        used, count = cpu_seconds(self._server.process.pid), load.count(self._plan.requests)
-        seen = measure(self._analyzer, self._address, contender.name, self._inputs, count, load)
-        return seen, (cpu_seconds(self._server.process.pid) - used) * 1e3 / count
+        root, count, used = self._server.process.pid, load.count(self._plan.requests), list[float]()
+        begin = lambda: used.append(cpu_seconds(root))  # noqa: E731
+        seen = measure(self._analyzer, self._address, contender.name, self._inputs, count, load, begin)
+        taken = cpu_seconds(root) - used[-1]
+        if len(used) > 1:
+            self._arena.notes.append(
+                f"{contender.name}: at {load}, perf_analyzer did not end, and asked the same requests once more: what "
+                "remembers requests knew them."
+            )
+        return seen, taken * 1e3 / count
 
     def _limits(self, load: Load, plain: Tally, engine: Tally, chain: Verdict) -> list[Row]:
         """The engine alone; and what an oracle, and the chain's own heads, would take if lookups cost nothing.
@@ -302,3 +277,23 @@ class _Run:
                 tally.add(summed_up(share * alone.mean_ms + max(0.0, served.mean_ms - alone.mean_ms)), None)
             rows.append(tally.row(name, workload, load, plain, Verdict(None, exits), None))
         return rows
+
+
+def _under(verdict: Verdict, before: Reading | None, after: Reading | None) -> Verdict:
+    """What a contender answered, with the exits of the requests between two readings of its metrics."""
+    if before is None or after is None:
+        return verdict
+    left = {exit_: count - before.exits.get(exit_, 0) for exit_, count in sorted(after.exits.items())}
+    total = sum(left.values())
+    return replace(verdict, exits={str(exit_): count / total for exit_, count in left.items() if count})
+
+
+def _closed(name: str, reading: Reading) -> str | None:
+    """What to know of a chain whose breaker has closed exits: its times are partly without them."""
+    if not reading.breaker_open and not reading.closed:
+        return None
+    exits = ", ".join(map(str, reading.closed)) or "all"
+    return (
+        f"{name}: audits found more answers that differ than is promised, and closed exits while it was measured "
+        f"({exits}): these requests are unlike those that it was certified on."
+    )

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from gati.server import HOST, Ports, Server
-from gati.session import DEVICE
 from gati_client import Client
 from gati_export.bench.contenders import Arena
 from gati_export.repository import models_of
@@ -37,11 +36,11 @@ def seconds_to_answer(
             (folder / name / model.name).symlink_to(model)
     for _ in range(STARTS):
         for name in names:
-            taken[name].append(_once(folder / name, name, {DEVICE: str(arena.device)}, request))
+            taken[name].append(_once(folder / name, name, arena.environment, request))
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def _once(repository: Path, name: str, environment: dict[str, str], request: Mapping[str, np.ndarray]) -> float:
+def _once(repository: Path, name: str, environment: Mapping[str, str], request: Mapping[str, np.ndarray]) -> float:
     begun = time.perf_counter()
     with (
         Server(repository, Ports(0, 0, 0), environment) as server,

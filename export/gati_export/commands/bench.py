@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -164,15 +165,18 @@ def bench_command(
     gati bench resnet18 --repository models --data test.npz
     gati bench resnet18 --repository models --data test.npz --workload hot --against int8,cache --json bench.json
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    from gati_export.bench.run import Plan, bench  # brings PyTorch, which takes seconds: not for those who ask how
+    from gati_export.bench.plan import Plan
+    from gati_export.bench.run import bench  # brings PyTorch, which takes seconds: not for those who ask how
     from gati_export.samples import load_samples
 
+    where = parse_device(device)
+    os.environ[DEVICE] = device  # parts are measured there, too
     chain = read_chain(repository, found_model(repository, find_chains(repository), model))
     load = partial(load_samples, inputs=chain.inputs, decode=parse_decode(image) if image else None)
-    pool, learn_from, more = load(data), load(samples) if samples else None, load(extra) if extra else None
     plan = Plan(
         repository,
         chain,
+        load(data),
         workload,
         against,
         modes,
@@ -181,12 +185,12 @@ def bench_command(
         requests,
         turns,
         seed,
-        learn_from,
-        more,
-        parse_device(device),
+        load(samples) if samples else None,
+        load(extra) if extra else None,
+        where,
     )
     with progress() as report:
-        result = bench(plan, pool, report)
+        result = bench(plan, report)
     _tell(result)
     write_json(json_path, result.as_json())
     if html is not None:
