@@ -10,6 +10,10 @@ likelihood ratios of Wald's test, so that capital depends on counts alone. It is
 several starts: a bet that has lost for long on good requests would take as long to win again when they turn bad, one
 that starts afresh takes no time (the mixture over starts of Shin, Ramdas and Rinaldo's e-detectors, NEJSDS 2024, with
 weights that add up to 1, so that the bound holds for all time).
+
+Draws that depend on one another, d at a time, as frames of a scene do, count as one: each bet is taken to the power
+1/d. Of d factors, however dependent, whose expectations are at most 1, the product to that power has one of at most 1,
+too (Hölder's inequality).
 """
 
 from __future__ import annotations
@@ -28,7 +32,11 @@ PARTS = np.arange(33) / 32
 
 
 def log_gains(
-    shares: float | np.ndarray, drawn: np.ndarray, yes: np.ndarray, multiples: np.ndarray = MORE
+    shares: float | np.ndarray,
+    drawn: np.ndarray,
+    yes: np.ndarray,
+    multiples: np.ndarray = MORE,
+    together: float = 1.0,
 ) -> np.ndarray:
     """By what bets against shares have multiplied their capital since each start, as logarithms.
 
@@ -37,6 +45,7 @@ def log_gains(
         drawn: How many were drawn since each start, [starts].
         yes: How many of them were a yes, [starts].
         multiples: Of a share, what is bet on; halfway from it to 1, where they are larger.
+        together: How many draws depend on one another, at least 1.
 
     Returns:
         One for each share and start, [..., starts].
@@ -44,7 +53,7 @@ def log_gains(
     share = np.asarray(shares)[..., None, None]
     other = np.minimum(multiples * share, (1 + share) / 2)
     win, loss = np.log(other) - np.log(share), np.log1p(-other) - np.log1p(-share)
-    return _log_sum(yes[:, None] * win + (drawn - yes)[:, None] * loss) - math.log(len(multiples))
+    return _log_sum((yes[:, None] * win + (drawn - yes)[:, None] * loss) / together) - math.log(len(multiples))
 
 
 def refuted(
@@ -54,31 +63,32 @@ def refuted(
     weights: np.ndarray,
     alpha: float,
     multiples: np.ndarray = MORE,
+    together: float = 1.0,
 ) -> np.ndarray:
     """Whether bets that put `weights`, at most 1 together, on their starts, have refuted that the share is no higher.
 
     Where it is no higher at any time, the chance that this ever says so is at most `alpha`. With multiples below 1, no
     lower. Shares and the result, bool, are [...].
     """
-    return _log_sum(log_gains(shares, drawn, yes, multiples) + np.log(weights)) >= -math.log(alpha)
+    return _log_sum(log_gains(shares, drawn, yes, multiples, together) + np.log(weights)) >= -math.log(alpha)
 
 
-def lower_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float) -> float:
+def lower_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float, together: float = 1.0) -> float:
     """The highest share that is refuted, 0 while there is none; what is refuted only shrinks with the share."""
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         shares = low + (high - low) * PARTS
-        known = np.count_nonzero(refuted(shares[1:-1], drawn, yes, weights, alpha))
+        known = np.count_nonzero(refuted(shares[1:-1], drawn, yes, weights, alpha, together=together))
         low, high = shares[known : known + 2]
     return float(low)
 
 
-def upper_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float) -> float:
+def upper_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float, together: float = 1.0) -> float:
     """The lowest share that is refuted by bets on less, 1 while there is none; all above it are, too."""
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         shares = low + (high - low) * PARTS
-        known = np.count_nonzero(~refuted(shares[1:-1], drawn, yes, weights, alpha, LESS))
+        known = np.count_nonzero(~refuted(shares[1:-1], drawn, yes, weights, alpha, LESS, together))
         low, high = shares[known : known + 2]
     return float(high)
 

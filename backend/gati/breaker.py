@@ -9,6 +9,9 @@ left out, for later heads would be asked what they were not certified on.
 That takes no correction for several exits. What differs up to one exit also differs up to the next, on every path, so
 that when any bound exceeds ε the last one does, and that happens by chance with probability δ at most.
 
+Frames of a scene are wrong together: of requests of which d depend on one another, each counts for 1/d of one. What
+such heads may answer until it is known that they keep to the promise, gati.budget sees to.
+
 A request counts as one that agrees from when it is drawn until its audit says otherwise. Bounds from such counts are
 never above what they would be if audits took no time, in whatever order these come back, late, or never.
 """
@@ -30,6 +33,8 @@ from gati.doubt import Doubt
 BLOCK = 50
 """Drawn requests between two starts of bets."""
 MOST_BLOCKS = 64
+LONGEST = 50.0
+"""Requests of a scene that are taken for one at most: a camera that stands still would have audits tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Breaker:
         delta: Chance of a false alarm, at most.
         exits: The exits of the release's heads, in order.
         past: What an earlier breaker of the same heads has said of itself (`state`).
+        together: How many requests depend on one another, as frames of a scene do, at least 1: so many are one.
+            Of longer scenes than `LONGEST`, parts are.
 
     Attributes:
         alarm: Why exits are closed, None while none is.
@@ -87,14 +94,20 @@ class Breaker:
     """
 
     def __init__(
-        self, epsilon: float, delta: float, exits: Sequence[int] = (), past: dict[str, Any] | None = None
+        self,
+        epsilon: float,
+        delta: float,
+        exits: Sequence[int] = (),
+        past: dict[str, Any] | None = None,
+        together: float = 1.0,
     ) -> None:
         self._epsilon = epsilon
         self._delta = delta
         self._exits = tuple(exits)
         self._blocks = [Block(0, 0, 0, [0] * len(self._exits))]
         self._bounds: tuple[float, float] | None = (0.0, 1.0)
-        self._doubt = Doubt(epsilon, delta)
+        self._together = min(together, LONGEST)
+        self._doubt = Doubt(epsilon, delta, self._together)
         self._changes = 0
         self._lock = Lock()
         self.budget = Budget()
@@ -197,17 +210,17 @@ class Breaker:
 
     def _bound(self) -> tuple[float, float]:
         drawn, differed, weights = self._since_starts()
-        lower = lower_bound(drawn, differed[-1], weights, self._delta)
+        lower = lower_bound(drawn, differed[-1], weights, self._delta, self._together)
         unknown_or_not = drawn[:1] - sum(block.agreed for block in self._blocks)
-        upper = upper_bound(drawn[:1], unknown_or_not, np.ones(1), self._delta)
+        upper = upper_bound(drawn[:1], unknown_or_not, np.ones(1), self._delta, self._together)
         return lower, upper if upper >= lower else 1.0
 
     def _judge(self) -> None:
         """Closes from the first exit whose bound exceeds ε; what is closed already was judged."""
         drawn, differed, weights = self._since_starts()
         for exit_, count in zip(self.open_exits, differed, strict=False):
-            if refuted(self._epsilon, drawn, count, weights, self._delta):
-                lower = lower_bound(drawn, count, weights, self._delta)
+            if refuted(self._epsilon, drawn, count, weights, self._delta, together=self._together):
+                lower = lower_bound(drawn, count, weights, self._delta, self._together)
                 self._close(Alarm(exit_, int(drawn[0]), int(count[0]), lower))
                 return
 
@@ -221,7 +234,9 @@ class Breaker:
         """Whether some stretch up to now speaks against its open exits."""
         drawn, differed, _ = self._since_starts()
         still = len(self.open_exits)
-        return still > 0 and bool(log_gains(self._epsilon, drawn, differed[still - 1]).max() > 0)
+        return still > 0 and bool(
+            log_gains(self._epsilon, drawn, differed[still - 1], together=self._together).max() > 0
+        )
 
     def _since_starts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each start: requests drawn since, [starts]; those that differ up to each exit, [exits, starts]; weight.

@@ -18,12 +18,13 @@ class Doubt:
     Args:
         epsilon: The share that is promised, above 0 and below 1.
         delta: Chance of ease with twice as large a share, at most.
+        together: How many answers depend on one another, at least 1: so many say as much as one.
     """
 
-    def __init__(self, epsilon: float, delta: float) -> None:
+    def __init__(self, epsilon: float, delta: float, together: float = 1.0) -> None:
         double = min(2 * epsilon, (1 + epsilon) / 2)
-        self._agreed = math.log1p(-epsilon) - math.log1p(-double)
-        self._differed = math.log(epsilon) - math.log(double)
+        self._agreed = (math.log1p(-epsilon) - math.log1p(-double)) / together
+        self._differed = (math.log(epsilon) - math.log(double)) / together
         self._enough = -math.log(delta)
         self.begin()
 

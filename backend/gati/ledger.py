@@ -119,7 +119,7 @@ class Ledger:
 
     def _resumed(self, release: Release, heads: str) -> Breaker:
         """A breaker that goes on from the file."""
-        promise = self._chain.epsilon, self._chain.delta
+        promise, together = (self._chain.epsilon, self._chain.delta), release.certificate.together
         exits = sorted(head.index for head in release.heads)
         past = self._kept.get(heads)
         others = [known for known in self._kept if known.partition(":")[0] == str(release.origin)]
@@ -128,10 +128,10 @@ class Ledger:
             for other in others:
                 del self._kept[other]
         try:
-            return Breaker(*promise, exits, past)
+            return Breaker(*promise, exits, past, together)
         except ValueError as error:
             self._warn(f"{self._path} is damaged ({error}): what audits have found before is forgotten")
-            return Breaker(*promise, exits)
+            return Breaker(*promise, exits, None, together)
 
     def _known(self) -> dict[str, Any]:
         """What is to be on disk, by the heads it is about."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -48,6 +49,7 @@ class Certificate:
         method: How the thresholds were chosen and the bound computed.
         fingerprint: SHA-256 over the calibration samples.
         agreement: When answers agree; see `gati.agreement`.
+        together: How many samples there are in the scene of one, on average over the samples: 1 where each is its own.
     """
 
     n: int
@@ -61,12 +63,21 @@ class Certificate:
     method: str
     fingerprint: str
     agreement: str
+    together: float = 1.0
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Certificate:
-        """From JSON's fields, whose keys are strings."""
+        """From JSON's fields, whose keys are strings.
+
+        Raises:
+            ValueError: If a number is none.
+        """
         thresholds = {int(index): float(threshold) for index, threshold in fields["thresholds"].items()}
-        return cls(**{**fields, "thresholds": thresholds, "agreement": str(fields["agreement"])})
+        together = float(fields.get("together", 1.0))
+        if not 1 <= together < math.inf:
+            raise ValueError(f"samples can't be {together} in a scene")
+        agreement = str(fields["agreement"])
+        return cls(**{**fields, "thresholds": thresholds, "agreement": agreement, "together": together})
 
     def __str__(self) -> str:
         independent = f", {self.observations} independent ones among them" if self.observations < self.n else ""

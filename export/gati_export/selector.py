@@ -119,8 +119,11 @@ def _weigh(margin: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: i
     """The weight of the margin, and a bias for each class, [classes]."""
     right = int(agree.sum())
     targets = np.where(agree, (right + 1) / (right + 2), 1 / (len(agree) - right + 2))
-    rows = np.column_stack([margin, np.ones(len(margin)), np.eye(classes)[answer]])
-    penalties = np.concatenate([[FIRMNESS, 0], np.full(classes, CLASS_FIRMNESS)])
-    prior = np.eye(2 + classes)[0]
-    x = regress(rows, targets, penalties, [POSITIVE] + [FREE] * (1 + classes), prior)
-    return float(x[0]), x[1] + x[2:]
+    seen, place = np.unique(answer, return_inverse=True)  # of others nothing is known, and there may be many thousands
+    rows = np.column_stack([margin, np.ones(len(margin)), np.eye(len(seen))[place]])
+    penalties = np.concatenate([[FIRMNESS, 0], np.full(len(seen), CLASS_FIRMNESS)])
+    prior = np.eye(2 + len(seen))[0]
+    x = regress(rows, targets, penalties, [POSITIVE] + [FREE] * (1 + len(seen)), prior)
+    biases = np.full(classes, x[1])
+    biases[seen] += x[2:]
+    return float(x[0]), biases

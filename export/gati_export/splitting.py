@@ -45,6 +45,7 @@ class Split:
         calibrate: Likewise.
         groups: The run of every sample, and of those joined with it, int [n]. None is in two parts.
         inputs: What every sample asks, int [n]: the same number for copies.
+        together: How many samples the run of one has, on average over the samples: 1 where there are no runs.
     """
 
     train: np.ndarray
@@ -52,6 +53,7 @@ class Split:
     calibrate: np.ndarray
     groups: np.ndarray
     inputs: np.ndarray
+    together: float = 1.0
 
     @property
     def fresh(self) -> Fresh:
@@ -106,7 +108,8 @@ def split(
     own, drawn = (np.digitize(draws, np.cumsum(first)) for draws in _draws(groups, found, dealt))
     part = np.where(drawn < own, -1, drawn)
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
-    return Split(train, tune, calibrate, groups, inputs)
+    sizes = np.unique(runs, return_counts=True)[1]
+    return Split(train, tune, calibrate, groups, inputs, float((sizes**2).sum() / len(found)))
 
 
 def _dealt_out(inputs: np.ndarray, runs: np.ndarray, ample: Callable[[np.ndarray], bool]) -> np.ndarray:

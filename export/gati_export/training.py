@@ -227,7 +227,8 @@ def decide(
         AgreementError: If agreement can't be judged as asked.
     """
     agreement = parse_agreement(terms.agreement)
-    limits = Limits(_affordable(split, terms), terms.memory, terms.p99)
+    # none may be late: thresholds that are safe hit less than those of the composition, and exits may close
+    limits = Limits(_affordable(split, terms), terms.memory, terms.p99, late=0)
     groups, fresh = split.groups[split.calibrate], split.fresh
     choice = choose(candidates, *tuned, agreement, limits)
     said, outputs = held_out
@@ -255,7 +256,7 @@ def decide(
     return Trained(
         heads={head.cut: with_threshold(head.model, thresholds[head.cut]) for head in used},
         families={head.cut: head.name for head in used},
-        certificate=_certificate(verdict, thresholds, float(1 - shares[-1]), terms, digest),
+        certificate=_certificate(verdict, thresholds, float(1 - shares[-1]), terms, digest, split.together),
         why_not=None,
         segment_seconds=tuple(candidates.times.segments.tolist()),
         speedup=plain / mean,
@@ -290,7 +291,9 @@ def _none_pays(terms: Terms, candidates: Candidates, choice: Choice) -> str:
     return f"No head saves more than it costs, with so few errors as can be promised{asked}; more samples may help."
 
 
-def _certificate(verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str) -> Certificate:
+def _certificate(
+    verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str, together: float
+) -> Certificate:
     return Certificate(
         n=verdict.n,
         observations=verdict.observations,
@@ -303,6 +306,7 @@ def _certificate(verdict: Verdict, thresholds: dict[int, float], hits: float, te
         method=verdict.method,
         fingerprint=digest,
         agreement=terms.agreement,
+        together=together,
     )
 
 

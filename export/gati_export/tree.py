@@ -9,8 +9,6 @@ from functools import cached_property
 
 import numpy as np
 
-TAIL = 100
-"""One sample in so many may take longer than the bound on the 99th percentile."""
 PROOF = 1e-9
 """Relative difference that is no difference, but rounding."""
 STATE = [("bound", "f8"), ("seconds", "f8"), ("lookups", "f8"), ("bytes", "i8"), ("errors", "i8"), ("late", "i8")]
@@ -47,11 +45,13 @@ class Limits:
         epsilon: Largest share of the samples whose answer may differ from the backbone's.
         memory: Largest sum of the heads' bytes, if any.
         p99: Longest time, in seconds, that 99 % of the samples may take, if any.
+        late: The share of the samples that may take longer.
     """
 
     epsilon: float
     memory: int | None = None
     p99: float | None = None
+    late: float = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class Tree:
         self.errors = math.floor(limits.epsilon * self.n + 1e-6)  # k / n may be a bit too small for k errors
         self.bytes = math.inf if limits.memory is None else limits.memory
         self.longest = math.inf if limits.p99 is None else limits.p99 / self.plain * (1 + PROOF)
-        self.late = self.n // TAIL
+        self.late = int(self.n * limits.late)
         self.heads: list[Head] = []
         self.at: list[list[int]] = []
         self._place(options, levels)

@@ -75,6 +75,49 @@ def test_false_alarms_are_as_rare_when_the_share_of_audits_follows_the_evidence(
     assert alarms / STREAMS <= allowed(STREAMS)
 
 
+def scenes(share: float, run: int, requests: int, random: np.random.Generator) -> np.ndarray:
+    """Which of the requests would be answered otherwise than by the backbone: whole scenes of them."""
+    return np.repeat(random.random(requests // run) < share, run)
+
+
+def watch(breaker: Breaker, differs: np.ndarray, random: np.random.Generator) -> int:
+    """Draws requests as they are by default; after how many there was no doubt, or more than there are."""
+    over = len(differs) + 1
+    for place, (found, chance) in enumerate(zip(differs.tolist(), random.random(len(differs)).tolist(), strict=True)):
+        if chance < (0.5 if breaker.eager else 0.02):
+            breaker.settle(breaker.draw(1), int(not found), int(found), EXITS[-1])
+        if not breaker.eager:
+            over = min(over, place + 1)
+    return over
+
+
+@pytest.mark.parametrize("run", [10, 30])
+def test_false_alarms_are_as_rare_where_scenes_are_wrong_as_a_whole(run: int) -> None:
+    random, streams = np.random.default_rng(8), 40
+    alarms = {}
+    for together in (1.0, float(run)):
+        breakers = [Breaker(EPSILON, DELTA, EXITS, together=together) for _ in range(streams)]
+        for breaker in breakers:
+            watch(breaker, scenes(0.6 * EPSILON, run, 6000, random), random)
+        alarms[together] = np.mean([breaker.alarm is not None for breaker in breakers])
+    assert alarms[run] <= DELTA < 3 * DELTA < alarms[1.0], "frames taken for independent close what keeps its promise"
+
+
+def test_doubt_is_not_over_before_enough_scenes_were_seen() -> None:
+    random, streams = np.random.default_rng(9), 60
+    over = [watch(Breaker(EPSILON, 1e-9 + DELTA, EXITS, together=10.0), differs, random) for differs in
+            (scenes(2 * EPSILON, 10, 6000, random) for _ in range(streams))]  # fmt: skip
+    assert np.mean(np.array(over) <= 6000) <= allowed(streams)
+
+
+def test_scenes_that_are_wrong_too_often_close_exits() -> None:
+    random = np.random.default_rng(10)
+    for together, run in ((10.0, 10), (1e6, 50)):  # what stands still is not waited for without end
+        breaker = Breaker(EPSILON, DELTA, EXITS, together=together)
+        watch(breaker, scenes(0.1, run, 20_000, random), random)
+        assert breaker.alarm is not None and breaker.open_exits == EXITS[:-1]
+
+
 def test_agreement_alone_opens_nothing_and_one_difference_does_not_either() -> None:
     breaker = new()
     tell(breaker, 1, [1])

@@ -79,11 +79,19 @@ def test_a_field_that_holds_anything_is_read_or_refused(field: str, value: Any) 
         pytest.param({"certificate": CERTIFICATE | {"thresholds": {"x": 0.5}}}, id="threshold of no cut point"),
         pytest.param({"certificate": CERTIFICATE | {"thresholds": {"0": "high"}}}, id="threshold that is none"),
         pytest.param({"certificate": CERTIFICATE | {"threshold": 0.5}}, id="certificate with more"),
+        pytest.param({"certificate": CERTIFICATE | {"together": 0.5}}, id="less than one sample in a scene"),
+        pytest.param({"certificate": CERTIFICATE | {"together": float("nan")}}, id="samples in a scene that are none"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any]) -> None:
     with pytest.raises(ReleaseRefused, match=r"release\.json is damaged"):
         Release.from_json(json.dumps(json.loads(TEXT) | change))
+
+
+def test_samples_are_their_own_scenes_where_a_certificate_does_not_say() -> None:
+    fields = json.loads(TEXT)
+    del fields["certificate"]["together"]
+    assert Release.from_json(json.dumps(fields)).certificate.together == 1
 
 
 def test_thresholds_are_by_cut_point() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -13,7 +14,7 @@ from gati.chain import Tensor
 from gati.errors import BackboneError, SamplesError
 from gati.head import KEY, open_head
 from gati.state import CLASS_MIX, FORGET, MEMORY_KEYS, HeadState
-from gati_export.distillation import Scale, Schedule
+from gati_export.distillation import Predictor, Scale, Schedule
 from gati_export.families import (
     FAMILIES,
     chosen_families,
@@ -27,8 +28,9 @@ from gati_export.families import (
     spatial,
 )
 from gati_export.families.adaptive import FLOOR, TEMPERATURES, Adaptable, Adaptive, mixes_before, temperature
-from gati_export.families.family import Distilled, Found, Lookup
+from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
 from gati_export.heads import Head, head_model, weights_of
+from gati_export.selector import Learned
 
 CHANCE = 1 / CLASSES
 LOGITS = Scale("logits")
@@ -324,6 +326,47 @@ def test_a_memory_learns_from_runs_also_among_many_other_samples() -> None:
     assert keys is not None
     shaking = np.diff(keys.numpy().reshape(-1, 8, keys.shape[1]), axis=1)
     np.testing.assert_allclose(shaking.var(axis=(0, 1)), 1, atol=0.3)  # what doesn't matter has variance 1
+
+
+def test_a_memory_answers_with_a_single_number() -> None:
+    cut = CUTS["vector"]
+    film = course(cut, 240, 2, run=8)
+    (lookup,) = recent.lookups(cut, 1)
+    lesson = Lesson(lookup.reduce(torch.from_numpy(film.hidden)).numpy(), film.logits[:, :1], film.groups)
+    lookup.learn(lesson, lesson, 0, None)
+    state = HeadState(dict(lookup.state))
+    key = look(lookup, film.hidden[:1], state.feeds()).key
+    assert key is not None
+    state.remember(key.numpy(), film.logits[:1, :1].numpy())
+    found = look(lookup, film.hidden[:9], state.feeds())
+    assert found.logits.shape == (9, 1) and torch.isfinite(found.score).all()
+    assert found.score[0] > found.score[8], "it is surer within the scene"
+
+
+def test_selectors_of_many_classes_take_little() -> None:
+    random = np.random.default_rng(0)
+    logits, agree = torch.from_numpy(random.normal(size=(300, 12)).astype(np.float32)), random.random(300) < 0.8
+    few, many = Learned(12), Learned(30_000)
+    few.fit(logits, agree)
+    tracemalloc.start()
+    many.fit(torch.nn.functional.pad(logits, (0, 30_000 - 12), value=-9.0), agree)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # in NumPy's hands
+    torch.testing.assert_close(many.weight, few.weight)
+    torch.testing.assert_close(many.bias[:12], few.bias)
+
+
+def test_predictors_are_asked_about_few_samples_at_a_time() -> None:
+    features, sizes = np.random.default_rng(0).normal(size=(150, 4)).astype(np.float16), []
+
+    class Double(Predictor):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(features))
+            return 2 * features
+
+    np.testing.assert_allclose(logits_of(Double(), features).numpy(), 2 * features.astype(np.float32))
+    assert sizes == [64, 64, 22]
 
 
 def test_a_memory_of_samples_without_runs_hardly_hits() -> None:

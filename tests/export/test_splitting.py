@@ -220,6 +220,8 @@ def test_frames_of_a_scene_are_a_run(scenes, dtype):
     images, truth = camera(scenes, 120, seed=0)
     found = find_runs({"image": images if dtype == np.float32 else (images * 255).round().astype(dtype)})
     assert exactly_found(found, truth) >= 0.95
+    assert split({"image": images}, found).together == pytest.approx(np.bincount(truth)[truth].mean(), rel=0.1)
+    assert split({"image": images}).together == 1
     assert found[0] == 0 and set(found) == set(range(found.max() + 1))
 
 

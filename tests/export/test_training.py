@@ -365,6 +365,11 @@ def test_budgets_are_kept(trial, trained):
     assert sum(len(model) for model in under(memory=2 * size).heads.values()) <= 2 * size
     with pytest.raises(BackboneError, match="the backbone alone"):
         under(p99=1e-7)
+    times = heads.candidates.times
+    used = [(head.cut, head.seconds) for head in heads.candidates.heads if heads.families.get(head.cut) == head.name]
+    slowest = times.until_exits(used)[-1]  # without any hit, with a tenth of what that takes for lookups
+    tight = under(p99=times.segments.sum() + 0.1 * (slowest - times.segments.sum()))
+    assert tight.exits == (0, 0, 1), "thresholds that are safe hit less than those that were composed"
 
 
 def test_collect_keeps_order_and_runs_one_by_one_where_it_must(trial):

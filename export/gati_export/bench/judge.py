@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from gati.agreement import parse_agreement
 from gati.chain import Chain
 from gati.errors import BenchError
-from gati_client import Client
+from gati_client import Answer, Client
 from gati_client.errors import ClientError
 from gati_export.ragged import rows_at
+from gati_export.splitting import count
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,20 @@ class Verdict:
 
     agreement: float | None
     exits: dict[str, float]
+
+
+def ask(address: str, model: str, requests: Mapping[str, np.ndarray]) -> Iterator[Answer]:
+    """The answers to some requests, inputs by name, [n, ...], asked one after the other.
+
+    Raises:
+        BenchError: If a request fails.
+    """
+    try:
+        with Client(address, model) as client:
+            for row in range(count(requests)):
+                yield client.infer(rows_at(requests, [row]))
+    except ClientError as error:
+        raise BenchError(f"{model!r} failed on a request of the benchmark: {error}") from error
 
 
 def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndarray], outputs: np.ndarray) -> Verdict:
@@ -37,15 +52,10 @@ def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndar
         BenchError: If a request fails.
     """
     answers, exits = np.empty_like(outputs), np.full(len(outputs), -1)
-    try:
-        with Client(address, model) as client:
-            for row in range(len(outputs)):
-                answer = client.infer(rows_at(requests, [row]))
-                answers[row] = answer.output[0]
-                if answer.exit is not None:
-                    exits[row] = answer.exit.ravel()[0]
-    except ClientError as error:
-        raise BenchError(f"{model!r} failed on a request of the benchmark: {error}") from error
+    for row, answer in enumerate(ask(address, model, requests)):
+        answers[row] = answer.output[0]
+        if answer.exit is not None:
+            exits[row] = answer.exit.ravel()[0]
     agreement = float(parse_agreement(chain.agreement)(answers, outputs).mean())
     return Verdict(agreement, shares(exits[exits >= 0]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -11,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import numpy as np
 import onnxruntime as ort
 
 from gati import __version__
+from gati.breaker import LONGEST
 from gati.chain import Chain
-from gati.draws import NEW
+from gati.draws import NEW, NO_PROMISE
 from gati.errors import SamplesError
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run, threads
@@ -29,7 +30,7 @@ from gati.triton import find_triton
 from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.contenders import SCORED, Arena, Contender, add_studies, set_up
-from gati_export.bench.judge import Verdict, exits_of, judge, shares
+from gati_export.bench.judge import Verdict, ask, exits_of, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
@@ -48,6 +49,8 @@ LATE = 0.05
 SETTLE = 1.0
 """Seconds after which what a chain has answered is in its metrics: it hands them over four times a second."""
 CACHE_BYTES = 1 << 28
+WARM_UP = 250
+"""Requests that chains are asked in turns, before anything is measured."""
 NOT_IDLE = (
     "The engine alone took longer than with the server: the machine was not idle, or --requests is too low, so oracle "
     "and allowed say little."
@@ -193,17 +196,31 @@ class _Run:
         return self._rows
 
     def _judge(self) -> dict[str, Verdict]:
-        """What each contender answers, chains once nobody looks closely at their release: until then, some is held."""
-        early, self._first = self._traffic.take(NEW // 2), self._traffic.take(max(self._plan.requests, NEW // 2))
-        before, outputs = (outputs_of(self._session, self._plan.chain, some) for some in (early, self._first))
+        """What each contender answers."""
+        self._warm_up()
+        self._first = self._traffic.take(max(self._plan.requests, NEW // 2))
+        outputs = outputs_of(self._session, self._plan.chain, self._first)
         verdicts = {}
         for done, contender in enumerate(self._arena.contenders):
-            ask = partial(judge, self._address, contender.name, self._plan.chain)
-            for _ in range(2 if contender.chain else 0):
-                ask(early, before)
-            verdicts[contender.name] = ask(self._first, outputs)
+            verdicts[contender.name] = judge(self._address, contender.name, self._plan.chain, self._first, outputs)
             self._report("Compare answers", (done + 1) / len(self._arena.contenders))
         return verdicts
+
+    def _warm_up(self) -> None:
+        """Asks until nobody looks closely at a new release any more: until then, some of its answers are held.
+
+        That takes as many times the requests as belong to a scene; what makes no promise is not looked at.
+        """
+        chains = {one.name: one.chain for one in self._arena.contenders if one.chain}
+        watched = [name for name, chain in chains.items() if chain.epsilon < NO_PROMISE]
+        together = self._arena.release.certificate.together if self._arena.release else 1.0
+        rounds = math.ceil(NEW / WARM_UP * min(together, LONGEST))
+        for done in range(rounds):
+            requests = self._traffic.take(WARM_UP)
+            for name in watched if done else chains:
+                for _ in ask(self._address, name, requests):
+                    pass
+            self._report("Warm up", (done + 1) / rounds)
 
     def _readings(self) -> dict[str, Reading]:
         """The metrics of all chains, when what they have answered is in them."""

@@ -20,7 +20,7 @@ from torch import Tensor as Torch
 
 from gati.state import CLASS_MIX, HeadState
 from gati_export.distillation import Predictor
-from gati_export.families.family import Distilled, Found, Lesson, Lookup
+from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
 from gati_export.selector import Learned
 
 FLOOR = 0.1
@@ -68,8 +68,8 @@ class Adaptive(Lookup):
         """Takes the prior from the training samples; fits all else to the tuning samples in their order."""
         classes = len(self.prior)
         self.prior.copy_(torch.from_numpy(np.bincount(train.labels, minlength=classes) / len(train.labels)))
+        logits = logits_of(self.base.predictor, tune.features)
         with torch.no_grad():
-            logits = self.base.predictor(torch.from_numpy(tune.features.astype(np.float32)))
             mixes = torch.from_numpy(mixes_before(tune.logits.numpy()))
             self.temperature.fill_(1)
             self.temperature.fill_(temperature(logits.numpy(), self.shift(mixes).numpy(), tune.labels))

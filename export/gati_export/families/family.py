@@ -19,6 +19,9 @@ from gati.chain import Tensor
 from gati_export.distillation import Predictor, distil
 from gati_export.selector import Selector
 
+BATCH = 64
+"""Samples that a predictor is asked about together."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -130,14 +133,20 @@ class Distilled(Lookup):
         """Distils the predictor, then fits the selector on samples that the predictor has not seen."""
         before = predictor_weights(start)
         distil(self.predictor, train.features, train.logits, seed, before, integers=self.integers, tell=train.tell)
-        with torch.no_grad():
-            logits = self.predictor(torch.from_numpy(tune.features.astype(np.float32)))
+        logits = logits_of(self.predictor, tune.features)
         self.selector.fit(logits, (logits.argmax(1) == tune.logits.argmax(1)).numpy())
 
     def forward(self, features: Torch, state: Mapping[str, Torch]) -> Found:
         """The predictor's logits, and the selector's opinion of them."""
         logits = self.predictor(features)
         return Found(logits, self.selector(logits))
+
+
+def logits_of(predictor: Predictor, features: np.ndarray) -> Torch:
+    """What a predictor says to features, [n, classes], a few at a time: a tower holds 400 KB and more of each."""
+    starts = range(0, len(features), BATCH)
+    with torch.no_grad():
+        return torch.cat([predictor(torch.from_numpy(features[at : at + BATCH].astype(np.float32))) for at in starts])
 
 
 def predictor_weights(start: Mapping[str, Torch] | None) -> dict[str, Torch] | None:

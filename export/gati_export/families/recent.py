@@ -54,7 +54,8 @@ class Recent(Lookup):
         self.register_buffer("weight", torch.zeros(SIGNALS))
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("reach", torch.ones(()))
-        self.register_buffer("ahead", torch.tensor([[1.0], [-1.0]]), persistent=False)
+        ahead = [[1.0], [-1.0]] if classes > 1 else [[0.0]]  # a single number has no second best
+        self.register_buffer("ahead", torch.tensor(ahead), persistent=False)
 
     def reduce(self, hidden: Torch) -> Torch:
         """Pools activations [batch, ...] to [batch, features]."""
@@ -97,7 +98,7 @@ class Recent(Lookup):
         others = said.argmax(1) != answers.argmax(1, keepdim=True)
         rival = torch.where(others, distance, FAR).amin(1, keepdim=True)
         apart = torch.log(rival / near).clamp(0.0, 5.0)
-        return torch.cat([near, apart, answers.topk(2, 1).values @ self.ahead], 1), answers
+        return torch.cat([near, apart, answers.topk(len(self.ahead), 1).values @ self.ahead], 1), answers
 
     def signals(self, found: Torch) -> Torch:
         """What speaks for the nearest entry, [batch, SIGNALS], larger for surer.
@@ -132,12 +133,12 @@ def _rehearse(recent: Recent, keys: Torch, tune: Lesson) -> tuple[Torch, np.ndar
     ring = torch.full((ENTRIES, keys.shape[1]), float(EMPTY))
     said = torch.zeros(ENTRIES, tune.logits.shape[1])
     state = {MEMORY_KEYS: ring, MEMORY_ANSWERS: said}
-    found, agree, place, seen = [], [], 0, set()
+    found, agree, place, seen, labels = [], [], 0, set(), tune.labels
     for row, group in enumerate(tune.groups.tolist()):
         if place:
             near, answer = recent.nearest(keys[row : row + 1], state)
             found.append(near)
-            agree.append(int(answer.argmax()) == tune.labels[row])
+            agree.append(int(answer.argmax()) == labels[row])
         if group not in seen or row % 8 == 0:
             ring[place % ENTRIES], said[place % ENTRIES] = keys[row], tune.logits[row]
             place += 1
