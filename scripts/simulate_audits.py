@@ -38,7 +38,9 @@ class Seen(NamedTuple):
 @click.option("--streams", default=100, show_default=True, help="Of each share.")
 @click.option("--requests", default=20_000, show_default=True, help="Of a stream, at most.")
 @click.option("--good", default=0, show_default=True, help="Requests before that, of which 0.3 % differ.")
-def main(shares: str, streams: int, requests: int, good: int) -> None:
+@click.option("--run", default=1, show_default=True, help="Requests of a scene, which are all answered alike.")
+@click.option("--together", type=float, help="How many of them are taken for one.  [default: all]")
+def main(shares: str, streams: int, requests: int, good: int, run: int, together: float | None) -> None:
     """Prints a line for each share of differing answers."""
     terms = Terms()
     click.echo(
@@ -47,7 +49,8 @@ def main(shares: str, streams: int, requests: int, good: int) -> None:
     )
     for percent in shares.split(","):
         differs = np.r_[np.full(good, BEFORE), np.full(requests, float(percent) / 100)]
-        seen = [_stream(differs, good, terms, np.random.default_rng(seed)) for seed in range(streams)]
+        seeds = map(np.random.default_rng, range(streams))
+        seen = [_stream(differs, good, terms, random, run, together or run) for random in seeds]
         until, *shares_seen = np.array(seen).T
         median, most = (f"{n:,.0f}" if np.isfinite(n) else "-" for n in np.quantile(until, [0.5, 0.9], method="higher"))
         drawn, held, soon, all_ = (np.mean(each) for each in shares_seen)
@@ -57,10 +60,18 @@ def main(shares: str, streams: int, requests: int, good: int) -> None:
         )
 
 
-def _stream(differs: np.ndarray, good: int, terms: Terms, random: np.random.Generator) -> Seen:
+def _stream(
+    differs: np.ndarray,
+    good: int,
+    terms: Terms,
+    random: np.random.Generator,
+    run: int = 1,
+    together: float = 1.0,
+) -> Seen:
     """A stream, looked at from its first request that is not among the good ones."""
-    breaker, draws = Breaker(terms.epsilon, terms.delta, (0,)), Draws(USUAL, terms.epsilon)
-    chance, differed = random.random(len(differs)), random.random(len(differs)) < differs
+    breaker, draws = Breaker(terms.epsilon, terms.delta, (0,), together=together), Draws(USUAL, terms.epsilon)
+    chance, scenes = random.random(len(differs)), random.random(len(differs) // run + 1)
+    differed = np.repeat(scenes, run)[: len(differs)] < differs
     drawn, held = np.zeros((2, len(differs)), bool)
     until = len(differs)
     for place, each in enumerate(chance):

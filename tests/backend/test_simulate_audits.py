@@ -32,7 +32,7 @@ def test_heads_that_differ_twice_as_often_as_promised_are_soon_found_out_and_goo
 
 def test_it_prints_a_line_for_each_share() -> None:
     done = CliRunner().invoke(
-        script.main, ["--shares", "0,20", "--streams", "4", "--requests", "2000", "--good", "100"]
+        script.main, ["--shares", "0,20", "--streams", "4", "--requests", "2000", "--good", "100", "--run", "5"]
     )
     assert done.exit_code == 0, done.output
     _, none, many = done.output.splitlines()
