@@ -43,7 +43,7 @@ from gati_export.backbone import Backbone, load_backbone
 from gati_export.bench.contenders import CERTAIN
 from gati_export.bench.linear import linear_head
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.heads import with_threshold
+from gati_export.headfile import with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments

@@ -30,7 +30,7 @@ from gati.settings import NO_STORE, STORE
 from gati.watch import ReleaseWatch
 from gati_client import Client
 from gati_client.load import alternate, summary
-from gati_export.heads import CLOSED, with_threshold
+from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 
 ROUNDS, REQUESTS, BLOCK = 600, 3000, 300

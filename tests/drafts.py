@@ -19,7 +19,7 @@ from gati.head import SEGMENTS_KEY
 from gati.release import Certificate, HeadFile, Release, Window, head_folder
 from gati.settings import workspace
 from gati_export.activations import open_segments
-from gati_export.heads import stamp
+from gati_export.headfile import stamp
 from gati_export.publish import Draft
 
 CERTIFICATE = Certificate(400, 400, 0, 0.0075, 0.01, 0.05, {0: 0.5}, 0.7, "by hand", "0" * 64, "top-1")

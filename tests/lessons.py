@@ -13,7 +13,7 @@ from gati.chain import Chain, Segment, Tensor
 from gati.head import SEGMENTS_KEY
 from gati_export.families.family import Lesson, Lookup
 from gati_export.families.layout import channel_axis
-from gati_export.heads import stamp
+from gati_export.headfile import stamp
 
 CLASSES = 6
 OUTPUT = Tensor("output", "FP32", (CLASSES,))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -22,14 +19,13 @@ from gati_export.distillation import Scale
 from gati_export.exporter import exporting
 from gati_export.families.family import Lookup
 from gati_export.families.integers import IN_ONNX
+from gati_export.headfile import CLOSED, with_threshold
 from gati_export.maxima import pool_maxima
 from gati_export.opset import OPSET
 
 PREFIX = "head/"
 """Of all other names inside a head's graph, so that none of them can be the cut tensor's or the output's."""
 ARITHMETIC = {"Add", "Sub", "Mul", "Reciprocal", "Neg", "MatMul"}
-CLOSED = float("inf")
-"""A threshold that no score reaches."""
 
 
 class Head(nn.Module):
@@ -137,37 +133,10 @@ def _rename(model: ir.Model) -> None:
         value.metadata_props.clear()  # the exporter's own
 
 
-def with_threshold(model: bytes, threshold: float) -> bytes:
-    """A head's file with another threshold, rounded to float32.
-
-    Raises:
-        ValueError: If it is NaN or below 0, or the file is no head's.
-    """
-    if not threshold >= 0:
-        raise ValueError(f"A threshold is at least 0, not {threshold}.")
-    proto = onnx.ModelProto.FromString(model)
-    tensor = next((tensor for tensor in proto.graph.initializer if tensor.name == THRESHOLD), None)
-    if tensor is None:
-        raise ValueError(f"The model has no initializer {THRESHOLD!r}, so it is no head.")
-    tensor.CopyFrom(numpy_helper.from_array(np.float32(threshold).reshape(()), THRESHOLD))
-    return proto.SerializeToString(deterministic=True)
-
-
 def threshold_of(model: bytes) -> float:
     """The threshold inside a head's file."""
     tensors = onnx.ModelProto.FromString(model).graph.initializer
     return next(float(numpy_helper.to_array(tensor)) for tensor in tensors if tensor.name == THRESHOLD)
-
-
-def stamp(model: bytes, fields: Mapping[str, str]) -> bytes:
-    """A head's file with metadata `gati.<key>`; other metadata, and its outputs, stay as they are."""
-    proto = onnx.ModelProto.FromString(model)
-    fields = {f"gati.{key.removeprefix('gati.')}": value for key, value in fields.items()}
-    kept = {prop.key: prop.value for prop in proto.metadata_props} | fields
-    del proto.metadata_props[:]
-    for key, value in sorted(kept.items()):
-        proto.metadata_props.add(key=key, value=value)
-    return proto.SerializeToString(deterministic=True)
 
 
 def weights_of(model: bytes) -> dict[str, Torch]:

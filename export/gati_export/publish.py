@@ -37,6 +37,7 @@ from gati.release import (
     valid_releases,
 )
 from gati.settings import workspace
+from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
 from gati_export.surplus import surplus
 
@@ -161,8 +162,6 @@ def _staging(repository: Path) -> Iterator[Path]:
 
 
 def _stage(staging: Path, chain: Chain, draft: Draft, number: int, step: Step) -> Release:
-    from gati_export.heads import stamp  # brings PyTorch, which `gati sync` does without
-
     created = datetime.now(UTC).isoformat(timespec="seconds")
     files = {}
     for index, head in sorted(draft.heads.items()):

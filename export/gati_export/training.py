@@ -25,7 +25,7 @@ from gati_export.compose import Limits, check_p99
 from gati_export.extra import with_extra
 from gati_export.families import chosen_families
 from gati_export.groups import errors_allowed, samples_needed, wrong_within
-from gati_export.heads import with_threshold
+from gati_export.headfile import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
 from gati_export.replay import Said
 from gati_export.splitting import Split, count, fingerprint, shares

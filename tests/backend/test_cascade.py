@@ -23,7 +23,7 @@ from gati.orchestrator import Orchestrator
 from gati.session import open_session
 from gati.steps import Leave, Missed, Step, UnjoinableError
 from gati.watch import ReleaseWatch
-from gati_export.heads import with_threshold
+from gati_export.headfile import with_threshold
 from gati_export.publish import publish
 
 OUTPUT = Tensor("y", "FP32", (2,))

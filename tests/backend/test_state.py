@@ -13,7 +13,7 @@ from gati.chain import Chain
 from gati.errors import ReleaseRefused
 from gati.head import KEY, open_head
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
-from gati_export.heads import stamp
+from gati_export.headfile import stamp
 
 ANSWERS = np.eye(4, dtype=np.float32)
 

@@ -19,7 +19,8 @@ from gati_export.distillation import Predictor, Scale, distil
 from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
 from gati_export.families.spatial import Tower
-from gati_export.heads import Head, head_model, stamp, threshold_of, weights_of, with_threshold
+from gati_export.headfile import stamp, with_threshold
+from gati_export.heads import Head, head_model, threshold_of, weights_of
 from gati_export.latency import measure
 from gati_export.selector import Confidence, Learned, Scores, Selector
 

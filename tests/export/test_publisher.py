@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -375,6 +377,19 @@ def test_rollback_to_a_release_is_written_and_said(
     assert fields.pop("replicas") == []
     assert Release.from_json(json.dumps({"format": 2, **fields})) == live(repository, chain)
     assert head_path(repository, chain, 0, 4).exists()
+
+
+def test_rollback_waits_for_no_pytorch(repository: Path, chain: Chain) -> None:
+    put(repository, chain, 2)
+    code = (
+        "import sys; from gati.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print([m for m in ('torch', 'onnx_ir', 'onnxscript') if m in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "rollback", MODEL, "--repository", str(repository)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    assert live(repository, chain).reason == "rollback to 1"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--to", "9"]], ids=["nothing to go back to", "no such release"])

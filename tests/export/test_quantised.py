@@ -22,7 +22,7 @@ from gati_export.backbone import load_backbone
 from gati_export.bench.int8 import quantise
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.equality import TOLERANCE, check_segments
-from gati_export.heads import CLOSED, with_threshold
+from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import publish
 from gati_export.quantised import DEQUANTISE, QUANTISE
 from gati_export.repository import write_repository

@@ -28,7 +28,7 @@ from gati.state import HeadState
 from gati_export.activations import open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.families import adaptive
-from gati_export.heads import with_threshold
+from gati_export.headfile import with_threshold
 from gati_export.latency import measure_segments
 from gati_export.replay import Rows, Said, has_state, part, rehearse, replay, sound
 from gati_export.splitting import Split

@@ -25,7 +25,7 @@ from gati_export.bench.plan import Plan
 from gati_export.bench.rows import MOSTLY_HITS, PLAIN
 from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
-from gati_export.heads import CLOSED, with_threshold
+from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.ragged import rows_at, typical
 from gati_export.replay import has_state

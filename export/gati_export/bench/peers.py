@@ -17,7 +17,7 @@ from gati.agreement import of_numbers, parse_agreement
 from gati.chain import Chain
 from gati_export.activations import Progress, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
-from gati_export.heads import with_threshold
+from gati_export.headfile import with_threshold
 from gati_export.latency import measure_segments
 from gati_export.runs import find_runs
 from gati_export.splitting import split
