@@ -9,72 +9,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from gati.chain import Chain, find_chains, read_chain
-from gati.errors import GatiError, PublishError, ReleaseRefused
-from gati.head import open_head
-from gati.release import Release, head_path, numbers_on_disk, read_release, release_number
+from gati.errors import ReleaseRefused
+from gati.lock import publisher_lock
+from gati.release import head_path, numbers_on_disk, release_number
 from gati.settings import workspace
-
-LOCK_SECONDS = 60
+from gati.tryout import check_release
 
 REFUSED_KEPT = 10
 """Refused releases of a chain that stay for people to look at, of those that were moved out last."""
 
 VERSION = re.compile(r"[1-9]")
 """How the name of a folder begins that Triton takes for a version: of `9.tmp` it reads 9."""
-
-
-@contextmanager
-def publisher_lock(repository: Path) -> Iterator[None]:
-    """Held by whoever changes the releases of a repository.
-
-    Raises:
-        PublishError: If another holds it for `LOCK_SECONDS`, or the workspace can't be written.
-    """
-    folder = workspace(repository)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "publish.lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
-        raise PublishError(f"Another publisher has been at work on {repository} for {LOCK_SECONDS} s.") from error
-    except OSError as error:
-        raise PublishError(f"{folder} can't be written ({error.strerror}), so nothing can be published.") from error
-    with lock:
-        yield
-
-
-def check_release(repository: Path, chain: Chain, number: int) -> Release:
-    """Reads a release and tries its heads out.
-
-    Raises:
-        ReleaseRefused: If it can't serve; the message says why.
-    """
-    release = read_release(repository, chain, number)
-    for head in release.heads:
-        model = head_path(repository, chain, head.index, number).read_bytes()
-        try:
-            open_head(model, chain, head.index)
-        except (GatiError, OSError, MemoryError):  # the machine's fault, if not a refusal
-            raise
-        except Exception as error:  # a file that was made to break what reads it must not stop who moves it out
-            raise ReleaseRefused(f"head {head.index} of {chain.model!r} can't be tried out: {error!r:.200}.") from error
-    return release
-
-
-def newest_release(repository: Path, chain: Chain) -> Release | None:
-    """The newest release that can serve; None if there is none."""
-    for number in numbers_on_disk(repository, chain):
-        try:
-            return check_release(repository, chain, number)
-        except ReleaseRefused:
-            continue
-    return None
 
 
 def unfit(repository: Path, chain: Chain) -> dict[Path, str]:

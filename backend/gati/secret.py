@@ -7,7 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from gati.quarantine import publisher_lock
+from gati.lock import publisher_lock
 from gati.settings import workspace
 
 

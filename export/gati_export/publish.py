@@ -25,7 +25,8 @@ from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.head import SEGMENTS_KEY, open_head
 from gati.inspection import inspect
-from gati.quarantine import clear, forget, move_out, next_number, publisher_lock, refused
+from gati.lock import publisher_lock
+from gati.quarantine import clear, forget, move_out, next_number, refused
 from gati.release import (
     ROLLBACK,
     Certificate,

@@ -12,8 +12,8 @@ from typing import Any
 
 from gati.chain import Chain
 from gati.errors import PublishError, UnavailableError
-from gati.quarantine import newest_release
 from gati.release import ROLLBACK, Release
+from gati.tryout import newest_release
 from gati_export.origin import origin_of
 from gati_export.publish import Draft, Step, publish, withdraw
 from gati_export.replicas import Outcome, Replicas, resolved

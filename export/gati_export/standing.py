@@ -11,8 +11,8 @@ import numpy as np
 from gati.agreement import parse_agreement
 from gati.chain import Chain
 from gati.errors import RepositoryError
-from gati.quarantine import newest_release
 from gati.release import head_path
+from gati.tryout import newest_release
 from gati_export.activations import open_segments
 from gati_export.candidates import timed
 from gati_export.certificate import Fresh, certify

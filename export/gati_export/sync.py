@@ -20,9 +20,11 @@ from filelock import FileLock, Timeout
 from gati.chain import Chain, chain_path, find_chains, read_chain
 from gati.errors import PublishError, RepositoryError
 from gati.inspection import LARGEST_FILE
-from gati.quarantine import LOCK_SECONDS, check_release, clear, publisher_lock, refused
+from gati.lock import LOCK_SECONDS, publisher_lock
+from gati.quarantine import clear, refused
 from gati.release import LARGEST_MANIFEST, Release, head_folder, numbers_on_disk, valid_releases
 from gati.settings import workspace
+from gati.tryout import check_release
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of
 from gati_export.publish import KEPT, land, prune, put_away
 from gati_export.refusals import Refusals

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gati.errors import ReleaseRefused
 from gati.head import SEGMENTS_KEY
 from gati.inspection import LARGEST_FILE
-from gati.quarantine import check_release, clear
+from gati.quarantine import clear
 from gati.release import (
     ROLLBACK,
     Release,
@@ -30,6 +30,7 @@ from gati.release import (
     read_release,
     valid_releases,
 )
+from gati.tryout import check_release
 from gati_export.publish import publish
 
 TEXT = toy_release(toy_chain()).to_json()

@@ -18,12 +18,13 @@ from conftest import MODEL, Exported
 from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files
 from publishers import publish_changes, publish_limited, publish_until, race, run
 
-from gati import quarantine, release
+from gati import lock, quarantine, release
 from gati.chain import Chain
 from gati.cli import main
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.release import Release, head_path, numbers_on_disk, read_release, valid_releases
 from gati.settings import workspace
+from gati.tryout import check_release
 from gati_export.publish import KEPT, OvertakenError, earlier, publish, withdraw
 from gati_export.rollout import publish_to
 
@@ -118,10 +119,10 @@ def test_two_publishers_at_once_both_land_under_growing_numbers(repository: Path
 def test_a_publisher_that_waits_too_long_says_so_in_one_sentence(
     repository: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quarantine, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.2)
     before = folders(repository)
     with (
-        quarantine.publisher_lock(repository),
+        lock.publisher_lock(repository),
         pytest.raises(PublishError, match=r"^Another publisher has been at work on .* for 0\.2 s\.$"),
     ):
         put(repository, chain, 2)
@@ -131,7 +132,7 @@ def test_a_publisher_that_waits_too_long_says_so_in_one_sentence(
 
 def test_the_lock_of_a_killed_publisher_is_free(repository: Path, chain: Chain) -> None:
     run(publish_until, repository, chain, marked_draft(chain, 2), None, "check")
-    with quarantine.publisher_lock(repository):
+    with lock.publisher_lock(repository):
         pass
 
 
@@ -193,7 +194,7 @@ def test_a_release_with_damage_is_not_live_and_is_moved_out_by_the_next_publishe
         with pytest.raises(ReleaseRefused, match=damage.reason):
             read_release(repository, chain, 7)
     with pytest.raises(ReleaseRefused, match=damage.reason):
-        quarantine.check_release(repository, chain, 7)
+        check_release(repository, chain, 7)
     release = put(repository, chain, 8)
     assert release.number == 8, "a number that was seen is never used again"
     assert numbers_on_disk(repository, chain) == [8, 1]

@@ -30,8 +30,8 @@ from stores import KEY, SECRET, Store
 import gati_export.publish as publishing
 import gati_export.store as reading
 import gati_export.sync as syncing
-from gati import quarantine
 from gati import recorder as recording
+from gati import tryout
 from gati.chain import Chain, read_chain
 from gati.cli import main
 from gati.errors import GatiError, PublishError, RepositoryError, UnavailableError
@@ -244,7 +244,7 @@ def test_what_could_not_be_tried_out_for_a_moment_is_tried_again_ever_more_rarel
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(quarantine, "open_head", short)
+        patch.setattr(tryout, "open_head", short)
         for now in range(1000, 1100, 5):
             refused = copy.pull().refused
             assert bool(refused) == (tried[-1] == now) and all("can't be tried out" in reason for reason in refused)

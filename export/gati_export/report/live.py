@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gati.chain import Chain, read_chain
-from gati.quarantine import newest_release
 from gati.release import Certificate, Release
+from gati.tryout import newest_release
 from gati_export.report.data import FORMAT, Report, numbers, read
 
 ELSEWHERE = (
