@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
-from gati.head import SEGMENTS_KEY, open_head
+from gati.head import SEGMENTS_KEY
 from gati.inspection import inspect
 from gati.lock import publisher_lock
 from gati.quarantine import clear, forget, move_out, next_number, refused
@@ -38,6 +38,7 @@ from gati.release import (
     valid_releases,
 )
 from gati.settings import workspace
+from gati.tryout import try_out
 from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
 from gati_export.surplus import surplus
@@ -212,7 +213,7 @@ def _check(staging: Path, chain: Chain, release: Release) -> None:
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:
             raise ReleaseRefused(f"head {head.index} is not valid ONNX: {str(error).splitlines()[0]}") from error
-        open_head(model, chain, head.index)
+        try_out(model, chain, head.index)
 
 
 def land(repository: Path, chain: Chain, release: Release, staging: Path, step: Step = lambda _: None) -> None:

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from conftest import MODEL, Exported
 from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files
 from publishers import publish_changes, publish_limited, publish_until, race, run
 
-from gati import lock, quarantine, release
+from gati import lock, quarantine, release, tryout
 from gati.chain import Chain
 from gati.cli import main
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
@@ -228,6 +229,36 @@ def test_a_release_placed_by_hand_that_is_good_is_live(repository: Path, chain: 
     place(repository, chain, 5, release_files(chain, 5, marked_draft(chain, 5, TWO_HEADS)))
     assert live(repository, chain).number == 5
     assert put(repository, chain, 6).number == 6
+
+
+def test_a_publisher_opens_no_head_twice_but_for_another_chain_or_after_others(
+    repository: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_head = list[str](), tryout.open_head
+
+    def noted(model: bytes, of: Chain, index: int) -> Any:
+        properties = onnx.ModelProto.FromString(model).metadata_props
+        opened.append(next(one.value for one in properties if one.key == "gati.release"))
+        return open_head(model, of, index)
+
+    monkeypatch.setattr(tryout, "_opened", {})
+    monkeypatch.setattr(tryout, "open_head", noted)
+    of_first = len(live(repository, chain).heads)
+    for mark in (2, 3, 4):
+        put(repository, chain, mark, TWO_HEADS)
+    assert opened == ["1"] * of_first + ["2", "2", "3", "3", "4", "4"]
+
+    opened.clear()
+    tryout.check_release(repository, replace(chain, max_batch=chain.max_batch + 1), 4)
+    assert opened == ["4", "4"]
+
+    monkeypatch.setattr(tryout, "REMEMBERED", 1)
+    put(repository, chain, 5)
+    opened.clear()
+    tryout.check_release(repository, chain, 5)
+    assert not opened
+    tryout.check_release(repository, chain, 4)
+    assert opened == ["4", "4"]
 
 
 # Numbers, pruning, going back
