@@ -19,8 +19,8 @@ import numpy as np
 from gati.chain import Chain, as_sent
 from gati.device import Hidden
 from gati.engine import Stage
-from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError
-from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
+from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError, first_line
+from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
 from gati.live import LiveRelease
 from gati.release import Release, head_path
 

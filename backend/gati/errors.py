@@ -74,3 +74,8 @@ class SamplesError(GatiError):
 
 class BenchError(GatiError):
     """A benchmark could not measure something."""
+
+
+def first_line(error: Exception | str) -> str:
+    """An error's first line: engines put whole stacks into their messages."""
+    return str(error).strip().split("\n", 1)[0][:300]

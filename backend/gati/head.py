@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from gati.chain import Chain, Tensor
 from gati.device import Hidden
-from gati.errors import ReleaseRefused
+from gati.errors import ReleaseRefused, first_line
 from gati.inspection import inspect
 from gati.session import CPU, Device, open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
@@ -139,8 +139,3 @@ def _try_out(session: ort.InferenceSession, spec: HeadSpec, cut: Tensor, chain: 
                 f"{name} gives {output!r} as {values[output].dtype}{list(values[output].shape)}, "
                 f"not {dtype}{list(shape)}."
             )
-
-
-def first_line(error: Exception | str) -> str:
-    """An error's first line: engines put whole stacks into their messages."""
-    return str(error).strip().split("\n", 1)[0][:300]

@@ -21,9 +21,9 @@ from gati.cascade import Cascade, assemble
 from gati.chain import Chain
 from gati.device import DeviceRunner, Hidden, Runner
 from gati.engine import Stage
-from gati.errors import RepositoryError, RequestError
+from gati.errors import RepositoryError, RequestError, first_line
 from gati.fuse import LARGEST, fuse, join, stages
-from gati.head import HIT, KEY, HeadSpec, Prediction, first_line, open_head
+from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
 from gati.ladder import Ladder, channels_last_pays, sizes_up_to
 from gati.layout import InseparableError, Passed, Split, close, open_on_passed, probe, split
 from gati.release import Release, head_path

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gati.chain import Chain
-from gati.errors import ReleaseRefused
+from gati.errors import ReleaseRefused, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -74,8 +74,7 @@ def inspect(model: bytes, chain: Chain, index: int) -> None:
     try:
         shapes = _shapes(proto, chain, index)
     except Exception as error:  # whatever the inference raises: what it can't follow is not run
-        reason = str(error).strip().split("\n", 1)[0][:300]
-        raise ReleaseRefused(f"{name} is not an ONNX model that can be run: {reason}.") from error
+        raise ReleaseRefused(f"{name} is not an ONNX model that can be run: {first_line(error)}.") from error
     fault = _boundless(proto.graph, shapes, chain, index)
     if fault:
         raise ReleaseRefused(f"{name} {fault}.")

@@ -20,8 +20,8 @@ from gati.chain import read_chain
 from gati.device import runner_on
 from gati.draws import Draws
 from gati.drift import Drift
+from gati.errors import first_line
 from gati.flight import Flight, Ran, Request
-from gati.head import first_line
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
 from gati.live import LiveRelease

@@ -11,9 +11,8 @@ from pathlib import Path
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine
-from gati.errors import GatiError, IncompleteError, ReleaseRefused, UnavailableError
+from gati.errors import GatiError, IncompleteError, ReleaseRefused, UnavailableError, first_line
 from gati.flight import BACKBONE
-from gati.head import first_line
 from gati.live import LiveRelease
 from gati.memory import trim
 from gati.release import Release, head_folder, numbers_on_disk, read_release

@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+from gati.errors import first_line
 from gati.parent import when_orphaned
 from gati.pulse import beat
 from gati.session import INTRA_OP, SPIN, Device, open_alone, open_session, run, threads
@@ -30,7 +31,7 @@ class TritonPythonModel:
         try:
             self._session = _open(path, args)
         except Exception as error:
-            raise pb_utils.TritonModelException(f"{path.name} can't be opened: {_first_line(error)}") from None
+            raise pb_utils.TritonModelException(f"{path.name} can't be opened: {first_line(error)}") from None
         when_orphaned(lambda: os._exit(1))
         beat(os.environ)
         self._inputs = [i.name for i in self._session.get_inputs()]
@@ -60,7 +61,7 @@ class TritonPythonModel:
             values = run(self._session, wanted, self._feeds(request))
         except Exception as error:
             return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(_first_line(error), pb_utils.TritonError.INVALID_ARG)
+                error=pb_utils.TritonError(first_line(error), pb_utils.TritonError.INVALID_ARG)
             )
         return _response(wanted, values)
 
@@ -85,7 +86,3 @@ def _threading(config: str) -> tuple[int, bool]:
     """Threads and spinning, from the parameters of the model's configuration (JSON)."""
     parameters = {key: value["string_value"] for key, value in json.loads(config).get("parameters", {}).items()}
     return int(parameters.get(INTRA_OP, threads())), parameters.get(SPIN, "1") == "1"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

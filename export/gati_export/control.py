@@ -15,8 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Chain
-from gati.errors import PublishError, ReleaseRefused, UnavailableError
-from gati.head import first_line
+from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_line
 from gati.release import Release
 from gati.server import HEADER
 from gati.settings import workspace

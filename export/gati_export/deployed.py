@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from gati.chain import DTYPES, Chain, Tensor, chain_path
-from gati.errors import BackboneError
+from gati.errors import BackboneError, first_line
 from gati_export.repository import plain_name, read_config, write_config
 from gati_export.signature import Signature
 
@@ -191,7 +191,7 @@ def _read_config(folder: Path) -> ModelConfig:
     except FileNotFoundError:
         return ModelConfig()
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise BackboneError(f"{path} can't be read ({str(error).splitlines()[0]}).") from error
+        raise BackboneError(f"{path} can't be read ({first_line(error)}).") from error
     if config.name not in ("", folder.name):
         raise BackboneError(f"{path} is of a model {config.name!r}: its folder was renamed or copied.")
     return config

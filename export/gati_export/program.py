@@ -81,7 +81,7 @@ def export_module(spec: str, samples: Mapping[str, np.ndarray] | None, path: Pat
             except Exception as error:  # the exporter raises whatever the module did
                 errors.append(error)
         else:
-            raise BackboneError(f"{spec} can't be exported to ONNX ({first_line(errors[0])}).") from errors[0]
+            raise BackboneError(f"{spec} can't be exported to ONNX ({root_cause(errors[0])}).") from errors[0]
         save(model, path)
     return note or _differs(path, module, tries, outputs)
 
@@ -125,7 +125,7 @@ def export_saved(source: Path, path: Path) -> None:
         try:
             save(_to_onnx(saved, None, _saved_names(saved), None), path)
         except Exception as error:
-            raise BackboneError(f"{source.name} can't be exported to ONNX ({first_line(error)}).") from error
+            raise BackboneError(f"{source.name} can't be exported to ONNX ({root_cause(error)}).") from error
 
 
 def _build(spec: str) -> nn.Module:
@@ -133,7 +133,7 @@ def _build(spec: str) -> nn.Module:
     try:
         module = make()
     except (Exception, SystemExit) as error:  # the user's own code
-        raise BackboneError(f"{spec}() failed ({first_line(error)}); it must work without arguments.") from error
+        raise BackboneError(f"{spec}() failed ({root_cause(error)}); it must work without arguments.") from error
     if not isinstance(module, nn.Module):
         raise BackboneError(f"{spec}() gives {type(module).__name__}; it must return a torch.nn.Module.")
     module = _unwrapped(module)
@@ -145,7 +145,7 @@ def _build(spec: str) -> nn.Module:
         return module.eval()
     except Exception as error:  # the user's own code; what torch.export made has no modes
         raise BackboneError(
-            f"{spec}() gives a module that can't be put in eval mode ({first_line(error)}); give the network as it was "
+            f"{spec}() gives a module that can't be put in eval mode ({root_cause(error)}); give the network as it was "
             "before torch.export, or a .pt2 file."
         ) from error
 
@@ -201,7 +201,7 @@ def _output_names(spec: str, module: nn.Module, tensors: Tensors) -> list[str]:
             result = module(**tensors)
     except Exception as error:  # the user's own code
         raise BackboneError(
-            f"{spec} fails on the samples ({first_line(error)}); check their shapes and types."
+            f"{spec} fails on the samples ({root_cause(error)}); check their shapes and types."
         ) from error
     outputs = by_name(result)
     strange = next((name for name, output in outputs.items() if not isinstance(output, torch.Tensor)), None)
@@ -306,7 +306,7 @@ def _make_room(model: ir.Model) -> None:
             weights.name = f"{name}/inner"
 
 
-def first_line(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The cause of a chain of exceptions, in one short line."""
     while error.__cause__ is not None:
         error = error.__cause__

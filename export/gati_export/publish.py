@@ -22,7 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gati.chain import Chain
-from gati.errors import PublishError, ReleaseRefused, UnavailableError
+from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_line
 from gati.head import SEGMENTS_KEY
 from gati.inspection import inspect
 from gati.lock import publisher_lock
@@ -212,7 +212,7 @@ def _check(staging: Path, chain: Chain, release: Release) -> None:
         try:
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:
-            raise ReleaseRefused(f"head {head.index} is not valid ONNX: {str(error).splitlines()[0]}") from error
+            raise ReleaseRefused(f"head {head.index} is not valid ONNX: {first_line(error)}") from error
         try_out(model, chain, head.index)
 
 

@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from gati.chain import Chain, Segment, Tensor, chain_path
-from gati.errors import RepositoryError
+from gati.errors import RepositoryError, first_line
 from gati.files import replace
 from gati.head import HIT, SCORE
 from gati.session import CPU, INTRA_OP, SPIN, Device
@@ -56,7 +56,7 @@ def check_config(path: Path, expected: ModelConfig) -> None:
     try:
         found = text_format.Parse(path.read_bytes(), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{expected.name}/{path.name} can't be read ({str(error).splitlines()[0]}).") from error
+        raise RepositoryError(f"{expected.name}/{path.name} can't be read ({first_line(error)}).") from error
     for field in TUNABLE:
         found.ClearField(field)
     plain = ModelConfig.FromString(expected.SerializeToString())

@@ -14,7 +14,7 @@ import torch
 
 from gati.errors import BackboneError
 from gati_export.exporter import exporting
-from gati_export.program import Tensors, by_name, first_line, free_axes, held_against, save, tries_of
+from gati_export.program import Tensors, by_name, free_axes, held_against, root_cause, save, tries_of
 from gati_export.ragged import varying
 from gati_export.samples import check_samples, pick
 from gati_export.signature import Signature
@@ -124,4 +124,4 @@ def _to_onnx(
 def _said(error: Exception) -> str:
     """What went wrong, without the listing of the program that TorchScript puts before it."""
     said = WRONG.findall(str(error))
-    return first_line(RuntimeError(said[-1])) if said else first_line(error)
+    return root_cause(RuntimeError(said[-1])) if said else root_cause(error)

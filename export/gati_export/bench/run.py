@@ -22,7 +22,7 @@ from gati import __version__
 from gati.breaker import LONGEST
 from gati.chain import Chain
 from gati.draws import NEW, NO_PROMISE
-from gati.errors import SamplesError
+from gati.errors import SamplesError, first_line
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run, threads
 from gati.settings import workspace
@@ -154,7 +154,7 @@ def outputs_of(session: ort.InferenceSession, chain: Chain, requests: Mapping[st
             found[batch] = run(session, [chain.output.name], rows_at(requests, batch))[0]
         return found
     except Exception as error:  # ONNX Runtime's own errors share no base
-        raise SamplesError(f"The backbone can't take these samples: {str(error).splitlines()[0][:300]}") from error
+        raise SamplesError(f"The backbone can't take these samples: {first_line(error)}") from error
 
 
 class _Run:
