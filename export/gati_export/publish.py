@@ -41,6 +41,7 @@ from gati.settings import workspace
 from gati.tryout import try_out
 from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
+from gati_export.staging import out_of_reach
 from gati_export.surplus import surplus
 
 KEPT = 10
@@ -152,10 +153,8 @@ def _staging(repository: Path) -> Iterator[Path]:
     shutil.rmtree(parent, ignore_errors=True)
     try:
         parent.mkdir(parents=True)
-        if parent.stat().st_dev != repository.stat().st_dev:
-            raise PublishError(
-                f"{parent} must be on the same file system as {repository}: mount the folder above both."
-            )
+        if (reason := out_of_reach(parent, repository)) is not None:
+            raise PublishError(reason)
         yield Path(tempfile.mkdtemp(dir=parent))
     except OSError as error:
         raise PublishError(f"The release could not be written ({error.strerror or error}); nothing changed.") from error

@@ -19,6 +19,7 @@ from gati.head import HIT, SCORE
 from gati.session import CPU, INTRA_OP, SPIN, Device
 from gati.wire import EXIT, RELEASE
 from gati_export.accelerator import Accelerator
+from gati_export.staging import out_of_reach
 
 HEAD_VERSIONS = 2
 """Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
@@ -200,10 +201,8 @@ def check_room(staging: Path, repository: Path, name: str, plain: bool) -> None:
     taken = models_of(repository, name) + [p for p in [repository / plain_name(name)] if plain and p.exists()]
     if taken:
         raise RepositoryError(f"{repository} holds {taken[0].name!r} already; choose another --name, or remove it.")
-    if repository.exists() and repository.stat().st_dev != staging.stat().st_dev:
-        raise RepositoryError(
-            f"{staging} must be on the same file system as {repository}: mount the folder above both."
-        )
+    if repository.exists() and (reason := out_of_reach(staging, repository)) is not None:
+        raise RepositoryError(reason)
 
 
 def install(staged: Path, repository: Path, name: str) -> None:

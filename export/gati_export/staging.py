@@ -41,6 +41,13 @@ def _is_ours(folder: Path) -> bool:
     return known and (folder / HOST).read_text(encoding="utf-8") == socket.gethostname()
 
 
+def out_of_reach(staged: Path, repository: Path) -> str | None:
+    """Why what is staged can't be renamed into a repository, in one sentence; None if it can."""
+    if staged.stat().st_dev == repository.stat().st_dev:
+        return None
+    return f"{staged} must be on the same file system as {repository}: mount the folder above both."
+
+
 @contextmanager
 def staging(area: Path, name: str) -> Iterator[Path]:
     """A folder for one export, with a repository in it that is named as that which it will be part of."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,17 @@ def test_a_full_disk_is_one_sentence_and_nothing_changes(
     assert folders(repository) == before
     assert not staged(repository)
     assert put(repository, chain, 3).number == 3
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no other file system here")
+def test_what_is_staged_on_another_file_system_is_not_published(repository: Path, chain: Chain) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        workspace(repository).symlink_to(elsewhere)
+        if Path(elsewhere).stat().st_dev == repository.stat().st_dev:
+            pytest.skip("it is the same file system")
+        with pytest.raises(PublishError, match="staging must be on the same file system as"):
+            put(repository, chain, 2)
+    assert live(repository, chain).number == 1
 
 
 def test_a_draft_without_heads_is_refused(repository: Path, chain: Chain) -> None:
