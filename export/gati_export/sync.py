@@ -13,7 +13,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -180,20 +182,10 @@ class Copy:
             )
 
     def _fetch_chain(self, chain: Chain, staged: Path) -> None:
-        for segment in chain.segments:
-            self._fetch(f"{chain.segment_model(segment.index)}/1/model.onnx", staged, LARGEST_SEGMENT)
-            chain.check_segment(staged, segment.index)
-        for config in configs(chain):
-            key = f"{config.name}/config.pbtxt"
-            self._fetch(key, staged, LARGEST_MANIFEST)
-            check_config(staged / key, config)
-        if chain.tail:
-            self._fetch(f"{chain.model}/1/tail.onnx", staged, LARGEST_FILE)
-            chain.read_tail(staged)
-        for place in chain.labelled:
-            self._fetch(str(chain.labels_path(Path(), place)), staged, LARGEST_FILE)
-            chain.read_labels(staged, place)
-        self._fetch(f"{chain.model}/1/chain.json", staged, LARGEST_MANIFEST)
+        for file in _files(chain):
+            self._fetch(file.key, staged, file.limit)
+            file.check(staged)
+        self._fetch(str(chain_path(Path(), chain.model)), staged, LARGEST_MANIFEST)
         if read_chain(staged, chain.model) != chain:
             raise RepositoryError(f"{chain.model!r} in {self._origin.url} was changed as it was read.")
 
@@ -258,11 +250,7 @@ class Copy:
                 f"Another publisher was first with {chain.model!r} in {self._origin.url}, and is not done: if it was "
                 f"killed, remove {self._origin.url}/.gati/{claim}, and push again."
             )
-        keys = [f"{chain.segment_model(segment.index)}/1/model.onnx" for segment in chain.segments]
-        keys += [f"{config.name}/config.pbtxt" for config in configs(chain)]
-        keys += [f"{chain.model}/1/tail.onnx"] if chain.tail else []
-        keys += [str(chain.labels_path(Path(), place)) for place in chain.labelled]
-        for key in [*keys, f"{chain.model}/1/chain.json"]:
+        for key in [*(file.key for file in _files(chain)), str(chain_path(Path(), chain.model))]:
             self._origin.put(key, self._repository / key)
         return None
 
@@ -292,6 +280,28 @@ class Copy:
                 f"Move {release.number}/ out of the heads' folders in {self._repository}, and sync again."
             )
         return False
+
+
+class _File(NamedTuple):
+    """A file of a chain: its path in a repository, its largest size, and what checks it in the repository given."""
+
+    key: str
+    limit: int
+    check: Callable[[Path], object]
+
+
+def _files(chain: Chain) -> Iterator[_File]:
+    """All files of a chain but its heads' and, as what makes it one, its manifest."""
+    for segment in chain.segments:
+        key = str(chain.segment_path(Path(), segment.index))
+        yield _File(key, LARGEST_SEGMENT, partial(chain.check_segment, index=segment.index))
+    for config in configs(chain):
+        key = f"{config.name}/config.pbtxt"
+        yield _File(key, LARGEST_MANIFEST, lambda there, key=key, config=config: check_config(there / key, config))
+    if chain.tail:
+        yield _File(str(chain.tail_path(Path())), LARGEST_FILE, chain.read_tail)
+    for place in chain.labelled:
+        yield _File(str(chain.labels_path(Path(), place)), LARGEST_FILE, partial(chain.read_labels, place=place))
 
 
 def _check_portable(chain: Chain) -> None:
