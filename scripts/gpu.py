@@ -45,6 +45,7 @@ from gati_export.bench.linear import linear_head
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.headfile import with_threshold
 from gati_export.publish import Draft, publish
+from gati_export.ragged import count
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
 
@@ -191,7 +192,7 @@ def ways_of(bed: Bed, plain: Way, feeds: dict[str, np.ndarray], lives: Mapping[s
     ways["chain, no lookups"] = orchestrated(bed.chain, lives["all miss"], feeds, exact=True)
     for name, live in lives.items():
         ways[f"{name}, sync"] = orchestrated(bed.chain, replace(live, joined=None), feeds)
-        if live.joined is not None and len(next(iter(feeds.values()))) <= live.joined.rows:
+        if live.joined is not None and count(feeds) <= live.joined.rows:
             ways[f"{name}, joined"] = orchestrated(bed.chain, live, feeds)
         ways[f"{name}, async"] = bed.beside(live, feeds)
     return ways

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError, UnavailableError
 from gati.session import CPU, Device, open_session
-from gati_export.ragged import batches, rows_at
+from gati_export.ragged import batches, count, rows_at
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and which share of it is done, 0..1."""
@@ -128,7 +128,7 @@ def collect(
         SamplesError: If there are no samples.
         BrokenSamples: If activations or outputs are not finite.
     """
-    rows = np.arange(len(next(iter(samples.values())))) if rows is None else rows
+    rows = np.arange(count(samples)) if rows is None else rows
     kept: dict[View, np.ndarray] = {}
     outputs = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
     for batch, hidden in run_batches(chain, sessions, samples, rows, progress):

@@ -28,7 +28,7 @@ from gati_export.onnxfile import shorten
 from gati_export.plans import compiled
 from gati_export.prepare import prepare
 from gati_export.publish import Draft, publish
-from gati_export.ragged import Samples, batches, few, is_ragged, rows_at
+from gati_export.ragged import Samples, batches, count, few, is_ragged, rows_at
 from gati_export.replay import has_state
 from gati_export.report.data import Report, write
 from gati_export.repository import check_room, install, write_plain, write_repository
@@ -36,7 +36,7 @@ from gati_export.runs import find_runs
 from gati_export.samples import ARRAYS, cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
-from gati_export.splitting import count, split
+from gati_export.splitting import split
 from gati_export.staging import REPOSITORY, moving, staging, staging_area
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads

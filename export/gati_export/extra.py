@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gati_export.ragged import joined
-from gati_export.splitting import Split, count, digests
+from gati_export.ragged import count, joined
+from gati_export.splitting import Split, digests
 
 
 def with_extra(

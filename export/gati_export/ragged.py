@@ -14,6 +14,11 @@ Samples = Mapping[str, np.ndarray]
 """Model inputs by name, n rows each."""
 
 
+def count(samples: Samples) -> int:
+    """How many rows samples have."""
+    return len(next(iter(samples.values())))
+
+
 def is_ragged(rows: np.ndarray) -> bool:
     """Whether rows may differ in shape."""
     return rows.dtype == object
@@ -88,11 +93,11 @@ def extremes(samples: Samples) -> list[dict[str, np.ndarray]]:
 
 def typical(samples: Samples) -> np.ndarray:
     """The rows that have the shape of a row of median size: what they take is what rows take."""
-    count = len(next(iter(samples.values())))
+    n = count(samples)
     ragged = [values for values in samples.values() if is_ragged(values)]
     if not ragged:
-        return np.arange(count)
-    sizes = [sum(values[row].size for values in ragged) for row in range(count)]
-    median = int(np.argsort(sizes, kind="stable")[count // 2])
+        return np.arange(n)
+    sizes = [sum(values[row].size for values in ragged) for row in range(n)]
+    median = int(np.argsort(sizes, kind="stable")[n // 2])
     wanted = [values[median].shape for values in ragged]
-    return np.array([row for row in range(count) if [values[row].shape for values in ragged] == wanted])
+    return np.array([row for row in range(n) if [values[row].shape for values in ragged] == wanted])

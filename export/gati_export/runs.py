@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gati_export.alike import Kind, kinds_of
+from gati_export.ragged import count
 from gati_export.scenes import find_scenes
 
 WINDOW = 16
@@ -41,7 +42,7 @@ def find_runs(samples: Mapping[str, np.ndarray]) -> np.ndarray:
     Returns:
         The run of each sample, int [n], numbered by first appearance.
     """
-    n = len(next(iter(samples.values())))
+    n = count(samples)
     kinds = kinds_of(samples, np.random.default_rng(0))
     if n < 3 or not kinds:
         return np.arange(n)

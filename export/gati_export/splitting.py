@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gati_export.certificate import Fresh, there_and_needed
-from gati_export.ragged import is_ragged
+from gati_export.ragged import count, is_ragged
 from gati_export.runs import by_appearance
 from gati_export.terms import Terms
 
@@ -183,8 +183,3 @@ def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     size = first.max(initial=0) + 1
     links = coo_array((np.ones(len(first), bool), (first, second + size)), shape=(size + len(second),) * 2)
     return by_appearance(connected_components(links, directed=False)[1][first])
-
-
-def count(samples: Mapping[str, np.ndarray]) -> int:
-    """How many rows samples have."""
-    return len(next(iter(samples.values())))

@@ -25,7 +25,7 @@ from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
 from gati_export.parquet import rows_of
-from gati_export.ragged import each, joined, shapes
+from gati_export.ragged import count, each, joined, shapes
 
 AHEAD = 16
 """Shards of an object store that are read at once: light traffic makes many small ones, and each is waited for."""
@@ -56,8 +56,7 @@ class Recorded:
     def without(self, rows: np.ndarray) -> Recorded:
         """The same without some of the samples."""
         samples = {name: np.delete(values, rows, axis=0) for name, values in self.samples.items()}
-        left = len(next(iter(samples.values())))
-        return replace(self, samples=samples, window=replace(self.window, samples=left))
+        return replace(self, samples=samples, window=replace(self.window, samples=count(samples)))
 
 
 def default_store(repository: Path) -> str:
@@ -129,8 +128,8 @@ def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str, str]:
     """
     fs, url, names = _shards(store, chain)
     new = [name for name in names if _mark(name) > mark]
-    count = sum(_each(new, partial(_rows, fs), url))
-    return count, _mark(new[-1]) if new else mark, _mark(names[0]) if names else ""
+    rows = sum(_each(new, partial(_rows, fs), url))
+    return rows, _mark(new[-1]) if new else mark, _mark(names[0]) if names else ""
 
 
 def _shards(store: str, chain: Chain) -> tuple[Any, str, list[str]]:

@@ -27,8 +27,9 @@ from gati_export.families import chosen_families
 from gati_export.groups import errors_allowed, samples_needed, wrong_within
 from gati_export.headfile import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
+from gati_export.ragged import count
 from gati_export.replay import Said
-from gati_export.splitting import Split, count, fingerprint, shares
+from gati_export.splitting import Split, fingerprint, shares
 from gati_export.terms import Terms
 from gati_export.views import with_views
 
@@ -196,7 +197,7 @@ def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.nd
             f"Too few samples: {calibrating} of {there} that differ are for calibration, and to promise "
             f"{terms.epsilon:.2%} at {1 - terms.delta:.0%} confidence takes {needed}{alike}; {more}."
         )
-    train = len(split.train) + (len(next(iter(extra.values()))) if extra else 0)
+    train = len(split.train) + (count(extra) if extra else 0)
     if train < FEWEST_TRAIN or len(split.tune) < FEWEST_TUNE:
         return f"Too few samples to learn from: {train} to train, {len(split.tune)} to tune; give more."
     return None

@@ -15,10 +15,11 @@ import numpy as np
 from gati.chain import Chain
 from gati_export.activations import BrokenSamples, Progress, open_segments
 from gati_export.candidates import ask
+from gati_export.ragged import count
 from gati_export.refutation import refuted, refuted_since
 from gati_export.runs import find_runs
 from gati_export.sketch import sketches
-from gati_export.splitting import Split, count, split
+from gati_export.splitting import Split, split
 from gati_export.standing import served
 from gati_export.store import Recorded
 from gati_export.terms import Terms

@@ -28,8 +28,9 @@ from gati_export.extra import with_extra
 from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import threshold_of
 from gati_export.lessons import Lessons
+from gati_export.ragged import count
 from gati_export.runs import find_runs
-from gati_export.splitting import Split, count, fingerprint, split
+from gati_export.splitting import Split, fingerprint, split
 from gati_export.standing import Live, judge
 from gati_export.store import Recorded
 from gati_export.terms import Terms

@@ -29,6 +29,7 @@ from gati.cli import main
 from gati.release import head_path, valid_releases
 from gati.session import open_session
 from gati_export.bench.int8 import quantise
+from gati_export.ragged import count
 from gati_export.refresh import Plan, refreshed
 from gati_export.store import count_since, default_store, read_recent
 
@@ -83,7 +84,7 @@ class Family:
         segments = [open_session(self.chain.segment_path(self.repository, s.index)) for s in self.chain.segments]
         opened = {k: open_session(head_path(self.repository, self.chain, k, n)) for k, n in heads.items()}
         answers, exits = [], []
-        for row in range(len(next(iter(rows.values())))):
+        for row in range(count(rows)):
             values = {name: array[row : row + 1] for name, array in rows.items()}
             for segment, session in zip(self.chain.segments, segments, strict=True):
                 name = segment.output.name

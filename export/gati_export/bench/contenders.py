@@ -27,10 +27,9 @@ from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
 from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
-from gati_export.ragged import rows_at, typical
+from gati_export.ragged import count, rows_at, typical
 from gati_export.replay import has_state
 from gati_export.repository import copy_config, move, onnx_config, plain_name, write_config, write_repository
-from gati_export.splitting import count
 
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""
