@@ -35,13 +35,14 @@ from gati.ladder import Ladder, sizes_up_to
 from gati.live import LiveRelease
 from gati.options import json_option, write_json
 from gati.orchestrator import Observer, Orchestrator
-from gati.release import Certificate, Window
+from gati.release import Window
 from gati.session import open_session, parse_device, run
 from gati.steps import Step
 from gati.watch import ReleaseWatch
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.bench.contenders import CERTAIN
 from gati_export.bench.linear import linear_head
+from gati_export.certificate import uncertified
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.headfile import with_threshold
 from gati_export.publish import Draft, publish
@@ -159,9 +160,8 @@ class Bed:
 
     def release(self, hits: int | None) -> LiveRelease:
         """Publishes heads that all miss, or of which one hits whatever comes, and takes them."""
-        none = Certificate(0, 0, 0, 1.0, CERTAIN, 0.5, {}, 0.0, "none: made to be measured", "", "")
         heads = {i: with_threshold(head, 0) if i == hits else head for i, head in self._heads.items()}
-        publish(self._folder, self.chain, Draft(heads, none, Window("none", 0), "benchmark"))
+        publish(self._folder, self.chain, Draft(heads, uncertified(CERTAIN, 0.5), Window("none", 0), "benchmark"))
         return live_of(self._folder, self.chain, self._engine)
 
     def beside(self, live: LiveRelease, feeds: dict[str, np.ndarray]) -> Way:

@@ -23,13 +23,14 @@ from gati.flight import Request
 from gati.inline import InlineEngine
 from gati.live import LiveRelease
 from gati.orchestrator import Orchestrator
-from gati.release import Certificate, Window, head_path
+from gati.release import Window, head_path
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run
 from gati.settings import NO_STORE, STORE
 from gati.watch import ReleaseWatch
 from gati_client import Client
 from gati_client.load import alternate, summary
+from gati_export.certificate import uncertified
 from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 
@@ -91,9 +92,9 @@ def with_heads_that_miss(repository: Path, chain: Chain, to: Path) -> None:
     heads = {index: head_path(repository, chain, index, watch.live.number).read_bytes() for index in watch.live.state}
     for folder in repository.glob(f"{chain.model}*"):
         shutil.copytree(folder, to / folder.name)
-    certificate = Certificate(0, 0, 0, 1.0, chain.epsilon, chain.delta, {}, 0.0, "none: made to be measured", "", "")
+    none = uncertified(chain.epsilon, chain.delta)
     closed = {index: with_threshold(head, CLOSED) for index, head in heads.items()}
-    publish(to, chain, Draft(closed, certificate, Window("none", 0), "benchmark"))
+    publish(to, chain, Draft(closed, none, Window("none", 0), "benchmark"))
 
 
 def served(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> None:

@@ -25,6 +25,7 @@ from gati_export.bench.plan import Plan
 from gati_export.bench.rows import MOSTLY_HITS, PLAIN
 from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
+from gati_export.certificate import uncertified
 from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.ragged import count, rows_at, typical
@@ -248,7 +249,7 @@ def _add_chain(
 
 def _publish(arena: Arena, chain: Chain, heads: Mapping[int, bytes], certificate: Certificate | None) -> None:
     if heads:
-        known = certificate or Certificate(0, 0, 0, 1.0, CERTAIN, 0.5, {}, 0.0, "none: made to be measured", "", "")
+        known = certificate or uncertified(CERTAIN, 0.5)
         publish(arena.repository, chain, Draft(dict(heads), known, Window("benchmark", 0), "benchmark"))
 
 
