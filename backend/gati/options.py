@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from gati.errors import GatiError
+
 existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 json_option = click.option(
@@ -34,7 +36,7 @@ def port_option(name: str, default: int) -> Callable[[Any], Any]:
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """A callback for an option whose text others will parse: what they would say of it, as ValueError, is said now."""
+    """A callback for an option whose text others will parse: what they would say of it is said now, as wrong use."""
 
     def check(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
         try:
@@ -42,6 +44,8 @@ def checked(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
                 parse(text)
         except ValueError as error:
             raise click.BadParameter(f"{error}.") from error
+        except GatiError as error:
+            raise click.BadParameter(str(error)) from error
         return text
 
     return check

@@ -66,7 +66,12 @@ from gati.settings import (
 @click.option(
     "--workers", type=click.IntRange(0), help="Threads for requests; 0: Triton's own.  [default: 0 inline, 4 bls]"
 )
-@click.option("--device", metavar="DEVICE", help="Where inline chains run: cpu, cuda or cuda:N.  [default: cpu]")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    callback=checked(parse_device),
+    help="Where inline chains run: cpu, cuda or cuda:N.  [default: cpu]",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(1),

@@ -60,6 +60,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         pytest.param(["serve", ".", "--grpc-port", "many"], id="port that is no number"),
         pytest.param(["serve", ".", "--audit", "2"], id="share above 1"),
         pytest.param(["serve", "no-such-folder"], id="folder missing"),
+        pytest.param(["serve", ".", "--device", "gpu"], id="no device"),
         pytest.param(["refresh", "m"], id="option missing"),
         pytest.param(["rollback", "m", "--repository", ".", "--server", "here"], id="address without port"),
         pytest.param(["status"], id="nothing named"),

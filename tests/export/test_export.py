@@ -102,6 +102,13 @@ def one_error(ended: Ended) -> str:
     return lines[0].removeprefix("Error: ")
 
 
+def wrong_use(ended: Ended) -> str:
+    """What a command said of an option that is wrong, under how it is used."""
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Usage: gati export ")
+    return ended.err.splitlines()[-1].removeprefix("Error: Invalid value for ")
+
+
 def left_in(folder: Path) -> list[str]:
     """What a failed export has left in a repository and in the workspace beside it."""
     return [str(path) for root in ("models", "models.gati/exports") for path in (folder / root).glob("*")]
@@ -243,7 +250,7 @@ def test_a_gpu_that_is_asked_for_and_not_there(gati, tmp_path, monkeypatch, way)
 
 
 def test_what_is_no_device_is_refused(gati):
-    assert "'gpu' is no device to run on: cpu is one" in one_error(gati(device="gpu"))
+    assert "'gpu' is no device to run on: cpu is one" in wrong_use(gati(device="gpu"))
 
 
 def test_samples_to_train_on_may_be_of_other_shapes(gati, tmp_path):
@@ -765,18 +772,34 @@ def test_floats_are_no_words(gati, tmp_path):
         ("huge", "--image does not know the word 'huge'"),
         ("rgb mean=a", "--image can't read 'mean=a'"),
         ("own_none:read", "'own_none' could not be imported"),
-        ("8x8", "has shape [3, 8, 8], and the model takes [3, 4, 5]"),
     ],
 )
-def test_ways_to_read_images_that_are_refused(gati, tmp_path, image, says):
+def test_ways_to_read_images_that_are_none(gati, image, says):
+    assert says in wrong_use(gati("net.onnx", "--image", image))
+
+
+def test_images_that_the_model_does_not_take_are_refused(gati, tmp_path):
     path, _ = write_images(tmp_path)
-    assert says in one_error(gati("net.onnx", "--image", image, samples=path))
+    said = one_error(gati("net.onnx", "--image", "8x8", samples=path))
+    assert "has shape [3, 8, 8], and the model takes [3, 4, 5]" in said
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--agreement", "top-0", "is not one of top-1, top-K, within X"),
+        ("--agreement", "own_none:agree", "'own_none' could not be imported"),
+        ("--families", "pooled,best", "no family of heads 'pooled,best'"),
+    ],
+)
+def test_terms_that_are_none_are_wrong_use(gati, option, value, says):
+    assert says in wrong_use(gati("net.onnx", option, value))
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "with space", "", "-", "ümlaut", "a\nb"], ids=repr)
 def test_names_that_are_refused(gati, tmp_path, name):
-    assert "can't be a model's name" in one_error(gati("net.onnx", f"--name={name}"))
+    assert "can't be a model's name" in wrong_use(gati("net.onnx", f"--name={name}"))
     assert left_in(tmp_path) == []
 
 

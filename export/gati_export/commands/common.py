@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gati.errors import RepositoryError
-from gati.options import existing_folder
+from gati.options import checked, existing_folder
 
 if TYPE_CHECKING:
     from gati.chain import Chain
@@ -38,17 +38,18 @@ server_option = click.option(
 )
 
 
-def _on_device(_context: click.Context, _option: click.Parameter, text: str | None) -> None:
+def _on_device(context: click.Context, option: click.Parameter, text: str | None) -> None:
     """Has parts of inline chains be measured on a device, here and in processes that this one starts.
 
     Raises:
-        RepositoryError: If it is none.
+        click.BadParameter: If it is none.
         UnavailableError: If it can't be used.
     """
     if text is not None:
         from gati.device import runner_on  # brings ONNX Runtime, which `--help` need not wait for
         from gati.session import DEVICE, parse_device
 
+        checked(parse_device)(context, option, text)
         runner_on(parse_device(text))
         os.environ[DEVICE] = text
 

@@ -10,7 +10,7 @@ import click
 
 from gati.chain import Engine, Mode
 from gati.errors import RepositoryError
-from gati.options import json_option, write_json
+from gati.options import checked, json_option, write_json
 from gati_export.commands.common import device_option, progress, results
 from gati_export.commands.terms import terms_options
 from gati_export.images import parse_decode
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise RepositoryError(f"{name!r} can't be a model's name (letters, digits, '_', '-' and '.' can); see --name.")
+    return name
+
+
 @click.command()
 @click.argument("backbone", metavar="BACKBONE")
 @click.option(
@@ -37,7 +43,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
     type=click.Path(file_okay=False, path_type=Path),
     help="Model repository to put the chain into; made where there is none.",
 )
-@click.option("--name", help="The model's name on the server.  [default: after BACKBONE]")
+@click.option(
+    "--name",
+    callback=checked(_checked_name),
+    help="The model's name on the server.  [default: after BACKBONE]",
+)
 @click.option(
     "--outputs",
     metavar="NAMES",
@@ -46,6 +56,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 @click.option(
     "--image",
     metavar="HOW",
+    callback=checked(parse_decode),
     help="How encoded images become arrays: '[WxH] rgb|gray [mean=..] [std=..] [chw|hwc]', or package.module:function "
     "that takes the encoded bytes.",
 )
@@ -140,7 +151,7 @@ def export(
         backbone=str(deployed.path) if deployed else backbone,
         samples=samples,
         repository=repository,
-        name=_checked_name(_default_name(backbone, deployed) if name is None else name),
+        name=_checked_name(_default_name(backbone, deployed)) if name is None else name,
         decode=parse_decode(image) if image else None,
         outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else tuple(served),
         terms=terms,
@@ -178,12 +189,6 @@ def _default_name(backbone: str, deployed: Deployed | None) -> str:
         return backbone.partition(":")[0].rpartition(".")[2]
     path = Path(backbone)
     return path.parts[-3] if len(path.parts) > 2 and path.parent.name.isdecimal() else path.stem
-
-
-def _checked_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise RepositoryError(f"{name!r} can't be a model's name (letters, digits, '_', '-' and '.' can); see --name.")
-    return name
 
 
 def _tell(exported: Exported, plan: Plan, explain: bool) -> None:

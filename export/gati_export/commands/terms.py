@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from gati.agreement import DEFAULT
+from gati.agreement import DEFAULT, parse_agreement
+from gati.options import checked
 from gati_export.commands.budget import Budget, parse_size
-from gati_export.families import AUTO, FAMILIES
+from gati_export.families import AUTO, FAMILIES, named_families
 from gati_export.terms import ENOUGH, Terms
 
 SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -27,6 +28,7 @@ OPTIONS = (
     click.option(
         "--agreement",
         metavar="RULE",
+        callback=checked(parse_agreement),
         default=DEFAULT,
         show_default=True,
         help="When an answer does not differ: 'top-1', 'top-K' (the best class is among BACKBONE's K best), 'within X' "
@@ -35,6 +37,7 @@ OPTIONS = (
     click.option(
         "--families",
         metavar="NAMES",
+        callback=checked(named_families),
         default=AUTO,
         show_default=True,
         help=f"Heads to try, commas between: {', '.join(FAMILIES)}. 'auto' takes those that have paid most.",

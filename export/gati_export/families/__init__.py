@@ -24,6 +24,18 @@ def family_of(name: str) -> Family:
     return import_module(f"{__name__}.{name}").lookups
 
 
+def named_families(names: str) -> tuple[str, ...]:
+    """The families of these names, with commas between, each once; `auto` names itself.
+
+    Raises:
+        SamplesError: If there is no family of a name.
+    """
+    named = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if named != (AUTO,) and not (named and {*named} <= {*FAMILIES}):
+        raise SamplesError(f"There is no family of heads {names!r}; there are {AUTO}, {', '.join(FAMILIES)}.")
+    return named
+
+
 def chosen_families(names: str, runs: bool, numbers: bool = False) -> tuple[str, ...]:
     """Which families to try.
 
@@ -35,13 +47,10 @@ def chosen_families(names: str, runs: bool, numbers: bool = False) -> tuple[str,
     Raises:
         SamplesError: If there is no family of that name, or it can't give such answers.
     """
-    if names == AUTO:
+    chosen = named_families(names)
+    if chosen == (AUTO,):
         learned = ("regression",) if numbers else ("pooled", "spatial")
         return (*learned, "recent") if runs else learned
-    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    unknown = [name for name in chosen if name not in FAMILIES]
-    if unknown or not chosen:
-        raise SamplesError(f"There is no family of heads {names!r}; there are {AUTO}, {', '.join(FAMILIES)}.")
     unfit = [name for name in chosen if (name not in FOR_NUMBERS if numbers else name == ONLY_NUMBERS)]
     if unfit:
         answers = "numbers (agreement 'within X')" if numbers else "classes"
