@@ -34,7 +34,10 @@ class Doubt:
         self.over = False
 
     def resume(self, part: float) -> None:
-        """Is over only once it has been told as much as ends this part of it; nothing, where more is missing yet."""
+        """Reopens a test, so that this part of the evidence has to be gathered again.
+
+        No effect where more is missing already.
+        """
         if self.over:
             self._told, self.over = self._enough, False
         self._told = min(self._told, (1 - part) * self._enough)

@@ -57,7 +57,7 @@ class Draws:
         self._busy = busy
 
     def chance(self, breaker: Breaker) -> Chance:
-        """That with which each request is to be drawn that heads may answer which a breaker watches."""
+        """How requests that this breaker's heads may answer are to be drawn."""
         if not self._earned:
             return NONE
         if breaker.budget.overdrawn:

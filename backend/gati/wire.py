@@ -54,7 +54,10 @@ class Wire:
         return send
 
     def holder(self, request: Any, held: list[Any], place: int) -> Callable[[Any, bool], None]:
-        """What sends a request its response if others wait still, and else puts it in its place, to be returned."""
+        """What sends a request its response at once while others wait, and puts the last into `held[place]`.
+
+        From there, `execute` returns it.
+        """
 
         def hold(response: Any, last: bool) -> None:
             if last:

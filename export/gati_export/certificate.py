@@ -67,7 +67,7 @@ def uncertified(epsilon: float, delta: float) -> Certificate:
 def there_and_needed(groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None) -> tuple[int, int]:
     """How many groups there are, and how many of such sizes it takes to show that, if no sample is an error.
 
-    Of fresh ones, if more of these are missing. Arguments are as for `certify`.
+    Counts the fresh samples instead, if they fall further short. Arguments are as for `certify`.
     """
     check(epsilon, delta)
     tests = _tests(groups, fresh, epsilon, delta, 1.0)

@@ -24,7 +24,8 @@ PRESENT = timedelta(minutes=30)
 AHEAD = timedelta(minutes=15)
 """How far a replica's clock may be ahead of the reader's."""
 RECENT = timedelta(days=3)
-"""Where none had requests, one whose breaker did nothing for so long is taken as gone, unless its release is live."""
+"""If no replica had requests, one whose breaker was silent for so long counts as gone, unless it serves the live
+release."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from gati_export.staging import out_of_reach
 from gati_export.surplus import surplus
 
 KEPT = 10
-"""Releases that stay on disk, such as are published again counted once; others are deleted by the next publisher."""
+"""Distinct sets of heads that stay on disk, however often republished; each publisher deletes older releases."""
 
 SECOND_NS = 10**9
 

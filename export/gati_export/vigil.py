@@ -56,7 +56,7 @@ class Vigil:
         self._every = every
         self._say = say
         self._mark = ""
-        self._outlived = ""  # a shard whose end tells something: first the mark's, then that of the oldest after it
+        self._outlived = ""  # the newest shard at the last turn; once that is gone, the oldest then: `_all_new`
         self._said_few = False
         self._ending = False
 
