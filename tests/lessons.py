@@ -6,11 +6,13 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from scipy.stats import rankdata
 
 from gati.chain import Chain, Segment, Tensor
-from gati.head import SEGMENTS_KEY
+from gati.head import SEGMENTS_KEY, THRESHOLD
 from gati_export.families.family import Lesson, Lookup
 from gati_export.families.layout import channel_axis
 from gati_export.headfile import stamp
@@ -98,3 +100,9 @@ def one_cut_chain(cut: Tensor, output: Tensor = OUTPUT) -> Chain:
 def fitted_to(chain: Chain, model: bytes) -> bytes:
     """A head's file, stamped as one that was trained behind this chain's segments."""
     return stamp(model, {SEGMENTS_KEY: json.dumps(list(chain.digests()))})
+
+
+def threshold_of(model: bytes) -> float:
+    """The threshold inside a head's file."""
+    tensors = onnx.ModelProto.FromString(model).graph.initializer
+    return next(float(numpy_helper.to_array(tensor)) for tensor in tensors if tensor.name == THRESHOLD)

@@ -19,7 +19,7 @@ from gati_export.distillation import Scale
 from gati_export.exporter import exporting
 from gati_export.families.family import Lookup
 from gati_export.families.integers import IN_ONNX
-from gati_export.headfile import CLOSED, with_threshold
+from gati_export.headfile import CLOSED
 from gati_export.maxima import pool_maxima
 from gati_export.opset import OPSET
 
@@ -66,14 +66,13 @@ class Head(nn.Module):
         return (answer, score, score >= self.threshold) + (() if found.key is None else (found.key,))
 
 
-def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSED) -> bytes:
-    """Exports a head as ONNX, for any batch size.
+def head_model(head: Head, cut: Tensor, output: Tensor) -> bytes:
+    """Exports a head as ONNX, for any batch size; its threshold is one that no score reaches.
 
     Args:
         head: The head, trained.
         cut: Its cut tensor, and the name and dtype of its input.
         output: The backbone's output, and the name and dtype of its answer.
-        threshold: The score from which on it hits.
 
     Raises:
         BackboneError: If the backbone's names collide with those of a head's inputs or outputs.
@@ -107,7 +106,7 @@ def head_model(head: Head, cut: Tensor, output: Tensor, threshold: float = CLOSE
     passes.RemoveUnusedNodesPass()(program.model)
     _rename(program.model)
     passes.ClearMetadataAndDocStringPass()(program.model)  # they hold stack traces of the exporting machine
-    return with_threshold(ir.to_proto(program.model).SerializeToString(deterministic=True), threshold)
+    return ir.to_proto(program.model).SerializeToString(deterministic=True)
 
 
 def _folded(node: ir.Node) -> bool | None:
@@ -131,12 +130,6 @@ def _rename(model: ir.Model) -> None:
         value.name = f"{prefix}{value.name}"
     for value in (*ends, *inner, graph.initializers[THRESHOLD]):
         value.metadata_props.clear()  # the exporter's own
-
-
-def threshold_of(model: bytes) -> float:
-    """The threshold inside a head's file."""
-    tensors = onnx.ModelProto.FromString(model).graph.initializer
-    return next(float(numpy_helper.to_array(tensor)) for tensor in tensors if tensor.name == THRESHOLD)
 
 
 def weights_of(model: bytes) -> dict[str, Torch]:

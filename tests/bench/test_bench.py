@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import MODEL, PLAIN, Exported, Serve
 from google.protobuf import text_format
+from lessons import threshold_of
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from gati.agreement import parse_agreement
@@ -41,7 +42,6 @@ from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
 from gati_export.distillation import Schedule
 from gati_export.families import selfxit
-from gati_export.heads import threshold_of
 from gati_export.scrape import Reading
 
 IMAGE = Tensor("image", "FP32", (3, 8, 8))

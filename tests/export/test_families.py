@@ -29,6 +29,7 @@ from gati_export.families import (
 )
 from gati_export.families.adaptive import FLOOR, TEMPERATURES, Adaptable, Adaptive, mixes_before, temperature
 from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
+from gati_export.headfile import with_threshold
 from gati_export.heads import Head, head_model, weights_of
 from gati_export.selector import Learned
 
@@ -133,7 +134,8 @@ def test_files_answer_as_the_modules_do_and_keep_the_contract(
     chain = one_cut_chain(cut)
     for student in [each for lookup in family_of(family)(cut, CLASSES) for each in taught(lookup, train, tune)]:
         head = Head(student, LOGITS, OUTPUT).eval()
-        session, spec = open_head(fitted_to(chain, head_model(head, cut, OUTPUT, threshold=0.6)), chain, 0)
+        model = fitted_to(chain, with_threshold(head_model(head, cut, OUTPUT), 0.6))
+        session, spec = open_head(model, chain, 0)
         assert spec.state == student.state
         assert spec.outputs == (OUTPUT.name, "score", "hit") + (KEY,) * (MEMORY_KEYS in student.state)
         state = warm_state(student, fresh)

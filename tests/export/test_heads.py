@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lessons import CLASSES, CUTS, OUTPUT, auc, hidden_rows
+from lessons import CLASSES, CUTS, OUTPUT, auc, hidden_rows, threshold_of
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
@@ -20,7 +20,7 @@ from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
 from gati_export.families.spatial import Tower
 from gati_export.headfile import stamp, with_threshold
-from gati_export.heads import Head, head_model, threshold_of, weights_of
+from gati_export.heads import Head, head_model, weights_of
 from gati_export.latency import measure
 from gati_export.selector import Confidence, Learned, Scores, Selector
 
@@ -43,7 +43,7 @@ def as_head(predictor: Predictor, selector: Selector, output: Tensor = OUTPUT, s
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_file_answers_as_the_module_does(cut):
     head = make_head(cut)
-    session = open_session(head_model(head, cut, OUTPUT, threshold=0.6))
+    session = open_session(with_threshold(head_model(head, cut, OUTPUT), 0.6))
     for rows in (1, 5):
         hidden = hidden_rows(cut, rows)
         with torch.no_grad():
@@ -64,7 +64,7 @@ def test_file_answers_as_the_module_does(cut):
 
 def test_every_value_of_an_activation_is_looked_at():
     cut = CUTS["overlapping_windows"]
-    session = open_session(head_model(make_head(cut), cut, OUTPUT, threshold=0.0))
+    session = open_session(with_threshold(head_model(make_head(cut), cut, OUTPUT), 0))
     count = int(np.prod(cut.shape))
     hidden = np.repeat(hidden_rows(cut, 1), count, axis=0)
     hidden.reshape(count, -1)[np.arange(count), np.arange(count)] = -np.inf  # maximum pooling would drop it
@@ -73,7 +73,7 @@ def test_every_value_of_an_activation_is_looked_at():
 
 def test_numbers_that_overflow_are_no_hit():
     cut = CUTS["double"]
-    session = open_session(head_model(make_head(cut), cut, OUTPUT, threshold=0.0))
+    session = open_session(with_threshold(head_model(make_head(cut), cut, OUTPUT), 0))
     score, hit = session.run(["score", "hit"], {cut.name: np.full((2, 12), 1e300)})
     assert np.isnan(score).all() and not hit.any()
 

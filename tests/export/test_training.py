@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import Graph
+from lessons import threshold_of
 
 from gati.chain import Chain, Segment, Tensor, sha256_of
 from gati.content import inputs_of
@@ -26,7 +27,6 @@ from gati_export.candidates import Candidate, ask
 from gati_export.evidence import measured_in, report_of
 from gati_export.extra import with_extra
 from gati_export.families.family import Lesson, Lookup
-from gati_export.heads import threshold_of
 from gati_export.lessons import Lessons
 from gati_export.ragged import count
 from gati_export.runs import find_runs
