@@ -79,7 +79,6 @@ def compose(
     segment_seconds: np.ndarray,
     limits: Limits,
     *,
-    levels: int | None = None,
     effort: int = EFFORT,
 ) -> Composition:
     """Chooses heads and thresholds with the least mean time, within limits.
@@ -88,7 +87,6 @@ def compose(
         options: Heads to choose from; several, or none, for a cut point.
         segment_seconds: Time of each segment, [cut points + 1].
         limits: What to keep to.
-        levels: Most thresholds of an option to try, evenly drawn from those that matter; None for all of them.
         effort: States to try before a proof is given up, at least 1. By default it may take some 20 s; up to 2,000, a
             few seconds, for a composition that is hardly worse, but a gap that is far from sharp.
 
@@ -100,7 +98,7 @@ def compose(
         BackboneError: If the backbone alone, which may have to answer any request, takes longer than `limits.p99`.
     """
     _check(options, segment_seconds, limits)
-    tree = Tree(options, segment_seconds, limits, levels)
+    tree = Tree(options, segment_seconds, limits)
     if not tree.heads:
         return Composition((), (), tree.plain, tree.plain, 0.0)
     best, lower = search(tree, no_prices(tree), Choice(float(tree.n), (), ()), min(effort, QUICK))

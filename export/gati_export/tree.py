@@ -120,9 +120,7 @@ class Tree:
         at: For each cut point, the numbers of its heads.
     """
 
-    def __init__(
-        self, options: Sequence[Option], segment_seconds: np.ndarray, limits: Limits, levels: int | None = None
-    ) -> None:
+    def __init__(self, options: Sequence[Option], segment_seconds: np.ndarray, limits: Limits) -> None:
         self.plain = float(np.sum(segment_seconds))
         self.segments = np.asarray(segment_seconds, float) / self.plain
         self.cuts, self.n = len(self.segments) - 1, len(options[0].scores) if options else 1
@@ -133,20 +131,20 @@ class Tree:
         self.late = int(self.n * limits.late)
         self.heads: list[Head] = []
         self.at: list[list[int]] = []
-        self._place(options, levels)
+        self._place(options)
         counts = [len(head.thresholds) for head in self.heads]
         self.owner = np.repeat(np.arange(len(counts)), counts)
         self.level = np.concatenate([np.arange(count) for count in [*counts, 0]])
         self.levels = np.array([head.levels for head in self.heads], np.int32)
 
-    def _place(self, options: Sequence[Option], levels: int | None) -> None:
+    def _place(self, options: Sequence[Option]) -> None:
         """Gives cut points those heads that can have a part in a best choice."""
         superfluous, reached, first = dominators(options), np.zeros(self.n, bool), 0
         for cut in range(self.cuts):
             self.at.append([])
             for index, option in enumerate(options):
                 if option.cut == cut and index not in superfluous and option.bytes <= self.bytes:
-                    grid = _grid(option, reached, self.errors, levels)
+                    grid = _grid(option, reached, self.errors)
                     if len(grid[0]):
                         self.at[cut].append(len(self.heads))
                         self.heads.append(Head(index, option.seconds / self.plain, option.bytes, first, *grid))
@@ -276,7 +274,7 @@ def _running(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _grid(
-    option: Option, reached: np.ndarray, errors: int, most: int | None
+    option: Option, reached: np.ndarray, errors: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fields of a head from `thresholds` on, with those thresholds that matter.
 
@@ -289,8 +287,6 @@ def _grid(
     adds = np.bincount(place, wrong[usable], len(negated)) > 0
     allowed = np.count_nonzero(certain <= errors)
     kept = np.flatnonzero(np.r_[adds[1:allowed], True]) if allowed else np.empty(0, int)
-    if most is not None and len(kept) > most:
-        kept = kept[np.linspace(0, len(kept) - 1, most + 1).round().astype(int)[1:]]
     levels = np.full(len(wrong), len(kept))
     levels[usable] = np.searchsorted(kept, place)
     order = np.argsort(levels, kind="stable")[: np.count_nonzero(levels < len(kept))]

@@ -319,15 +319,6 @@ def test_bad_input_is_named_in_one_sentence(options, segments, limits, match):
         compose(options, np.asarray(segments, float), limits)
 
 
-def test_fewer_levels_are_coarser_never_unsafe():
-    options, segments = difficulty(3, 2, 200)
-    fine = compose(options, segments, Limits(0.05), effort=composing.QUICK)
-    coarse = compose(options, segments, Limits(0.05), levels=4, effort=composing.QUICK)
-    assert fine.gap == coarse.gap == 0
-    assert fine.expected_seconds < coarse.expected_seconds < 4
-    assert evaluate(options, coarse.chosen, coarse.thresholds, segments).wrong.sum() <= 10
-
-
 @given(traffic)
 @settings(max_examples=40, deadline=None)
 def test_evaluation_is_what_a_chain_does(case):
