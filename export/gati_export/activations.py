@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 
 from gati.chain import Chain
-from gati.errors import BackboneError, SamplesError, UnavailableError
-from gati.session import CPU, Device, open_session
+from gati.errors import BackboneError, SamplesError
+from gati.session import open_session
 from gati_export.ragged import batches, count, rows_at
 
 Progress = Callable[[str, float], None]
@@ -66,19 +66,16 @@ class Segments(list[ort.InferenceSession]):
         self.paths = paths
 
 
-def open_segments(paths: Sequence[Path], device: Device = CPU) -> Segments:
+def open_segments(paths: Sequence[Path]) -> Segments:
     """Opens a chain's segments.
 
     Raises:
         BackboneError: If one of them can't be read.
-        UnavailableError: If the device can't be used.
     """
     sessions = []
     for index, path in enumerate(paths):
         try:
-            sessions.append(open_session(path, device))
-        except UnavailableError:
-            raise
+            sessions.append(open_session(path))
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise BackboneError(f"Segment {index} can't be opened ({path.name}); export the model again.") from error
     return Segments(paths, sessions)

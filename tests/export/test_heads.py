@@ -16,6 +16,7 @@ from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati.session import open_session
 from gati_export.distillation import Predictor, Scale, distil
+from gati_export.families import pooled
 from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
 from gati_export.families.spatial import Tower
@@ -132,8 +133,9 @@ def test_colliding_names_are_refused():
         PooledPredictor(Tensor("x", "FP32", (-1, -1)), CLASSES)
 
 
-def test_standardisation_inside_the_first_layer_changes_nothing():
-    predictor = PooledPredictor(CUTS["image"], CLASSES, dropout=0)
+def test_standardisation_inside_the_first_layer_changes_nothing(monkeypatch):
+    monkeypatch.setattr(pooled, "DROPOUT", 0)
+    predictor = PooledPredictor(CUTS["image"], CLASSES)
     features = predictor.reduce(torch.from_numpy(hidden_rows(CUTS["image"], 64)))
     predictor.adapt(features)
     shouting = torch.cat([features, 100 * features])

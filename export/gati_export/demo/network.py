@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gati_export.demo.digits import SIZE, Pool, views
 
-WIDTH = 64
+WIDTH, BATCH = 64, 32
 STRIDES = (1, 1, 1, 1, 1, 2, 1, 1)
 """Of the blocks, one after another."""
 PHASES = ((16, 12), (32, 6), (SIZE, 2))
@@ -73,8 +73,8 @@ def train(pool: Pool, report: Callable[[str, float], None], seed: int = 0) -> Ne
     return network.eval()
 
 
-def _batches(random: np.random.Generator, pool: Pool, size: int = 32) -> list[np.ndarray]:
-    return np.array_split(random.permutation(len(pool.labels)), len(pool.labels) // size)
+def _batches(random: np.random.Generator, pool: Pool) -> list[np.ndarray]:
+    return np.array_split(random.permutation(len(pool.labels)), len(pool.labels) // BATCH)
 
 
 def save(network: Network, path: Path) -> None:

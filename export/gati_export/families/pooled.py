@@ -17,6 +17,9 @@ from gati_export.families.pooling import VIEW, Pooling
 
 NAME = "pooled"
 SHOUT = 8.0
+WIDTH = 128
+"""Of the hidden layer."""
+DROPOUT = 0.3
 WEIGHTS = 1 << 17
 """Weights of a hidden layer that a head may have before its layer is made narrower: 512 KB."""
 
@@ -32,18 +35,18 @@ class PooledPredictor(Predictor):
     mean: Torch
     scale: Torch
 
-    def __init__(self, cut: Tensor, classes: int, width: int = 128, dropout: float = 0.3) -> None:
+    def __init__(self, cut: Tensor, classes: int) -> None:
         super().__init__()
         self.pooling = Pooling(cut)
         features = self.pooling.features
-        width = max(width // 2, min(width, WEIGHTS // features))
+        width = max(WIDTH // 2, min(WIDTH, WEIGHTS // features))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.layers = nn.Sequential(
-            Dropout(dropout / 2),
+            Dropout(DROPOUT / 2),
             nn.Linear(features, width),
             nn.ReLU(),
-            Dropout(dropout),
+            Dropout(DROPOUT),
             nn.Linear(width, classes),
         )
 

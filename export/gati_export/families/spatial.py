@@ -32,6 +32,7 @@ WIDTHS = (64, 96, 128)
 """Channels of the tower, from planes of 16 pixels down to those of 4."""
 NARROW = WIDTHS[0]
 """Channels on planes of 4 pixels, where classes are no more: twice as many told ten classes apart no better."""
+DROPOUT = 0.2
 EXAMPLES = 256
 """Training samples by which numbers are rounded."""
 
@@ -50,7 +51,7 @@ class Tower(Predictor):
 
     schedule = Schedule(epochs=8, least=600, most=2400, batch=128, peak=6e-3)
 
-    def __init__(self, cut: Tensor, classes: int, dropout: float = 0.2) -> None:
+    def __init__(self, cut: Tensor, classes: int) -> None:
         super().__init__()
         channels, height, width = planes(cut)
         if min(height, width) < SMALLEST:
@@ -71,7 +72,7 @@ class Tower(Predictor):
             layers += [nn.MaxPool2d(2), *_convolution(before, after, 3)]
         self.layers = nn.Sequential(*layers)
         self.integers: Integers | None = None
-        self.last = nn.Sequential(Dropout(dropout), nn.Linear(2 * widths[-1], classes))
+        self.last = nn.Sequential(Dropout(DROPOUT), nn.Linear(2 * widths[-1], classes))
 
     def reduce(self, hidden: Torch) -> Torch:
         """Averages activations [batch, channels, height, width] down to about 16×16."""
