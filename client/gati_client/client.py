@@ -105,14 +105,14 @@ class Client(_Requests):
             arguments = self._infer_arguments(transport, metadata, inputs, named, exact)
             return codec.decode(metadata, transport.call("infer", arguments, max(left, LEAST)))
 
-    def metadata(self, *, refresh: bool = False, timeout: float | None = None) -> Metadata:
-        """The model's inputs and outputs: asked for once, and again with `refresh` (a model was replaced).
+    def metadata(self, *, timeout: float | None = None) -> Metadata:
+        """The model's inputs and outputs: asked for once; a model that takes others by now needs another client.
 
         Raises:
             ClientError: As `infer`.
         """
         transport = self._open(asynchronous=False)
-        if self._known is not None and not refresh:
+        if self._known is not None:
             return self._known
         seconds = self.timeout if timeout is None else timeout
         with self._translated(transport, seconds):
@@ -176,14 +176,14 @@ class AsyncClient(_Requests):
             arguments = self._infer_arguments(transport, metadata, inputs, named, exact)
             return codec.decode(metadata, await transport.call("infer", arguments, max(left, LEAST)))
 
-    async def metadata(self, *, refresh: bool = False, timeout: float | None = None) -> Metadata:
+    async def metadata(self, *, timeout: float | None = None) -> Metadata:
         """As `Client.metadata`.
 
         Raises:
             ClientError: As there.
         """
         transport = self._open(asynchronous=True)
-        if self._known is not None and not refresh:
+        if self._known is not None:
             return self._known
         seconds = self.timeout if timeout is None else timeout
         with self._translated(transport, seconds):
