@@ -127,7 +127,8 @@ def _worth_a_replay(
     a replay: of CIFAR-10's frames, with one memory or three, it was within a half of what a replay gave wherever that
     was 0.3 to 2 %. Of what is much looser, it is told only that it is too loose.
     """
-    wrong = [evaluate(options, composition.chosen, step.tolist(), seconds).wrong.mean() for step in steps]
+    cuts = len(seconds) - 1
+    wrong = [evaluate(options, composition.chosen, step.tolist(), cuts).wrong.mean() for step in steps]
     near = (np.array(wrong) >= limits.epsilon / NEAR) & (np.array(wrong) <= limits.epsilon * NEAR)
     weights = np.ones(len(steps))
     if near.any() and not near.all():

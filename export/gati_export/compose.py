@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,25 +54,16 @@ class Composition:
     gap: float
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What a composition does to n samples.
 
     Attributes:
         exits: Where each was answered: cut point of the head, or number of cut points for the backbone, [n].
         wrong: Whether the answer differs from the backbone's, bool [n].
-        seconds: Time that each took, [n].
-        hits: Share of the samples that each head answers, by cut point.
-        mean_seconds: Mean time of a request.
-        speedup: Time without heads ÷ mean time with them.
     """
 
     exits: np.ndarray
     wrong: np.ndarray
-    seconds: np.ndarray
-    hits: dict[int, float]
-    mean_seconds: float
-    speedup: float
 
 
 def compose(
@@ -160,28 +152,22 @@ def seconds_until(used: Sequence[Option], segment_seconds: np.ndarray) -> np.nda
     return np.cumsum(np.asarray(segment_seconds, float) + added)[[*(option.cut for option in used), -1]]
 
 
-def evaluate(
-    options: Sequence[Option], chosen: Sequence[int], thresholds: Sequence[float], segment_seconds: np.ndarray
-) -> Evaluation:
+def evaluate(options: Sequence[Option], chosen: Sequence[int], thresholds: Sequence[float], cuts: int) -> Evaluation:
     """Runs heads on samples by their scores.
 
     Args:
         options: Heads, at least one, which need not be in use.
         chosen: Indices of those in use, by rising cut point.
         thresholds: Of each of them; rounded to float32, as they are inside a head's file.
-        segment_seconds: Time of each segment, [cut points + 1].
+        cuts: How many cut points there are.
     """
-    n, cuts = len(options[0].scores), len(segment_seconds) - 1
-    exits, wrong, lookups = np.full(n, cuts), np.zeros(n, bool), np.zeros(cuts + 1)
+    n = len(options[0].scores)
+    exits, wrong = np.full(n, cuts), np.zeros(n, bool)
     for index, threshold in zip(chosen, thresholds, strict=True):
         option = options[index]
         hit = (option.scores >= np.float32(threshold)) & (exits == cuts)
         exits[hit], wrong[hit] = option.cut, ~option.agree[hit]
-        lookups[option.cut] = option.seconds
-    seconds = np.cumsum(np.asarray(segment_seconds, float) + lookups)[exits]
-    mean = float(seconds.mean())
-    hits = {options[index].cut: float((exits == options[index].cut).mean()) for index in chosen}
-    return Evaluation(exits, wrong, seconds, hits, mean, float(np.sum(segment_seconds)) / mean)
+    return Evaluation(exits, wrong)
 
 
 def search(tree: Tree, prices: Prices, best: Choice, effort: int) -> tuple[Choice, float]:

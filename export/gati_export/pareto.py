@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -169,7 +170,11 @@ class _Judge:
         if not tree.heads or (must is not None and not tree.at[must]):
             return tree.plain if must is None else math.inf
         heads = np.array([numbers[0] if numbers else -1 for numbers in tree.at])
-        chosen, thresholds = self.composition.chosen, self.composition.thresholds
-        seen = evaluate(self.options, chosen, thresholds, self.segment_seconds)
-        errors = np.array([np.count_nonzero(seen.wrong & (seen.exits <= cut)) for cut in range(tree.cuts)])
-        return descend(tree, heads, np.minimum(errors, tree.errors), must)[0].seconds / tree.n * tree.plain
+        return descend(tree, heads, np.minimum(self._errors, tree.errors), must)[0].seconds / tree.n * tree.plain
+
+    @cached_property
+    def _errors(self) -> np.ndarray:
+        """How many errors the composition makes at each cut point and before."""
+        cuts = len(self.segment_seconds) - 1
+        seen = evaluate(self.options, self.composition.chosen, self.composition.thresholds, cuts)
+        return np.array([np.count_nonzero(seen.wrong & (seen.exits <= cut)) for cut in range(cuts)])
