@@ -20,7 +20,7 @@ from gati_export.families.family import Lookup
 from gati_export.heads import Head, head_model
 from gati_export.latency import Times, measure_heads, measured_on
 from gati_export.lessons import Lessons
-from gati_export.replay import Parts, Rows, Said, has_state, part, rehearse, sound
+from gati_export.replay import Parts, Rows, Said, finite_scores, has_state, part, rehearse
 from gati_export.splitting import Split
 
 FEATURES = 6 << 30
@@ -277,6 +277,6 @@ class _Asked:
     def said(self, outputs: np.ndarray) -> Said:
         """What it says to all rows."""
         if self._parts is None:
-            return Said(sound(self._kept[SCORE]), self._kept[self._output])
+            return Said(finite_scores(self._kept[SCORE]), self._kept[self._output])
         rows = Rows(self._parts, self._kept, self._output)
         return Said(*rehearse(rows, outputs, REHEARSED), rows)

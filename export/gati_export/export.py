@@ -23,7 +23,7 @@ from gati_export.equality import check_segments
 from gati_export.evidence import backbone_bytes, report_of
 from gati_export.images import Decode
 from gati_export.latency import measured_on
-from gati_export.measure import faster_mode
+from gati_export.mode import faster_mode
 from gati_export.onnxfile import shorten
 from gati_export.plans import compiled
 from gati_export.prepare import prepare

@@ -29,7 +29,7 @@ from gati_export.store import Recorded, misfits, read_recent
 from gati_export.sync import follow
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
-from gati_export.trial import NEWEST, objection, parted, sound
+from gati_export.trial import NEWEST, objection, parted, without_broken
 
 BETTER = 0.02
 """How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
@@ -165,7 +165,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         notes.samples = some.window.samples
         return train_heads(chain, paths, some.samples, parted(some, terms), terms, report, heads, known=known)
 
-    recorded, trained = sound(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
+    recorded, trained = without_broken(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
     samples, parts = recorded.samples, parted(recorded, terms)
     notes.trained = trained
     comparable = live is None or set(live.heads) <= set(learnable(chain, samples))

@@ -129,7 +129,7 @@ class Rows:
         self._ahead = ahead
         feeds = {name: self._boundary[name][ahead.start : ahead.stop] for name in self._reads}
         self._answers, scores = run(self._session, self._outputs, {**feeds, **self._then})
-        self._scores = sound(scores)
+        self._scores = finite_scores(scores)
 
     @property
     def remembers(self) -> bool:
@@ -141,7 +141,7 @@ class Rows:
         return None if self._keys is None else self._keys[row : row + 1]
 
 
-def sound(scores: np.ndarray) -> np.ndarray:
+def finite_scores(scores: np.ndarray) -> np.ndarray:
     """Scores with -1, which reaches no threshold either, for NaN, which can't be sorted."""
     return np.nan_to_num(scores, nan=-1)
 

@@ -55,7 +55,7 @@ def objection(
     """
     wrong, groups = trained.wrong, learned_from.groups[learned_from.calibrate]
     if newest is not None:
-        newest, errors = sound(
+        newest, errors = without_broken(
             newest, lambda some: _errors(chain, segment_paths, trained, some.samples, terms, progress)
         )
         late = parted(newest, terms).groups
@@ -75,7 +75,7 @@ def parted(recorded: Recorded, terms: Terms) -> Split:
     return split(contents, find_runs(samples), epsilon=terms.epsilon, delta=terms.delta)
 
 
-def sound(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple[Recorded, Used]:
+def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple[Recorded, Used]:
     """Uses recorded samples without those that the network breaks on: a hit was answered before it came to that.
 
     Returns:

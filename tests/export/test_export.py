@@ -37,7 +37,7 @@ from gati.release import head_path, valid_releases
 from gati.session import Device
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode
-from gati_export.measure import CLEARLY, faster
+from gati_export.mode import CLEARLY, faster
 from gati_export.staging import staging_area
 
 SHAPE, CLASSES = (3, 4, 5), 4

@@ -30,7 +30,7 @@ from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.families import adaptive
 from gati_export.headfile import with_threshold
 from gati_export.latency import measure_segments
-from gati_export.replay import Rows, Said, has_state, part, rehearse, replay, sound
+from gati_export.replay import Rows, Said, finite_scores, has_state, part, rehearse, replay
 from gati_export.splitting import Split
 
 CLASSES, INPUTS, WIDTH, SAMPLES = 5, 8, 12, 300
@@ -211,7 +211,7 @@ def test_front_and_back_are_the_whole_head(trial: Trial, name: str, cut: int) ->
         answer, score = rows.ask(row)
         expected, how_sure = whole(model, hidden[row : row + 1], tensor, rows.state.feeds())
         np.testing.assert_allclose(answer, expected[0], rtol=1e-5, atol=1e-6)
-        assert score == pytest.approx(sound(how_sure)[0], abs=1e-5)
+        assert score == pytest.approx(finite_scores(how_sure)[0], abs=1e-5)
         said = random.dirichlet(np.ones(CLASSES), 1).astype(np.float32)
         rows.state.count(said)
         key = rows.key(row)

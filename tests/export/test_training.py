@@ -35,7 +35,7 @@ from gati_export.standing import Live, judge
 from gati_export.store import Recorded
 from gati_export.terms import Terms
 from gati_export.training import Trained, decide, train_heads
-from gati_export.trial import sound
+from gati_export.trial import without_broken
 
 CLASSES, INPUTS, WIDTH = 4, 16, 1024
 EPSILON, DELTA = 0.02, 0.05
@@ -269,11 +269,11 @@ def test_recorded_samples_that_the_network_breaks_on_are_left_out(trial):
         seen.append(some.window.samples)
         return train_heads(*trial, some.samples, split(some.samples), terms, quiet)
 
-    left, heads = sound(recorded, use)
+    left, heads = without_broken(recorded, use)
     np.testing.assert_array_equal(left.samples["x"], rows)
     assert heads.heads and seen[0] == 703 and seen[-1] == left.window.samples == 700
     with pytest.raises(SamplesError, match="NaN or infinite numbers"):
-        sound(replace(recorded, samples={"x": broken[:1]}, window=replace(window, samples=1)), use_all(trial))
+        without_broken(replace(recorded, samples={"x": broken[:1]}, window=replace(window, samples=1)), use_all(trial))
 
 
 def use_all(trial: Trial):

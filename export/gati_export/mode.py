@@ -1,4 +1,4 @@
-"""Measures a chain in both modes on this machine's own server, to take the faster one."""
+"""The mode of a chain: the one that is faster on this machine's own server, as measured there."""
 
 from __future__ import annotations
 
