@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
 
 from gati.chain import Chain
 from gati.errors import ReleaseRefused, first_line
-
-if TYPE_CHECKING:
-    import onnx
+from gati.release import LARGEST_FILE
 
 Shape = tuple[int, ...]
-INT64 = 7
-"""Of `onnx.TensorProto.DataType`; onnx itself is imported where a head is opened, not by every command."""
 
-LARGEST_FILE = 256 << 20
-"""Bytes of a head's file."""
 NODES = 2000
 ROW_ELEMENTS = 1 << 22
 """Numbers at work on one row, beside weights; on top of that, `PER_CUT` for each of the cut tensor's."""
@@ -60,9 +57,6 @@ def inspect(model: bytes, chain: Chain, index: int) -> None:
         ReleaseRefused: If it is too large, reads other files, uses anything but plain operators, or its work or
             memory is not bounded by what a head may take.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     name = f"head {index} of {chain.model!r}"
     try:
         proto = onnx.ModelProto.FromString(model)
@@ -115,8 +109,6 @@ def _elsewhere(graph: onnx.GraphProto, size: int) -> str | None:
 
 def _shapes(proto: onnx.ModelProto, chain: Chain, index: int) -> dict[str, Shape | None]:
     """Shapes of all tensors for the largest batch, None where they can't be told from the file."""
-    import onnx
-
     graph = proto.graph
     cut, batch = chain.segments[index].output, chain.max_batch
     del graph.value_info[:]  # nothing is believed that can be inferred
@@ -125,13 +117,11 @@ def _shapes(proto: onnx.ModelProto, chain: Chain, index: int) -> dict[str, Shape
     for tensor in graph.input:
         if tensor.name == cut.name:
             dims = [batch, *(FREE if size < 0 else size for size in cut.shape)]
-            tensor.type.tensor_type.shape.CopyFrom(onnx.helper.make_tensor_type_proto(1, dims).tensor_type.shape)
+            tensor.type.tensor_type.shape.CopyFrom(helper.make_tensor_type_proto(1, dims).tensor_type.shape)
     large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > SMALL]
     small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= SMALL]
     named = {tensor.name for tensor in graph.input}
-    graph.input.extend(
-        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large if t.name not in named
-    )
+    graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large if t.name not in named)
     del graph.initializer[:]
     graph.initializer.extend(small)
     shapes = _inferred(proto)
@@ -143,8 +133,6 @@ def _shapes(proto: onnx.ModelProto, chain: Chain, index: int) -> dict[str, Shape
 
 
 def _inferred(proto: onnx.ModelProto) -> dict[str, Shape | None]:
-    import onnx
-
     inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True).graph
     used = (name for node in inferred.node for name in (*node.input, *node.output))
     shapes: dict[str, Shape | None] = {name: None for name in used if name}
@@ -152,7 +140,7 @@ def _inferred(proto: onnx.ModelProto) -> dict[str, Shape | None]:
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         kind = value.type.tensor_type
         dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim]
-        if kind.HasField("shape") and kind.elem_type != onnx.TensorProto.STRING and min(dims, default=0) >= 0:
+        if kind.HasField("shape") and kind.elem_type != TensorProto.STRING and min(dims, default=0) >= 0:
             shapes[value.name] = tuple(dims)
     return shapes
 
@@ -162,9 +150,8 @@ def _fold(graph: onnx.GraphProto, shapes: dict[str, Shape | None]) -> bool:
 
     Only the few ways are followed in which exporters write sizes, and each only where it can mean but one thing.
     """
-    from onnx import numpy_helper
-
-    known = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == INT64 and len(t.dims) < 2}
+    numbers = (t for t in graph.initializer if t.data_type == TensorProto.INT64 and len(t.dims) < 2)
+    known = {t.name: numpy_helper.to_array(t) for t in numbers}
     found: dict[str, np.ndarray] = {}
     for node in graph.node:
         value = _size(node, known, shapes)
@@ -179,8 +166,6 @@ def _fold(graph: onnx.GraphProto, shapes: dict[str, Shape | None]) -> bool:
 
 def _size(node: onnx.NodeProto, known: dict[str, np.ndarray], shapes: dict[str, Shape | None]) -> np.ndarray | None:
     """What a node computes of known sizes, as int64, a number or a vector; None where that is not plain."""
-    from onnx import helper
-
     fields = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.op_type == "Constant":
         return _constant(fields)
@@ -194,7 +179,7 @@ def _size(node: onnx.NodeProto, known: dict[str, np.ndarray], shapes: dict[str, 
 def _computed(operator: str, values: list[np.ndarray], fields: dict[str, Any]) -> np.ndarray | None:
     result = None
     match operator, values:
-        case "Cast", [value] if fields["to"] == INT64:
+        case "Cast", [value] if fields["to"] == TensorProto.INT64:
             result = value
         case "Squeeze", [value, *_] if value.size == 1:
             result = value.reshape(())
@@ -210,9 +195,7 @@ def _computed(operator: str, values: list[np.ndarray], fields: dict[str, Any]) -
 
 
 def _constant(fields: dict[str, Any]) -> np.ndarray | None:
-    from onnx import numpy_helper
-
-    if "value" in fields and fields["value"].data_type == INT64 and len(fields["value"].dims) < 2:
+    if "value" in fields and fields["value"].data_type == TensorProto.INT64 and len(fields["value"].dims) < 2:
         return numpy_helper.to_array(fields["value"])
     return np.array(fields["value_ints"], np.int64) if "value_ints" in fields else None
 

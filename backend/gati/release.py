@@ -21,11 +21,10 @@ from typing import Any
 from gati.agreement import difference
 from gati.chain import Chain
 from gati.errors import IncompleteError, ReleaseRefused
-from gati.inspection import LARGEST_FILE
 
 FORMAT = 2
-LARGEST_MANIFEST = 1 << 20
-"""Bytes of a release.json."""
+LARGEST_MANIFEST, LARGEST_FILE = 1 << 20, 256 << 20
+"""Bytes of a release.json, and of a head's file."""
 ROLLBACK = "rollback to "
 """How the reason of a release begins that publishes earlier heads again; the number follows."""
 STAYING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.ENODEV}

@@ -21,10 +21,9 @@ from filelock import FileLock, Timeout
 
 from gati.chain import Chain, chain_path, find_chains, read_chain
 from gati.errors import PublishError, RepositoryError
-from gati.inspection import LARGEST_FILE
 from gati.lock import LOCK_SECONDS, publisher_lock
 from gati.quarantine import clear, refused
-from gati.release import LARGEST_MANIFEST, Release, head_folder, numbers_on_disk, valid_releases
+from gati.release import LARGEST_FILE, LARGEST_MANIFEST, Release, head_folder, numbers_on_disk, valid_releases
 from gati.settings import workspace
 from gati.tryout import check_release
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of

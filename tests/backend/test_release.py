@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from gati.errors import ReleaseRefused
 from gati.head import SEGMENTS_KEY
-from gati.inspection import LARGEST_FILE
 from gati.quarantine import clear
 from gati.release import (
+    LARGEST_FILE,
     ROLLBACK,
     Release,
     head_folder,

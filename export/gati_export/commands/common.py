@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gati.errors import RepositoryError
 from gati.options import checked, existing_folder
+from gati.session import DEVICE, parse_device
 
 if TYPE_CHECKING:
     from gati.chain import Chain
@@ -46,8 +47,7 @@ def _on_device(context: click.Context, option: click.Parameter, text: str | None
         UnavailableError: If it can't be used.
     """
     if text is not None:
-        from gati.device import runner_on  # brings ONNX Runtime, which `--help` need not wait for
-        from gati.session import DEVICE, parse_device
+        from gati.device import runner_on  # brings onnx, which `--help` need not wait for
 
         checked(parse_device)(context, option, text)
         runner_on(parse_device(text))
