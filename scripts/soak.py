@@ -33,9 +33,11 @@ from scipy.stats import binom
 from gati.chain import Chain, find_chains, read_chain
 from gati.errors import GatiError
 from gati.options import existing_folder, json_option, write_json
+from gati.proc import arguments, children
 from gati.release import head_folder, numbers_on_disk, valid_releases
 from gati.server import HOST, is_ready
 from gati.settings import workspace
+from gati.stubs import model_of
 from gati_client import Client
 from gati_client.errors import ClientError
 from gati_client.workload import hot
@@ -154,7 +156,7 @@ class World:
         """The process that Triton runs the chain in is killed."""
         for server in children(self._processes["serve"].pid):
             for pid in children(server):
-                if f"/{self.chain.model}/" in command_line(pid):
+                if model_of(arguments(pid)) == self.chain.model:
                     self.excused.append(time.monotonic())
                     kill(pid)
 
@@ -181,23 +183,6 @@ class World:
 def say(words: str) -> None:
     """Tells whoever watches."""
     click.echo(words, err=True)
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def command_line(pid: int) -> str:
-    """What a process was started with; nothing of one that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 def kill(pid: int) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from gati.proc import arguments, children
 
 NAME = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
@@ -37,12 +40,12 @@ class Stubs:
         One that Triton ends is a zombie too, for a moment: what counts is what is one at two looks.
         """
         zombies = set()
-        for pid in _children(self._server):
-            arguments = _arguments(pid)
-            if arguments and Path(arguments[0]).name == NAME:
-                self._models[pid] = Path(arguments[1]).parents[1].name  # <repository>/<model>/<version>/<file>
-                self._regions.add(arguments[2])
-            elif not arguments and pid in self._models:
+        for pid in children(self._server):
+            words = arguments(pid)
+            if model := model_of(words):
+                self._models[pid] = model
+                self._regions.add(words[2])
+            elif not words and pid in self._models:
                 zombies.add(pid)
         killed = [self._models.pop(pid) for pid in sorted(zombies & self._zombies)]
         self._zombies = zombies
@@ -74,21 +77,15 @@ class Stubs:
 
     def _is_ours(self, pid: int) -> bool:
         """Whether a process is still one of these, and not another that got its number."""
-        arguments = _arguments(pid)
-        return len(arguments) > 2 and Path(arguments[0]).name == NAME and arguments[2] in self._regions
+        words = arguments(pid)
+        return model_of(words) is not None and words[2] in self._regions
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended
-            found += [int(child) for child in task.read_text().split()]
-    return found
+def model_of(words: Sequence[str]) -> str | None:
+    """The model that a process with this command line runs an instance of, however that is named; None if it is no stub.
 
-
-def _arguments(pid: int) -> list[str]:
-    """A process's command line; empty for a zombie."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
+    Triton names the model's own file, <repository>/<model>/<version>/<file>, also where that of a backend is run.
+    """
+    if len(words) < 3 or Path(words[0]).name != NAME:
+        return None
+    return Path(words[1]).parents[1].name

@@ -22,6 +22,7 @@ from running import Running, eventually, started
 
 from gati.chain import chain_path
 from gati.cli import main
+from gati.proc import children
 from gati.release import Release, valid_releases
 from gati.settings import workspace
 from gati_client import Client
@@ -157,10 +158,6 @@ def watching(running: Running, log: Path, *options: str) -> Iterator[subprocess.
         finally:
             process.kill()
             process.wait()
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_watch_goes_on_over_killed_turns_and_ends_when_it_is_told(

@@ -24,6 +24,7 @@ from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Mode
+from gati.proc import descendants
 from gati.server import HEADER, HOST, failure, running_ports
 from gati.settings import workspace
 from gati_export.store import default_store, read_recent
@@ -103,15 +104,6 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _below(pid: int) -> list[int]:
-    """A process's descendants."""
-    try:
-        children = [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
-    except OSError:
-        return []
-    return children + [found for child in children for found in _below(child)]
-
-
 def _shared_memory(pids: list[int]) -> set[str]:
     """The shared memory that processes have mapped."""
     found = set()
@@ -132,7 +124,7 @@ def test_a_signal_ends_it_with_everything_written_and_nothing_left(
     tensor = http.InferInput("image", [16, 1, 16, 16], "FP32")
     tensor.set_data_from_numpy(exported.images[:16])
     idle.infer(MODEL, [tensor])
-    below = _below(running.process.pid)
+    below = descendants(running.process.pid)
     memory = _shared_memory([running.said["pid"]])
     assert running.said["pid"] in below
     assert memory
@@ -153,7 +145,7 @@ def test_a_signal_ends_it_with_everything_written_and_nothing_left(
 
 def test_a_killed_command_takes_its_server_along(exported: Exported, start: Start, tmp_path: Path) -> None:
     running = start(exported.copy(tmp_path))
-    below = _below(running.process.pid)
+    below = descendants(running.process.pid)
     running.process.kill()
     _until(lambda: not any(_alive(pid) for pid in below))
     again = start(running.repository)
@@ -197,7 +189,7 @@ def test_no_record_keeps_nothing(exported: Exported, start: Start, tmp_path: Pat
 
 def test_its_server_s_end_is_the_end(exported: Exported, start: Start, tmp_path: Path) -> None:
     running = start(exported.copy(tmp_path))
-    below = _below(running.process.pid)
+    below = descendants(running.process.pid)
     os.kill(running.said["pid"], signal.SIGKILL)
     _, err = running.process.communicate(timeout=SECONDS)
     assert running.process.returncode == 1

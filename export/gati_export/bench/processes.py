@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-STUB = "triton_python_backend_stub"
+from gati.proc import arguments, descendants
+from gati.stubs import model_of
+
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -28,7 +29,7 @@ def peak_mib(root: int, models: list[str]) -> float | None:
 
     None where they have none: what a backend in C++ holds is the server's own process's, with that of others.
     """
-    held = [_kib(process, "VmHWM") for process in _tree(root) if _model(process) in models]
+    held = [_kib(process, "VmHWM") for process in _tree(root) if model_of(arguments(process)) in models]
     return sum(held) / 1024 if held else None
 
 
@@ -47,27 +48,9 @@ def shared_memory(root: int) -> set[Path]:
     return found
 
 
-def _tree(root: int) -> Iterator[int]:
+def _tree(root: int) -> list[int]:
     """A process and all below it."""
-    yield root
-    for task in Path(f"/proc/{root}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue
-        for child in children:
-            yield from _tree(int(child))
-
-
-def _model(process: int) -> str | None:
-    """The model whose stub of Triton's Python backend this is: it is started with the instance's name, MODEL_0_0."""
-    try:
-        words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return None
-    if not words[0].endswith(STUB):
-        return None
-    return next((word.rsplit("_", 2)[0] for word in words if word.endswith("_0_0")), None)
+    return [root, *descendants(root)]
 
 
 def _kib(process: int, field: str) -> int:

@@ -1,0 +1,28 @@
+"""Processes of this machine, as /proc tells of them. Linux only, as Triton is."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started, as long as they are not waited for."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below a process."""
+    return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+def arguments(pid: int) -> list[str]:
+    """A process's command line; empty for a zombie, and for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []

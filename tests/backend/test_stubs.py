@@ -1,0 +1,63 @@
+"""The processes of a server's models: whose they are, and which were killed; by processes that only look like them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gati.proc import arguments, children, descendants
+from gati.stubs import NAME, Stubs, model_of
+from gati_export.bench.processes import peak_mib
+
+Start = Callable[[str, str], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts what looks like the process of an instance of a model, and waits until told to end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(model: str, instance: str) -> subprocess.Popen[bytes]:
+        file = tmp_path / "models" / model / "1" / "model.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("echo\nread _\n")  # it is the shell that reads it
+        words = [str(tmp_path / NAME), str(file), f"region-{instance}", "1048576", "1", instance, "DEFAULT"]
+        process = subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_model_of_a_process_is_known_whatever_its_instance_is_named(start: Start) -> None:
+    for instance in ("toy_0_0", "toy_0_1", "toy_1_0", "fast_0"):
+        process = start("toy", instance)
+        assert process.pid in children(os.getpid()) and process.pid in descendants(os.getpid())
+        assert model_of(arguments(process.pid)) == "toy"
+    assert model_of(arguments(os.getpid())) is None
+    assert model_of([]) is None
+    one, all_four = peak_mib(os.getpid(), ["other"]), peak_mib(os.getpid(), ["toy"])
+    assert one is None and all_four is not None and all_four > 4 * 0.3
+
+
+def test_of_two_processes_of_a_model_each_that_is_killed_is_told_once(start: Start) -> None:
+    first, second, other = start("toy", "toy_0_0"), start("toy", "toy_0_1"), start("other", "other_0_0")
+    stubs = Stubs(os.getpid())
+    assert stubs.killed() == []
+    first.kill()
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+    assert stubs.killed() == [], "Triton may be about to wait for it"
+    assert stubs.killed() == ["toy"]
+    assert stubs.killed() == []
+    assert stubs.end(second.pid) == "toy" and stubs.end(first.pid) is None
+    os.waitid(os.P_PID, second.pid, os.WEXITED | os.WNOWAIT)
+    assert [stubs.killed() for _ in range(3)] == [[], ["toy"], []]
+    assert other.poll() is None
