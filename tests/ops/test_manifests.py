@@ -218,8 +218,17 @@ def test_with_an_object_store_a_pod_has_a_copy_that_its_sidecar_keeps_in_step() 
         assert places[REPOSITORY.parent]["name"] == "data" == mounts(pod)[REPOSITORY]["name"]
         assert container["securityContext"] == server["securityContext"]
         assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
+    token = workspace(REPOSITORY) / "token"
+    assert token in mounts(pod) and str(token) in [mount["mountPath"] for mount in sidecar["volumeMounts"]]
     assert Path(default_store(REPOSITORY)) not in mounts(pod)
     assert {"name": STORE, "value": "s3://bucket/samples"} in server["env"]
+
+
+@pytest.mark.parametrize("name", ["triton", "refresher"])
+def test_what_first_writes_to_an_empty_volume_finds_no_folder_of_root_s_there(name: str) -> None:
+    spec = OVERLAY[name]["spec"]
+    pull = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]["initContainers"][0]
+    assert not [m for m in pull["volumeMounts"] if REPOSITORY.parent in Path(m["mountPath"]).parents]
 
 
 def test_with_an_object_store_the_refresher_learns_from_where_servers_write() -> None:
