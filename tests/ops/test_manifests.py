@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gati.minutes import KEPT, Minutes
 from gati.serve import serve
 from gati.server import Ports
 from gati.session import THREADS
@@ -54,6 +56,13 @@ def lint(*command: str) -> None:
 
 def mounts(pod: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     return {Path(mount["mountPath"]): mount for mount in pod["containers"][0]["volumeMounts"]}
+
+
+def room(pod: dict[str, Any], path: Path) -> int:
+    """Bytes that may lie in the emptyDir that is mounted there."""
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    size = volumes[mounts(pod)[path]["name"]]["emptyDir"]["sizeLimit"]
+    return int(size[:-2]) << {"Mi": 20, "Gi": 30}[size[-2:]]
 
 
 def options(command: click.Command, arguments: list[str]) -> dict[str, Any]:
@@ -222,6 +231,16 @@ def test_with_an_object_store_a_pod_has_a_copy_that_its_sidecar_keeps_in_step() 
     assert token in mounts(pod) and str(token) in [mount["mountPath"] for mount in sidecar["volumeMounts"]]
     assert Path(default_store(REPOSITORY)) not in mounts(pod)
     assert {"name": STORE, "value": "s3://bucket/samples"} in server["env"]
+
+
+def test_with_an_object_store_the_minutes_of_several_chains_have_room(tmp_path: Path) -> None:
+    pod = overlaid("triton", "Deployment", "gati-triton")["spec"]["template"]["spec"]
+    told = Minutes(tmp_path / "minutes.jsonl", 9, pytest.fail)
+    told.served(Counter(dict.fromkeys(range(10), 10**6)), [(9, 1e-4 * 1.05**step) for step in range(120)])  # to 33 ms
+    told.keep(100, (0, 1), (0.0, 1.0), now=True)
+    line = (tmp_path / "minutes.jsonl").stat().st_size
+    assert line > 2000
+    assert room(pod, workspace(REPOSITORY)) > 5 * 3 * KEPT * line  # the newer half is written beside the whole
 
 
 @pytest.mark.parametrize("name", ["triton", "refresher"])
