@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gati.fuse import LARGEST
 from gati.minutes import KEPT, Minutes
 from gati.serve import serve
 from gati.server import Ports
@@ -175,6 +176,10 @@ def test_a_server_may_write_where_gati_does_and_its_repository_is_read_only(name
         assert places[repository]["readOnly"]
         assert not places[Path(default_store(repository))].get("readOnly")
         assert places[workspace(repository) / "token"]["readOnly"]
+
+
+def test_a_network_that_is_optimised_as_a_whole_has_room_for_what_that_takes() -> None:
+    assert room(PODS["triton"], Path("/tmp")) >= 2 * LARGEST
 
 
 def test_server_and_refresher_mean_the_same_folders() -> None:
