@@ -40,7 +40,8 @@ STDERR = Path("-")
 LONGEST = 500
 """Characters of a reason: Triton gives that of a failed warm-up once for each of its requests."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
-START_SECONDS = 120
+START_SECONDS = 300
+"""How long a server may take to start, or a model to be loaded again: a large network is warmed for minutes."""
 BUILD_SECONDS = 1800
 """How long a server may take to start that has TensorRT build engines first."""
 EXIT_SECONDS = 15

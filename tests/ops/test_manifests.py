@@ -19,7 +19,7 @@ import yaml
 from gati.fuse import LARGEST
 from gati.minutes import KEPT, Minutes
 from gati.serve import serve
-from gati.server import Ports
+from gati.server import BUILD_SECONDS, START_SECONDS, Ports
 from gati.session import THREADS
 from gati.settings import STORE, workspace
 from gati_export.commands.refresh import refresh
@@ -176,6 +176,14 @@ def test_a_server_may_write_where_gati_does_and_its_repository_is_read_only(name
         assert places[repository]["readOnly"]
         assert not places[Path(default_store(repository))].get("readOnly")
         assert places[workspace(repository) / "token"]["readOnly"]
+
+
+def test_a_server_is_not_ended_while_gati_serve_still_waits_for_it() -> None:
+    probe = PODS["triton"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > START_SECONDS
+    assert COMPOSE["services"]["triton"]["healthcheck"]["start_period"] == f"{START_SECONDS}s"
+    wanted = re.findall(r"then, (\d+) times", (DOCKER / "kubernetes" / "triton.yaml").read_text())
+    assert probe["periodSeconds"] * int(wanted[0]) > BUILD_SECONDS
 
 
 def test_a_network_that_is_optimised_as_a_whole_has_room_for_what_that_takes() -> None:
