@@ -137,6 +137,9 @@ class Server:
             "model-repository": self.repository,
             "backend-directory": backends,
             "model-control-mode": "explicit",
+            # Ready once all models were loaded, as it listens. Else a release that is being loaded in BLS mode, or was
+            # refused, makes it unready, for good, though the one before serves.
+            "strict-readiness": "false",
             "http-address": self.host,
             "http-port": self.ports.http,
             "grpc-address": self.host,
@@ -277,7 +280,7 @@ def running_ports(repository: Path) -> Ports | None:
 
 
 def is_ready(http_port: int) -> bool:
-    """Whether a server on loopback says that it and its models are ready."""
+    """Whether a server on loopback says that it is ready: its models were loaded when it began to listen."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{http_port}/v2/health/ready", timeout=1) as response:
             return response.status == 200

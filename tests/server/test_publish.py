@@ -19,7 +19,7 @@ from gati.cli import main
 from gati.errors import PublishError, UnavailableError
 from gati.release import numbers_on_disk, valid_releases
 from gati.secret import read_or_create_token
-from gati.server import HEADER
+from gati.server import HEADER, is_ready
 from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
 from gati_export import control
@@ -156,6 +156,7 @@ def test_a_release_that_the_server_does_not_take_is_withdrawn(
         with pytest.raises(PublishError, match=r"did not (load|take)") as refused:
             publish_to(running.repository, running.chain, marked_draft(running.chain, 52), running.served.grpc, damage)
     assert one_sentence(str(refused.value))
+    assert is_ready(running.served.server.ports.http)
     assert next(valid_releases(running.repository, running.chain)) == old
     assert old.number + 1 not in numbers_on_disk(running.repository, running.chain)
     assert running.marks() == ([51] * 4, [old.number] * 4)
