@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 PULSE = "GATI_PULSE"
 """Environment variable: the folder of the files, each named by its process."""
+UP = "up"
+"""A file beside that folder, which `gati serve` makes when its server is up."""
 SECONDS = 1.0
 """Between two signs, and between two looks."""
 PATIENCE_SECONDS = 60.0
@@ -41,6 +43,12 @@ def beat(environment: Mapping[str, str]) -> None:
                 time.sleep(SECONDS)
 
     threading.Thread(target=run, name="gati-pulse", daemon=True).start()
+
+
+def is_up(environment: Mapping[str, str]) -> bool:
+    """Whether the server of a model's process is known to be up."""
+    folder = environment.get(PULSE)
+    return bool(folder) and Path(folder).with_name(UP).exists()
 
 
 class Pulse(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any
 from gati.chain import find_chains, read_chain
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.parent import die_with_parent
-from gati.pulse import PATIENCE_SECONDS, PULSE, Pulses
+from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
@@ -129,6 +129,7 @@ class Server:
         except BaseException:
             self.stop()
             raise
+        pulses.with_name(UP).touch()
         self._stubs.killed()  # from now on it knows them
         self._slot.announce(self.process.pid, asdict(self.ports))
 

@@ -29,7 +29,7 @@ from gati.metrics import Metrics
 from gati.minutes import Minutes
 from gati.orchestrator import Orchestrator
 from gati.parent import when_orphaned
-from gati.pulse import beat
+from gati.pulse import beat, is_up
 from gati.samples import Samples
 from gati.settings import Settings, workspace
 from gati.tail import Tail
@@ -103,7 +103,8 @@ class Service:
         )
         self._start_metrics()
         self._can_look = inline
-        self._look()
+        if inline:
+            self._look()
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
         when_orphaned(self._leave)
         beat(os.environ)
@@ -233,10 +234,11 @@ class Service:
         self._metrics.flush()
 
     def _look(self) -> None:
-        """Looks for a new release; in BLS mode only once there are requests.
+        """Looks for a new release; in BLS mode only once the server is up, which the first request tells at the latest.
 
         Asking for other models while the server is starting fails, and its backend does not survive that.
         """
+        self._can_look = self._can_look or is_up(os.environ)
         if self._can_look:
             self._releases.look()
 

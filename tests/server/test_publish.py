@@ -43,6 +43,14 @@ def test_a_release_that_is_published_to_a_server_answers_the_next_request(runnin
     assert eventually(lambda: running.reading().release == release.number)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_nobody_asks_says_which_release_it_serves(
+    exported: Exported, serve: Serve, tmp_path: Path, mode: Mode
+) -> None:
+    running = started(exported, serve, tmp_path, mode)
+    assert eventually(lambda: running.reading().release == 1, 20)
+
+
 def test_two_publishers_at_once_are_both_taken(running: Running, tmp_path: Path) -> None:
     number, draft = running.next_number(), marked_draft(running.chain, 13)
     first, second = race(running.repository, running.chain, draft, running.served.grpc, 2, tmp_path)
