@@ -86,12 +86,24 @@ class Day:
     @property
     def closed(self) -> dict[str, Event]:
         """What closed exits, of each replica where some are closed and that may still be there."""
-        present = self.latest or [replica for replica, events in self.events.items() if self._idle(events)]
+        present = self.present
         return {
             replica: next(e for e in events if (e.release, e.alarm) == (events[-1].release, events[-1].alarm))
             for replica, events in self.events.items()
             if replica in present and events and events[-1].closed
         }
+
+    @property
+    def present(self) -> set[str]:
+        """Replicas that may still be there."""
+        return {*self.latest} or {replica for replica, events in self.events.items() if self._idle(events)}
+
+    def heard(self, replica: str) -> datetime:
+        """Until when something is known of a replica: until now, if it may still be there."""
+        if replica in self.present:
+            return self.until
+        last = [*self.minutes.get(replica, ())[-1:], *self.events.get(replica, ())[-1:]]
+        return max((moment(line.at) for line in last), default=self.until)
 
     def _idle(self, events: Sequence[Event]) -> bool:
         """Whether a replica without requests may still be there."""

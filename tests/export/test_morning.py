@@ -32,6 +32,7 @@ from gati_export.history import Turn, note, turns
 from gati_export.report.data import reports_folder, write
 from gati_export.report.drawing import Scale
 from gati_export.report.hours import panels, time_ticks
+from gati_export.report.lanes import lanes
 from gati_export.report.morning import morning
 from gati_export.report.page import page
 
@@ -143,6 +144,22 @@ def test_a_replica_that_is_gone_does_not_speak_for_now(tmp_path: Path) -> None:
     assert "not yet on" not in found.more
     alone = read_day(tmp_path / "models", MODEL, NOW - timedelta(hours=19.5))
     assert set(alone.closed) == {"old"}, "it was the last that was heard of"
+
+
+def test_exits_are_drawn_closed_until_their_replica_was_last_heard_of(tmp_path: Path) -> None:
+    closing = [Event(ago(21), 1, (), None), Event(ago(20.5), 1, (2,), ALARM)]
+    write_lines(tmp_path / "models", "minutes", "new", [minute(hours, 2, 0.0, 0.006) for hours in (19, 0.3)])
+    for replica, last in (("damaged", 2), ("gone", 20), ("here", 0.2)):
+        write_lines(tmp_path / "models", "minutes", replica, [minute(last, 1, 0.0, 0.02, (2,))])
+        write_lines(tmp_path / "models", "breaker", replica, closing if replica != "damaged" else [])
+    day = read_day(tmp_path / "models", MODEL, NOW)
+    assert day.events["damaged"] == []
+    drawn = [
+        [float(x) for x in re.findall(r'x[12]="([\d.]+)"', line)]
+        for line in re.findall(r"<line[^>]*closed[^>]*>", str(lanes(day, [], live())))
+    ]
+    (begin, end), (same, now) = drawn
+    assert begin == same and now - begin == pytest.approx(41 * (end - begin), rel=0.05)
 
 
 def test_a_replica_whose_clock_is_ahead_is_heard_and_makes_nobody_else_be_gone(tmp_path: Path) -> None:

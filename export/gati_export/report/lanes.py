@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 
 from markupsafe import Markup
 
-from gati.ledger import Event
 from gati_export.day import Day, moment
 from gati_export.history import Turn
 from gati_export.report.drawing import Drawing, Scale
@@ -25,7 +24,8 @@ LETTERS = 15
 def lanes(day: Day, turns: Sequence[Turn], live: LiveChain) -> Markup | None:
     """A week, or as much of it as anything is known of: a lane for releases, one for refreshes, one a replica.
 
-    A replica's lane is thick while exits of it are closed. None where nothing happened in that time.
+    A replica's lane is thick while exits of it are closed, until it was last heard of. None where nothing happened in
+    that time.
     """
     releases = _releases(day, turns, live)
     refreshes = [(moment(turn.at), turn.release is not None) for turn in turns]
@@ -45,7 +45,7 @@ def lanes(day: Day, turns: Sequence[Turn], live: LiveChain) -> Markup | None:
     for when, published in refreshes:
         if when >= since:
             drawing.dot(across(when.timestamp()), _middle(1), 5 if published else 2.5, "point f1")
-    _draw_closed(drawing, across, day.events)
+    _draw_closed(drawing, across, day)
     return drawing.markup()
 
 
@@ -70,11 +70,11 @@ def _draw_releases(drawing: Drawing, across: Scale, releases: Mapping[int, datet
             free = x + APART
 
 
-def _draw_closed(drawing: Drawing, across: Scale, events: Mapping[str, Sequence[Event]]) -> None:
-    for lane, (replica, history) in enumerate(events.items(), 2):
+def _draw_closed(drawing: Drawing, across: Scale, day: Day) -> None:
+    for lane, (replica, history) in enumerate(day.events.items(), 2):
         _lane(drawing, lane, replica)
-        ends = [moment(event.at).timestamp() for event in history[1:]] + [across.high]
-        for event, end in zip(history, ends, strict=True):
+        ends = [*(moment(event.at).timestamp() for event in history[1:]), day.heard(replica).timestamp()]
+        for event, end in zip(history, ends, strict=False):  # of a file without a line that can be read, there is none
             if event.closed and end >= across.low:
                 begin = across(min(max(moment(event.at).timestamp(), across.low), across.high))
                 drawing.line(
