@@ -33,7 +33,7 @@ from gati_export.report.data import reports_folder, write
 from gati_export.report.drawing import Scale
 from gati_export.report.hours import panels, time_ticks
 from gati_export.report.lanes import lanes
-from gati_export.report.morning import morning
+from gati_export.report.morning import morning, short
 from gati_export.report.page import page
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -214,7 +214,7 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert told(0.002, 0.03).startswith("Nothing speaks against the promise of 1%: audits show so far")
     assert "too few answers were audited" in told(0.0, 1.0, audited=0, agreed=0)
     assert told(0.02, 0.04).startswith("The promise is broken: more than 2.0% of answers differ (promised: 1%).")
-    assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M}." in told(0.0, 0.008)
+    assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M} UTC." in told(0.0, 0.008)
     assert "Release 2 is the newest; when last heard of, " in told(0.0, 0.008, release=1)
     assert told(0.0, 1.0, release=0).endswith("No release is live: the backbone answers.")
     assert told(0.0, 0.02, held=20).endswith(
@@ -223,6 +223,11 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), live(), (), {})
     assert nothing.sentence == "No request was answered in the last 24 hours."
     assert not nothing.tiles and not nothing.panels
+
+
+def test_a_sentence_names_times_in_utc_whatever_zone_they_were_written_down_in() -> None:
+    for at in ("2026-11-29T10:00:00+01:00", "2026-11-29T09:00:00+00:00", "2026-11-29T09:00:00"):
+        assert short(at) == "29 Nov 09:00 UTC"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC
 
 from markupsafe import Markup
 
 from gati.ledger import Event
-from gati_export.day import Day, Happening, latency, named
+from gati_export.day import Day, Happening, latency, moment, named
 from gati_export.history import Turn
 from gati_export.report.hours import Panel, panels
 from gati_export.report.lanes import lanes
@@ -174,5 +174,5 @@ def _tiles(day: Day, live: LiveChain) -> list[Tile]:
 
 
 def short(at: str) -> str:
-    """A time as a sentence has it."""
-    return datetime.fromisoformat(at).strftime("%d %b %H:%M").lstrip("0")
+    """A time as a sentence has it, in UTC."""
+    return moment(at).astimezone(UTC).strftime("%d %b %H:%M UTC").lstrip("0")
