@@ -78,6 +78,26 @@ def test_wrong_use_ends_with_2_and_says_how_it_is_used(
     assert "Error: " in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["status", "m", "--metrics", "here"], "'here' is not HOST:METRICS_PORT, such as localhost:8002."),
+        (["report", "m", "--repository", ".", "--metrics", "a:1,b"], "'b' is not HOST:METRICS_PORT"),
+        (
+            ["rollback", "m", "--repository", ".", "--server", "a:b"],
+            "'a:b' is not HOST:GRPC_PORT, such as localhost:8001.",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_address_that_is_none_is_told_with_what_it_should_be(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert says in capsys.readouterr().err
+
+
 def test_a_failure_is_one_sentence_and_ends_with_1() -> None:
     done = run("status", "ghost", "--repository", str(Path(__file__).parent))
     assert done.returncode == 1

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gati.errors import RepositoryError
 from gati.options import checked, existing_folder
+from gati.server import Ports
 from gati.session import DEVICE, parse_device
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ server_option = click.option(
     "--server",
     metavar="HOST:GRPC_PORT",
     multiple=True,
-    callback=lambda _ctx, _param, values: checked_addresses(values),
+    callback=lambda _ctx, option, values: checked_addresses(option, values),
     help="The server that shall take the release; again, or with commas, for several; a name with many addresses "
     "stands for a server at each. Without it the release is only written: servers that run inline take it by "
     "themselves.",
@@ -67,7 +68,7 @@ Report = Callable[[str, float], None]
 """Told what is being done, and what share of it is done, 0..1."""
 
 
-def checked_address(value: str | None) -> str | None:
+def checked_address(option: click.Parameter, value: str | None) -> str | None:
     """An option's HOST:PORT.
 
     Raises:
@@ -77,18 +78,19 @@ def checked_address(value: str | None) -> str | None:
         return None
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal():
-        raise click.BadParameter(f"{value!r} is not HOST:GRPC_PORT, such as localhost:8001.")
+        usual = Ports.metrics if "METRICS" in str(option.metavar) else Ports.grpc
+        raise click.BadParameter(f"{value!r} is not {option.metavar}, such as localhost:{usual}.")
     return value
 
 
-def checked_addresses(values: Sequence[str]) -> str | None:
+def checked_addresses(option: click.Parameter, values: Sequence[str]) -> str | None:
     """What was given for an option's HOST:PORT, each alone or several with commas, joined by commas; None for nothing.
 
     Raises:
         click.BadParameter: If one is none.
     """
     addresses = [address.strip() for value in values for address in value.split(",")]
-    return ",".join(str(checked_address(address)) for address in addresses) or None
+    return ",".join(str(checked_address(option, address)) for address in addresses) or None
 
 
 def found_model(repository: Path, chains: list[str], model: str | None) -> str:

@@ -39,7 +39,7 @@ from gati_export.scrape import Reading, read_metrics
     "--metrics",
     metavar="HOST:METRICS_PORT",
     multiple=True,
-    callback=lambda _ctx, _param, values: checked_addresses(values),
+    callback=lambda _ctx, option, values: checked_addresses(option, values),
     help="A server to ask how it does now; again, or with commas, for several. What was served until a minute ago is "
     "shown without.",
 )

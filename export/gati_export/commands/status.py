@@ -26,7 +26,7 @@ from gati_export.scrape import Reading, read_metrics
 @click.option(
     "--metrics",
     metavar="HOST:METRICS_PORT",
-    callback=lambda _ctx, _param, value: checked_address(value),
+    callback=lambda _ctx, option, value: checked_address(option, value),
     help="The server's metrics.  [default: where the server of --repository has them, else 127.0.0.1:8002]",
 )
 @click.option("--once", is_flag=True, help="Print one table and end. So it is, too, where there is no terminal.")
