@@ -82,7 +82,7 @@ class Stubs:
 
 
 def model_of(words: Sequence[str]) -> str | None:
-    """The model that a process with this command line runs an instance of, however that is named; None if it is no stub.
+    """The model that a process of this command line runs an instance of, however that is named; None if it is no stub.
 
     Triton names the model's own file, <repository>/<model>/<version>/<file>, also where that of a backend is run.
     """
