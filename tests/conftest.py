@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a server say so where there is none."""
     reason = no_triton()
     for item in items:
-        if "serve" in getattr(item, "fixturenames", ()):
+        if {"serve", "serve_module"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("triton")
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -108,9 +108,8 @@ class Served:
 Serve = Callable[..., Served]
 
 
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Serve]:
-    """Starts servers on free ports: `serve(repository, **GATI_variables)`; they end with the module."""
+def serving() -> Iterator[Serve]:
+    """Starts servers on free ports, and ends them."""
     running: list[Server] = []
 
     def start(repository: Path, **environment: str) -> Served:
@@ -120,3 +119,15 @@ def serve() -> Iterator[Serve]:
     yield start
     with ThreadPoolExecutor(len(running) or 1) as pool:
         list(pool.map(Server.stop, running))
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers on free ports: `serve(repository, **GATI_variables)`; they end with the test."""
+    yield from serving()
+
+
+@pytest.fixture(scope="module")
+def serve_module() -> Iterator[Serve]:
+    """Starts servers that a module's tests share; they end with the module."""
+    yield from serving()

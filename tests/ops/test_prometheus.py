@@ -74,10 +74,10 @@ class Monitored:
 
 
 @pytest.fixture(scope="module")
-def monitored(exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
+def monitored(exported: Exported, serve_module: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     """The configuration as it lies there, but scraping twice a second, and our server."""
     folder = tmp_path_factory.mktemp("prometheus")
-    running = started(exported, serve, folder, "inline", GATI_AUDIT="1")
+    running = started(exported, serve_module, folder, "inline", GATI_AUDIT="1")
     shutil.copytree(PROMETHEUS, folder / "etc")
     config = yaml.safe_load((folder / "etc" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}

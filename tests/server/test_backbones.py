@@ -162,9 +162,9 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 
 @pytest.fixture(scope="module")
-def served(serve, families) -> Served:
+def served(serve_module, families) -> Served:
     """A server of all chains, inline."""
-    return serve(families["vit"].repository, GATI_STORE="none", GATI_AUDIT="0")
+    return serve_module(families["vit"].repository, GATI_STORE="none", GATI_AUDIT="0")
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +174,13 @@ def inline(served) -> triton.InferenceServerClient:
 
 
 @pytest.fixture(scope="module")
-def bls(serve, families, tmp_path_factory: pytest.TempPathFactory) -> triton.InferenceServerClient:
+def bls(serve_module, families, tmp_path_factory: pytest.TempPathFactory) -> triton.InferenceServerClient:
     """A server of the text chain, in BLS mode."""
     repository = tmp_path_factory.mktemp("bls") / "models"
     for folder in families["text"].repository.glob("text*"):
         shutil.copytree(folder, repository / folder.name)
     chain_path(repository, "text").write_text(replace(families["text"].chain, mode="bls").to_json())
-    return triton.InferenceServerClient(serve(repository, GATI_STORE="none", GATI_AUDIT="0").grpc)
+    return triton.InferenceServerClient(serve_module(repository, GATI_STORE="none", GATI_AUDIT="0").grpc)
 
 
 def ask(client: triton.InferenceServerClient, family: Family, rows: dict[str, np.ndarray], model: str = "", **params):

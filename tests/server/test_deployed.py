@@ -84,13 +84,13 @@ def told(production: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def before(serve: Serve, production: Path) -> Served:
-    return serve(production)
+def before(serve_module: Serve, production: Path) -> Served:
+    return serve_module(production)
 
 
 @pytest.fixture(scope="module")
-def after(serve: Serve, production: Path, told: str) -> Served:
-    served = serve(production.parent / "models", GATI_STORE="none", GATI_AUDIT="0")
+def after(serve_module: Serve, production: Path, told: str) -> Served:
+    served = serve_module(production.parent / "models", GATI_STORE="none", GATI_AUDIT="0")
     assert eventually(lambda: bool(ask(served, points(16, 2), "release").as_numpy("release").any()))
     return served
 

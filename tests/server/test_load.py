@@ -36,9 +36,9 @@ GROWTH = 24 << 20
 
 @pytest.fixture(scope="module", params=MODES)
 def running(
-    request: pytest.FixtureRequest, exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, exported: Exported, serve_module: Serve, tmp_path_factory: pytest.TempPathFactory
 ) -> Running:
-    return started(exported, serve, tmp_path_factory.mktemp(request.param), request.param)
+    return started(exported, serve_module, tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -57,11 +57,13 @@ def chain(repository: Path) -> Chain:
 
 
 @pytest.fixture(scope="module", params=["inline", "bls"])
-def served(request, serve: Serve, repository: Path, chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def served(
+    request, serve_module: Serve, repository: Path, chain: Chain, tmp_path_factory: pytest.TempPathFactory
+) -> Served:
     copy = tmp_path_factory.mktemp(request.param) / "models"
     shutil.copytree(repository, copy)
     chain_path(copy, NAME).write_text(replace(chain, mode=request.param).to_json())
-    running = serve(copy, GATI_STORE="none", GATI_AUDIT="0")
+    running = serve_module(copy, GATI_STORE="none", GATI_AUDIT="0")
     assert eventually(lambda: some_hit(running))  # heads of BLS mode are taken in a moment later
     return running
 

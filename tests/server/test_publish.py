@@ -30,10 +30,10 @@ TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
 
 @pytest.fixture(scope="module", params=MODES)
 def running(
-    request: pytest.FixtureRequest, exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, exported: Exported, serve_module: Serve, tmp_path_factory: pytest.TempPathFactory
 ) -> Running:
     """One server a mode, for tests that leave a server as it was but for its releases."""
-    return started(exported, serve, tmp_path_factory.mktemp(request.param), request.param)
+    return started(exported, serve_module, tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_a_release_that_is_published_to_a_server_answers_the_next_request(running: Running) -> None:

@@ -37,13 +37,13 @@ GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
-def running(exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Running:
+def running(exported: Exported, serve_module: Serve, tmp_path_factory: pytest.TempPathFactory) -> Running:
     """A server that records. Its promise is one that few samples can certify, and it learns from these alone."""
     folder = tmp_path_factory.mktemp("refresh")
     repository = exported.copy(folder)
     chain = replace(exported.chain, epsilon=0.05, views=0)
     chain_path(repository, MODEL).write_text(chain.to_json())
-    return replace(started(exported, serve, folder, "inline", repository, GATI_STORE=""), chain=chain)
+    return replace(started(exported, serve_module, folder, "inline", repository, GATI_STORE=""), chain=chain)
 
 
 @pytest.fixture(scope="module")

@@ -93,11 +93,11 @@ def one_sentence(message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(exported: Exported, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
+def servers(exported: Exported, serve_module: Serve, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
     """The exported repository in both modes, without audits."""
     found: dict[str, Served] = {}
     for mode in MODES:
-        found[mode] = serve(exported.copy(tmp_path_factory.mktemp(mode), mode), GATI_AUDIT="0")
+        found[mode] = serve_module(exported.copy(tmp_path_factory.mktemp(mode), mode), GATI_AUDIT="0")
         until(lambda served=found[mode]: release(served, exported.images) == 1)
     return found
 
