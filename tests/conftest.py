@@ -54,10 +54,10 @@ class Exported:
     images: np.ndarray
     """[1000, 1, 16, 16]: none of them among the samples that the heads were learned from."""
 
-    def copy(self, folder: Path, mode: Mode = "inline") -> Path:
-        """A copy to be changed, run in this mode; returns its repository."""
+    def copy(self, folder: Path, mode: Mode = "inline", *, plain: bool = False) -> Path:
+        """A copy to be changed, run in this mode, with the plain backbone where it is asked; returns its repository."""
         repository = folder / "models"
-        shutil.copytree(self.repository, repository)
+        shutil.copytree(self.repository, repository, ignore=None if plain else shutil.ignore_patterns(PLAIN))
         chain_path(repository, MODEL).write_text(replace(self.chain, mode=mode).to_json())
         return repository
 

@@ -65,11 +65,18 @@ class Running:
 
 
 def started(
-    exported: Exported, serve: Serve, folder: Path, mode: Mode, repository: Path | None = None, **environment: str
+    exported: Exported,
+    serve: Serve,
+    folder: Path,
+    mode: Mode,
+    repository: Path | None = None,
+    *,
+    plain: bool = False,
+    **environment: str,
 ) -> Running:
     """Starts a server on a copy of the exported chain in `folder`, or on a repository; nothing audits or records."""
     quiet = {"GATI_AUDIT": "0", "GATI_STORE": "none"} | environment
-    served = serve(repository or exported.copy(folder, mode), **quiet)
+    served = serve(repository or exported.copy(folder, mode, plain=plain), **quiet)
     return Running(served, in_mode(exported.chain, mode), exported.images)
 
 

@@ -283,7 +283,7 @@ def test_a_failing_model_is_reported_in_a_sentence(exported: Exported, serve: Se
 
 
 def test_bench_measures_a_chain_beside_all_else(exported: Exported, serve: Serve, tmp_path: Path) -> None:
-    repository = exported.copy(tmp_path)
+    repository = exported.copy(tmp_path, plain=True)
     np.savez(tmp_path / "data.npz", image=exported.images)
     command = [str(Path(sys.executable).with_name("gati")), "bench", "--repository", str(repository)]
     command += ["--data", str(tmp_path / "data.npz"), "--against", "int8,cache", "--modes", "inline"]
@@ -341,7 +341,7 @@ def release_heads(repository: Path) -> list[dict]:
 
 
 def test_a_chain_without_a_release_is_measured_too(exported: Exported, tmp_path: Path) -> None:
-    repository = exported.copy(tmp_path)
+    repository = exported.copy(tmp_path, plain=True)
     for path in repository.glob(f"{MODEL}-head-*/1/release.json"):
         path.unlink()
     chain = replace(exported.chain, mode="inline")

@@ -224,7 +224,7 @@ def test_a_server_without_a_gpu_runs_it_all_the_same(exported: Exported, serve: 
     images = exported.images[:32]
     with Client(served.grpc, MODEL) as client:
         answered = client.infer(images, exact=True).output
-    plain = open_session(repository / PLAIN / "1" / "model.onnx")
+    plain = open_session(exported.repository / PLAIN / "1" / "model.onnx")
     np.testing.assert_allclose(answered, run(plain, [chain.output.name], {"image": images})[0], rtol=1e-4, atol=1e-4)
     with triton.InferenceServerClient(served.grpc) as client:
         told = client.get_model_config(chain.segment_model(0)).config

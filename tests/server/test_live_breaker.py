@@ -37,7 +37,7 @@ def asked(running: Running, images: np.ndarray) -> Answer:
 def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
     exported: Exported, serve: Serve, tmp_path: Path, mode: Mode
 ) -> None:
-    running = started(exported, serve, tmp_path, mode, GATI_AUDIT="1", GATI_REPLICA="here")
+    running = started(exported, serve, tmp_path, mode, plain=True, GATI_AUDIT="1", GATI_REPLICA="here")
     chain, images, liar = running.chain, exported.images[:32], exported.chain.heads[-1]
     honest = next(valid_releases(running.repository, chain)).heads[0].index
     assert honest < liar
@@ -114,7 +114,7 @@ def test_a_rollback_to_heads_that_were_closed_leaves_them_closed(
 def test_while_more_differs_than_was_promised_the_backbone_answers_and_that_is_told(
     exported: Exported, serve: Serve, tmp_path: Path
 ) -> None:
-    running = started(exported, serve, tmp_path, "inline", GATI_AUDIT="1", GATI_REPLICA="here")
+    running = started(exported, serve, tmp_path, "inline", plain=True, GATI_AUDIT="1", GATI_REPLICA="here")
     chain, images = running.chain, exported.images[:400]
     with Client(running.served.grpc, PLAIN) as client:
         labels = np.concatenate([client.infer(part).output.argmax(1) for part in np.array_split(images, 20)])

@@ -74,7 +74,7 @@ def chain(exported: Exported) -> Chain:
 @pytest.fixture
 def publisher(exported: Exported, url: str, tmp_path: Path) -> Path:
     """The exported chain, put to the store."""
-    repository = exported.copy(tmp_path / "publisher")
+    repository = exported.copy(tmp_path / "publisher", plain=True)
     Copy(repository, Origin(url)).push()
     return repository
 
@@ -499,7 +499,7 @@ def sync_changes(environment: dict[str, str], url: str, repository: Path, change
 def test_a_sync_that_is_killed_leaves_what_the_next_one_completes(
     push: bool, exported: Exported, store: Store, chain: Chain, url: str, tmp_path: Path
 ) -> None:
-    here = exported.copy(tmp_path / "here")
+    here = exported.copy(tmp_path / "here", plain=True)
     put(here, chain)
     if not push:
         Copy(here, Origin(url)).push()

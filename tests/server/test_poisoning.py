@@ -81,7 +81,7 @@ class Poisoned:
 @pytest.fixture(scope="module")
 def poisoned(exported: Exported, serve_module: Serve, tmp_path_factory: pytest.TempPathFactory) -> Poisoned:
     folder = tmp_path_factory.mktemp("poisoned")
-    running = started(exported, serve_module, folder, "inline", GATI_STORE="", GATI_AUDIT="0.02")
+    running = started(exported, serve_module, folder, "inline", plain=True, GATI_STORE="", GATI_AUDIT="0.02")
     random = np.random.default_rng(1)
     made = misleading(exported, MADE + HELD_OUT)
     clean = random.permutation(exported.images)

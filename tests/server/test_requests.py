@@ -97,7 +97,7 @@ def servers(exported: Exported, serve_module: Serve, tmp_path_factory: pytest.Te
     """The exported repository in both modes, without audits."""
     found: dict[str, Served] = {}
     for mode in MODES:
-        found[mode] = serve_module(exported.copy(tmp_path_factory.mktemp(mode), mode), GATI_AUDIT="0")
+        found[mode] = serve_module(exported.copy(tmp_path_factory.mktemp(mode), mode, plain=True), GATI_AUDIT="0")
         until(lambda served=found[mode]: release(served, exported.images) == 1)
     return found
 
@@ -336,7 +336,7 @@ def test_a_store_that_can_not_be_written_costs_samples_and_nothing_else(
 def test_requests_that_triton_batches_get_their_own_answers(
     exported: Exported, serve: Serve, tmp_path: Path, mode: Mode
 ) -> None:
-    repository = exported.copy(tmp_path, mode)
+    repository = exported.copy(tmp_path, mode, plain=True)
     path = repository / MODEL / "config.pbtxt"
     config = text_format.Parse(path.read_text(), pb.ModelConfig())
     config.dynamic_batching.max_queue_delay_microseconds = 20_000
@@ -443,7 +443,7 @@ def test_heads_may_remember_and_forget_with_their_release(
 def test_heads_that_lie_are_found_out_and_the_next_release_opens_again(
     exported: Exported, serve: Serve, tmp_path: Path, mode: Mode
 ) -> None:
-    repository, images = exported.copy(tmp_path, mode), exported.images
+    repository, images = exported.copy(tmp_path, mode, plain=True), exported.images
     chain = read_chain(repository, MODEL)
     served = serve(repository, GATI_AUDIT="1", GATI_WORKERS="8")
     until(lambda: release(served, images) == 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODEL, PLAIN, Exported, no_triton
+from conftest import MODEL, Exported, no_triton
 from drafts import in_mode, marked_draft
 from publishers import publish_until, run
 from running import eventually
@@ -125,7 +125,6 @@ class Fleet:
 
 def opened(exported: Exported, folder: Path, mode: Mode, servers: int) -> Fleet:
     repository = exported.copy(folder, mode)
-    shutil.rmtree(repository / PLAIN)
     fleet = Fleet(repository, in_mode(exported.chain, mode), exported.images)
     for _ in range(servers):
         fleet.start()

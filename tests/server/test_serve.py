@@ -198,7 +198,7 @@ def test_its_server_s_end_is_the_end(exported: Exported, start: Start, tmp_path:
 
 
 def test_models_are_controlled_only_with_the_token(exported: Exported, start: Start, tmp_path: Path) -> None:
-    running = start(exported.copy(tmp_path))
+    running = start(exported.copy(tmp_path, plain=True))
     path = workspace(running.repository) / "token"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     token = path.read_text().strip()
@@ -285,7 +285,7 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_damaged_repository_is_told_in_one_sentence(
     exported: Exported, tmp_path: Path, mode: Mode, harm: str
 ) -> None:
-    repository = exported.copy(tmp_path, mode)
+    repository = exported.copy(tmp_path, mode, plain=True)
     damage, names = HARM[harm]
     damage(repository)
     assert names in refused("serve", str(repository), *FREE)
