@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Serve, Served
 
 from gati_client import (
     Answer,
@@ -35,8 +28,6 @@ from gati_client import (
     ServerUnavailable,
 )
 from gati_client.load import alternate, drive, summary
-
-pytestmark = pytest.mark.triton
 
 MODEL = """
 import json
@@ -83,79 +74,20 @@ MODELS = {"plain": (X, Y), "slow": (X, Y), "chain": (X, f"{Y}, {EXIT}"), "pair":
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
-@dataclass(frozen=True)
-class Server:
-    http: str
-    grpc: str
-
-    def url(self, protocol: str) -> str:
-        return getattr(self, protocol)
+def address(served: Served, protocol: str) -> str:
+    """Its URL."""
+    return f"{protocol}://{getattr(served, protocol)}"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if importlib.util.find_spec("pytriton") is None:
-        pytest.skip("nvidia-pytriton, which carries a tritonserver, is not installed")
-    root = tmp_path_factory.mktemp("triton")
-    _write_repository(root / "models")
-    binary = _write_backend(root / "backends" / "python")
-    http, grpc = _free_port(), _free_port()
-    command = [
-        str(binary),
-        f"--model-repository={root / 'models'}",
-        f"--backend-directory={root / 'backends'}",
-        "--disable-auto-complete-config",
-        "--http-address=127.0.0.1",
-        f"--http-port={http}",
-        "--grpc-address=127.0.0.1",
-        f"--grpc-port={grpc}",
-        "--allow-metrics=false",
-        "--exit-timeout-secs=2",
-    ]
-    site = binary.parents[3]
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    log = root / "log"
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process:
-        try:
-            _wait_until_ready(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-            yield Server(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}")
-        finally:
-            process.terminate()
-
-
-def _write_repository(repository: Path) -> None:
+def server(serve_module: Serve, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    repository = tmp_path_factory.mktemp("triton") / "models"
     for name, (inputs, outputs) in MODELS.items():
         (repository / name / "1").mkdir(parents=True)
         config = CONFIG.format(name=name, inputs=inputs, outputs=outputs)
         (repository / name / "config.pbtxt").write_text(config + "instance_group [{ kind: KIND_CPU count: 1 }]\n")
         (repository / name / "1" / "model.py").write_text(MODEL)
-
-
-def _write_backend(backend: Path) -> Path:
-    """Copies the Python backend with this interpreter's stub beside it; returns the server's binary."""
-    spec = importlib.util.find_spec("pytriton")
-    assert spec is not None and spec.origin is not None
-    wheel = Path(spec.origin).parent / "tritonserver"
-    shutil.copytree(wheel / "backends" / "python", backend)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    shutil.copy(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", backend)
-    return wheel / "bin" / "tritonserver"
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            pytest.fail(f"tritonserver ended:\n{log.read_text(errors='replace')[-3000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    pytest.fail(f"tritonserver did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
+    return serve_module(repository)
 
 
 def _free_port() -> int:
@@ -170,10 +102,10 @@ class Ask:
 
     protocol: str
     asynchronous: bool
-    server: Server
+    server: Served
 
     def __call__(self, model: str, method: str, *args: Any, url: str = "", **kwargs: Any) -> Any:
-        url = url or self.server.url(self.protocol)
+        url = url or address(self.server, self.protocol)
         if self.asynchronous:
             return asyncio.run(self._wait(url, model, method, *args, **kwargs))
         with Client(url, model) as client:
@@ -189,7 +121,7 @@ class Ask:
 
 
 @pytest.fixture(params=["grpc-sync", "grpc-async", "http-sync", "http-async"])
-def ask(request: pytest.FixtureRequest, server: Server) -> Ask:
+def ask(request: pytest.FixtureRequest, server: Served) -> Ask:
     protocol, style = request.param.split("-")
     return Ask(protocol, style == "async", server)
 
@@ -273,13 +205,13 @@ def test_a_host_that_does_not_exist(ask: Ask) -> None:
     refused(ServerUnavailable, "is unavailable", ask, "plain", ROWS, url=f"{ask.protocol}://host.invalid:1", timeout=20)
 
 
-def test_the_other_protocols_port(ask: Ask, server: Server) -> None:
-    other = server.url("http" if ask.protocol == "grpc" else "grpc").split("//")[1]
+def test_the_other_protocols_port(ask: Ask, server: Served) -> None:
+    other = server.http if ask.protocol == "grpc" else server.grpc
     refused(ServerUnavailable, "is unavailable", ask, "plain", ROWS, url=f"{ask.protocol}://{other}", timeout=5)
 
 
-def test_a_server_without_tls(ask: Ask, server: Server) -> None:
-    url = server.url(ask.protocol).replace("://", "s://")
+def test_a_server_without_tls(ask: Ask, server: Served) -> None:
+    url = address(server, ask.protocol).replace("://", "s://")
     refused(ServerUnavailable, "is unavailable", ask, "plain", ROWS, url=url, timeout=5)
 
 
@@ -299,8 +231,8 @@ def test_a_server_that_says_nothing_makes_no_caller_wait_for_another(protocol: s
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_timeout_costs_its_request_only(server: Server, protocol: str) -> None:
-    with Client(server.url(protocol), "slow") as client:
+def test_a_timeout_costs_its_request_only(server: Served, protocol: str) -> None:
+    with Client(address(server, protocol), "slow") as client:
         with pytest.raises(RequestTimeout, match=r"did not answer within 0.2 s\.$"):
             client.infer(ROWS[:1] * 0 + 0.5, timeout=0.2)
         for value in (0.01, 0.02):
@@ -308,9 +240,9 @@ def test_a_timeout_costs_its_request_only(server: Server, protocol: str) -> None
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_an_async_timeout_costs_its_request_only(server: Server, protocol: str) -> None:
+def test_an_async_timeout_costs_its_request_only(server: Served, protocol: str) -> None:
     async def run() -> float:
-        async with AsyncClient(server.url(protocol), "slow") as client:
+        async with AsyncClient(address(server, protocol), "slow") as client:
             with pytest.raises(RequestTimeout, match=r"did not answer within 0.2 s\.$"):
                 await client.infer(ROWS[:1] * 0 + 0.5, timeout=0.2)
             return (await client.infer(np.full((1, 3), 0.01, np.float32))).output[0, 0]
@@ -319,8 +251,8 @@ def test_an_async_timeout_costs_its_request_only(server: Server, protocol: str) 
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_closed_client_says_so(server: Server, protocol: str) -> None:
-    client = Client(server.url(protocol), "plain")
+def test_a_closed_client_says_so(server: Served, protocol: str) -> None:
+    client = Client(address(server, protocol), "plain")
     client.infer(ROWS)
     client.close()
     client.close()
@@ -330,9 +262,9 @@ def test_a_closed_client_says_so(server: Server, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_fifty_requests_at_a_time_each_get_their_own_answer(server: Server, protocol: str) -> None:
+def test_fifty_requests_at_a_time_each_get_their_own_answer(server: Served, protocol: str) -> None:
     async def run() -> list[Answer]:
-        async with AsyncClient(server.url(protocol), "chain") as client:
+        async with AsyncClient(address(server, protocol), "chain") as client:
             return await asyncio.gather(*(client.infer(np.full((1, 3), i, np.float32)) for i in range(50)))
 
     answers = asyncio.run(run())
@@ -341,7 +273,7 @@ def test_fifty_requests_at_a_time_each_get_their_own_answer(server: Server, prot
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_one_client_serves_several_threads(server: Server, protocol: str) -> None:
+def test_one_client_serves_several_threads(server: Served, protocol: str) -> None:
     wrong = []
 
     def work(client: Client, number: int) -> None:
@@ -350,7 +282,7 @@ def test_one_client_serves_several_threads(server: Server, protocol: str) -> Non
             if client.infer(np.full((1, 3), value, np.float32)).output[0, 0] != 2 * value:
                 wrong.append(value)
 
-    with Client(server.url(protocol), "plain") as client:
+    with Client(address(server, protocol), "plain") as client:
         threads = [threading.Thread(target=work, args=(client, number)) for number in range(6)]
         for thread in threads:
             thread.start()
@@ -361,10 +293,10 @@ def test_one_client_serves_several_threads(server: Server, protocol: str) -> Non
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_drive_sees_every_request_in_order_and_counts_errors(server: Server, protocol: str, concurrency: int) -> None:
+def test_drive_sees_every_request_in_order_and_counts_errors(server: Served, protocol: str, concurrency: int) -> None:
     rows = np.tile(np.arange(40, dtype=np.float32)[:, None], 3)
     rows[:, 1] = np.where(rows[:, 0] == 7, -1, 0)
-    seen = drive(lambda: Client(server.url(protocol), "chain"), (row[None] for row in rows), concurrency)
+    seen = drive(lambda: Client(address(server, protocol), "chain"), (row[None] for row in rows), concurrency)
     assert len(seen) == 40 and seen.request.tolist() == list(range(40))
     assert seen.errors == 1 and "a negative number" in (seen.error[7] or "")
     assert seen.exit.tolist() == [-1 if i == 7 else i % 2 for i in range(40)]
@@ -375,13 +307,13 @@ def test_drive_sees_every_request_in_order_and_counts_errors(server: Server, pro
         assert (np.diff(seen.start) >= seen.latency[:-1]).all(), "the next begins when the last has ended"
 
 
-def test_drive_counts_rows_of_batches(server: Server) -> None:
+def test_drive_counts_rows_of_batches(server: Served) -> None:
     seen = drive(lambda: Client(server.grpc, "chain"), [ROWS, -ROWS, ROWS[:1]])
     assert seen.request.tolist() == [0, 0, 1, 1, 2]
     assert seen.exit.tolist() == [0, 1, -1, -1, 0]
 
 
-def test_drive_exactly(server: Server) -> None:
+def test_drive_exactly(server: Served) -> None:
     assert drive(lambda: Client(server.grpc, "chain"), [ROWS], exact=True).exit.tolist() == [2, 2]
 
 
@@ -390,7 +322,7 @@ def test_drive_survives_a_server_that_is_down() -> None:
     assert (len(seen), seen.errors) == (3, 3)
 
 
-def test_drive_does_not_hide_a_bug_in_the_requests(server: Server) -> None:
+def test_drive_does_not_hide_a_bug_in_the_requests(server: Served) -> None:
     def requests() -> Iterator[np.ndarray]:
         yield ROWS
         raise KeyError("bug")
@@ -399,8 +331,8 @@ def test_drive_does_not_hide_a_bug_in_the_requests(server: Server) -> None:
         drive(lambda: Client(server.grpc, "chain"), requests(), concurrency=3)
 
 
-def test_alternate_asks_both_in_turn(server: Server) -> None:
-    targets = (lambda: Client(server.grpc, "plain"), lambda: Client(server.http, "chain"))
+def test_alternate_asks_both_in_turn(server: Served) -> None:
+    targets = (lambda: Client(server.grpc, "plain"), lambda: Client(address(server, "http"), "chain"))
     first, second = alternate(*targets, [ROWS[i % 2][None] for i in range(10)], exact=(False, True))
     np.testing.assert_array_equal(first.answer, second.answer)
     assert (first.exit == -1).all() and (second.exit == 2).all()
