@@ -31,7 +31,7 @@ from gati_export.families.adaptive import FLOOR, TEMPERATURES, Adaptable, Adapti
 from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
 from gati_export.headfile import with_threshold
 from gati_export.heads import Head, head_model, weights_of
-from gati_export.selector import Learned
+from gati_export.selector import Certainty, Confidence, Learned
 
 CHANCE = 1 / CLASSES
 LOGITS = Scale("logits")
@@ -84,9 +84,26 @@ def warm_state(lookup: Lookup, seen: Course) -> dict[str, np.ndarray]:
     return state.feeds()
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "regression"])
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_each_family_learns_at_each_cut_or_refuses(family: str, cut: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branchynets_exits_are_selfxits_and_judge_themselves_otherwise(cut: Tensor) -> None:
+    ours, theirs = (lookups([family], cut, CLASSES)[0] for family in ("branchynet", "selfxit"))
+    for exit_, other in zip(ours, theirs, strict=True):
+        assert isinstance(exit_, Distilled) and isinstance(other, Distilled)
+        assert str(exit_.predictor) == str(other.predictor) and exit_.view == other.view
+        assert isinstance(exit_.selector, Certainty) and isinstance(other.selector, Confidence)
+
+
+TAUGHT = [
+    (family, kind)
+    for kind in CUTS
+    for family in FAMILIES
+    if family != "regression" and (family != "branchynet" or kind in ("image", "vector"))  # elsewhere as SelfXit's
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), TAUGHT)
+def test_each_family_learns_at_each_cut_or_refuses(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = CUTS[kind]
     schedule(
         monkeypatch, {spatial.Tower: 60, gati.Flat: 150, selfxit.Exit: 150}, {spatial.Tower: 6e-3, selfxit.Exit: 3e-2}
     )
