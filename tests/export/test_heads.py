@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import numpy as np
 import onnx
@@ -41,10 +42,16 @@ def as_head(predictor: Predictor, selector: Selector, output: Tensor = OUTPUT, s
     return Head(Distilled("pooled", VIEW, predictor, selector), scale or Scale("logits"), output).eval()
 
 
-@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_file_answers_as_the_module_does(cut):
-    head = make_head(cut)
-    session = open_session(with_threshold(head_model(head, cut, OUTPUT), 0.6))
+@cache
+def file_of(kind: str) -> bytes:
+    """A head's file, exported once for all tests that ask it."""
+    return head_model(make_head(CUTS[kind]), CUTS[kind], OUTPUT)
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_file_answers_as_the_module_does(kind):
+    cut, head = CUTS[kind], make_head(CUTS[kind])
+    session = open_session(with_threshold(file_of(kind), 0.6))
     for rows in (1, 5):
         hidden = hidden_rows(cut, rows)
         with torch.no_grad():
@@ -65,7 +72,7 @@ def test_file_answers_as_the_module_does(cut):
 
 def test_every_value_of_an_activation_is_looked_at():
     cut = CUTS["overlapping_windows"]
-    session = open_session(with_threshold(head_model(make_head(cut), cut, OUTPUT), 0))
+    session = open_session(with_threshold(file_of("overlapping_windows"), 0))
     count = int(np.prod(cut.shape))
     hidden = np.repeat(hidden_rows(cut, 1), count, axis=0)
     hidden.reshape(count, -1)[np.arange(count), np.arange(count)] = -np.inf  # maximum pooling would drop it
@@ -74,7 +81,7 @@ def test_every_value_of_an_activation_is_looked_at():
 
 def test_numbers_that_overflow_are_no_hit():
     cut = CUTS["double"]
-    session = open_session(with_threshold(head_model(make_head(cut), cut, OUTPUT), 0))
+    session = open_session(with_threshold(file_of("double"), 0))
     score, hit = session.run(["score", "hit"], {cut.name: np.full((2, 12), 1e300)})
     assert np.isnan(score).all() and not hit.any()
 
@@ -101,8 +108,7 @@ def test_output_scales_are_told_apart():
 
 
 def test_threshold_and_metadata_change_without_retraining():
-    cut = CUTS["vector"]
-    model = head_model(make_head(cut), cut, OUTPUT)
+    cut, model = CUTS["vector"], file_of("vector")
     assert threshold_of(model) == np.inf
     score, hit = open_session(model).run(["score", "hit"], {cut.name: hidden_rows(cut, 5)})
     assert not hit.any()
@@ -120,8 +126,7 @@ def test_threshold_and_metadata_change_without_retraining():
 
 
 def test_file_is_reproducible_and_names_no_machine():
-    cut = CUTS["vector"]
-    first, second = (head_model(make_head(cut), cut, OUTPUT) for _ in range(2))
+    first, second = file_of("vector"), file_of.__wrapped__("vector")
     assert first == second
     assert b".py" not in first and b"pkg.torch" not in first
 
@@ -145,7 +150,7 @@ def test_standardisation_inside_the_first_layer_changes_nothing(monkeypatch):
 
 def test_lookup_is_quick():
     cuts = [CUTS["image"], CUTS["vector"]]
-    sessions = [open_session(head_model(make_head(c), c, OUTPUT)) for c in cuts]
+    sessions = [open_session(file_of(kind)) for kind in ("image", "vector")]
     seconds = measure(sessions, [{c.name: hidden_rows(c, 1)} for c in cuts])
     assert max(seconds) < 2e-3  # 20 to 50 µs on an idle machine
 
