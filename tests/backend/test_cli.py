@@ -15,7 +15,8 @@ HEAVY = "torch", "tritonclient", "onnx", "onnxruntime", "pyarrow", "scipy", "mat
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from gati.cli import main; main()", *arguments]
+    """The program that was installed."""
+    command = [str(Path(sys.executable).with_name("gati")), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
