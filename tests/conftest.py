@@ -36,13 +36,13 @@ def no_triton() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a server say so where there is none."""
+    """Tests that need a server, or are marked so, say so where there is none."""
     reason = no_triton()
     for item in items:
         if {"serve", "serve_module"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("triton")
-            if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        if reason and item.get_closest_marker("triton"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @dataclass(frozen=True)

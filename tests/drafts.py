@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import handmade
 import numpy as np
 import onnx
 from hostile import HARMS
@@ -16,14 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gati.chain import Chain
 from gati.head import SEGMENTS_KEY
-from gati.release import Certificate, HeadFile, Release, Window, head_folder
+from gati.release import HeadFile, Release, head_folder
 from gati.settings import workspace
 from gati_export.activations import open_segments
 from gati_export.headfile import stamp
 from gati_export.publish import Draft
 
-CERTIFICATE = Certificate(400, 400, 0, 0.0075, 0.01, 0.05, {0: 0.5}, 0.7, "by hand", "0" * 64, "top-1")
-WINDOW = Window("by hand", 400)
 ALWAYS = -np.inf
 """A threshold that every row reaches."""
 
@@ -64,7 +63,7 @@ def marked_draft(chain: Chain, mark: int, thresholds: dict[int, float] | None = 
         index: marked_head(chain, index, mark, threshold)
         for index, threshold in (thresholds or {chain.heads[0]: ALWAYS}).items()
     }
-    return Draft(heads, CERTIFICATE, WINDOW, reason)
+    return handmade.draft(heads, reason)
 
 
 def spread_thresholds(repository: Path, chain: Chain, images: np.ndarray) -> dict[int, float]:
@@ -126,7 +125,7 @@ def place(repository: Path, chain: Chain, number: int, files: Files) -> None:
 
 def with_models(chain: Chain, number: int, files: Files, change: Callable[[bytes], bytes]) -> Files:
     """The files with their heads changed, and manifests that list the changed heads."""
-    draft = Draft({}, CERTIFICATE, WINDOW, "refresh")
+    draft = handmade.draft({})
     models = {index: change(content) for (index, name), content in files.items() if name == "model.onnx"}
     return {(i, "model.onnx"): model for i, model in models.items()} | _manifests(chain, number, draft, models)
 

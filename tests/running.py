@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import MODEL, Exported, Serve, Served
 from drafts import in_mode, marked_draft
 
 from gati.chain import Chain, Mode
+from gati.cli import main
 from gati.release import Release, numbers_on_disk
 from gati_client import Client
 from gati_export.control import Control
@@ -19,6 +22,8 @@ from gati_export.rollout import publish_to
 from gati_export.scrape import Reading, read_metrics
 
 MODES: tuple[Mode, ...] = ("inline", "bls")
+GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
+"""The command as a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,22 @@ def started(
 
 def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether it holds within so many seconds."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.002
     while not holds():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(0.1, 2 * pause)
     return True
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits for what is bound to come."""
+    assert eventually(holds, seconds), "it did not come"
+
+
+def gati(*arguments: object) -> int:
+    """Runs a command in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)

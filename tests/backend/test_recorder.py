@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from handmade import toy_chain, write_shard
 from handmade import toy_sample as sample
+from running import until
 
 from gati import recorder as module
 from gati import shelf as shelves
@@ -167,7 +167,7 @@ def test_a_store_that_can_not_be_written_is_said_once_and_counted(
     kept = Kept(str(tmp_path / "file"))
     for count in (2, 4, 6):
         kept.recorder.record(sample(0))
-        _until(lambda count=count: sum(kept.dropped) == count)
+        until(lambda count=count: sum(kept.dropped) == count)
     kept.recorder.close()
     assert len(kept.log) == 1
     assert "can't be written" in kept.log[0]
@@ -214,7 +214,7 @@ def test_a_writer_that_is_killed_leaves_no_half_shard_that_is_read(tmp_path: Pat
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
         before = len(list(shards.glob("[0-9]*"))) if shards.exists() else 0
-        _until(lambda before=before: shards.exists() and len(list(shards.glob("[0-9]*"))) > min(before, 1))
+        until(lambda before=before: shards.exists() and len(list(shards.glob("[0-9]*"))) > min(before, 1))
         time.sleep(wait)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
@@ -271,7 +271,7 @@ def test_the_thread_outlives_what_nobody_foresaw(tmp_path: Path, monkeypatch: py
 
     recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, fail, fail)
     recorder.record(Sample({"y": np.zeros((2, 4), np.float32)}, None, np.zeros(2), np.zeros(2), 0))  # no such input
-    _until(lambda: not recorder._queue)
+    until(lambda: not recorder._queue)
     recorder.record(sample(3))
     recorder.close()
     assert read_recent(str(tmp_path), CHAIN, 100).window.samples == 2
@@ -383,11 +383,11 @@ def test_what_is_too_old_goes_while_no_request_comes(tmp_path: Path, monkeypatch
     older, young = (_aged(Path(write_shard(url, table, 1 << 20)), seconds) for seconds in (3700, 3500))
     (tmp_path / "toy" / "notes.txt").write_text("not ours")
     recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, lambda _: None, print, age=3600)
-    _until(lambda: not older.exists() and not part.exists())
+    until(lambda: not older.exists() and not part.exists())
     assert young.exists() and (tmp_path / "toy" / "notes.txt").exists()
     _aged(young, 3601)  # the next sweep finds it
     monkeypatch.setattr(recorder, "_sweep", 0.0)
-    _until(lambda: not list((tmp_path / "toy").glob("*.parquet")))
+    until(lambda: not list((tmp_path / "toy").glob("*.parquet")))
     recorder.close()
 
 
@@ -419,10 +419,10 @@ def test_a_store_that_can_not_be_swept_is_said_and_tried_again(tmp_path: Path, m
     remove, said = LocalFileSystem.rm_file, []
     monkeypatch.setattr(LocalFileSystem, "rm_file", lambda *_: 1 / 0)
     recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, lambda _: None, said.append, age=3600)
-    _until(lambda: "can't be deleted" in "".join(said))
+    until(lambda: "can't be deleted" in "".join(said))
     monkeypatch.setattr(LocalFileSystem, "rm_file", remove)
     monkeypatch.setattr(recorder, "_sweep", 0.0)
-    _until(lambda: not old.exists())
+    until(lambda: not old.exists())
     recorder.close()
 
 
@@ -449,10 +449,3 @@ def test_a_long_queue_becomes_several_shards(tmp_path: Path, monkeypatch: pytest
     rows = [pq.read_metadata(path).num_rows for path in (tmp_path / "toy").glob("*.parquet")]
     assert max(rows) <= 8 and sum(rows) == 20
     assert read_recent(str(tmp_path), CHAIN, 100).samples["x"][::2, 0].tolist() == list(range(0, 80, 8))
-
-
-def _until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.002)

@@ -24,7 +24,7 @@ from gati.chain import Chain, Tensor
 from gati.device import usable
 from gati.errors import BenchError, SamplesError, UnavailableError
 from gati.server import startup_models
-from gati.session import Device
+from gati.session import DEVICE, Device
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
@@ -45,6 +45,12 @@ from gati_export.families import selfxit
 from gati_export.scrape import Reading
 
 IMAGE = Tensor("image", "FP32", (3, 8, 8))
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the variable be as it was after commands that set it."""
+    monkeypatch.setenv(DEVICE, "cpu")
 
 
 def quiet(_what: str, _share: float) -> None:

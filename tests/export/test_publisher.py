@@ -19,10 +19,10 @@ import pytest
 from conftest import MODEL, Exported
 from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files
 from publishers import publish_changes, publish_limited, publish_until, race, run
+from running import gati
 
 from gati import lock, quarantine, release, tryout
 from gati.chain import Chain
-from gati.cli import main
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.release import Release, head_path, numbers_on_disk, read_release, valid_releases
 from gati.settings import workspace
@@ -401,12 +401,6 @@ def failing(function: Callable[..., Any], error: Exception) -> Callable[..., Any
 
 
 # The commands
-
-
-def gati(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def test_rollback_to_a_release_is_written_and_said(

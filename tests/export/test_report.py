@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from drafts import WINDOW, marked_head, place, release_files
+from drafts import marked_head, place, release_files
+from handmade import WINDOW
 from hypothesis import given
 from hypothesis import strategies as st
 from reports import FAMILIES, MODEL, SAVES, SLOWER, chain_of, realistic, refused, without_heads

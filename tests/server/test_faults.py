@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -22,11 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import MODEL, Exported, Serve, no_triton
+from conftest import MODEL, Exported, Serve
 from drafts import ALWAYS, in_mode, marked_draft
 from hostile import HARMS
 from publishers import publish_often, refresh_once, start
-from running import eventually, started
+from running import GATI, eventually, started
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -40,12 +39,8 @@ from gati_export.control import Control
 from gati_export.rollout import publish_to
 from gati_export.store import default_store, read_recent
 
-pytestmark = [
-    pytest.mark.triton,
-    pytest.mark.skipif(no_triton() is not None, reason=str(no_triton())),
-]
+pytestmark = pytest.mark.triton
 
-GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 ROUNDS = {"publisher": 24, "refresher": 16, "orchestrator": 6, "server": 4}
 SECONDS = 60
 PATIENCE = "--patience", "5"

@@ -11,11 +11,10 @@ import pytest
 from conftest import MODEL, Exported, Serve
 from drafts import ALWAYS, DAMAGES, damaged, in_mode, marked_draft, place
 from publishers import publish_until, race, run
-from running import MODES, Running, eventually, started
+from running import MODES, Running, eventually, gati, started
 from tritonclient import grpc as triton
 
 from gati.chain import Mode
-from gati.cli import main
 from gati.errors import PublishError, UnavailableError
 from gati.release import numbers_on_disk, valid_releases
 from gati.secret import read_or_create_token
@@ -214,12 +213,6 @@ def test_a_release_whose_server_goes_away_is_taken_at_the_next_start(
 
 def one_sentence(text: str) -> bool:
     return "\n" not in text and "Traceback" not in text and text.endswith(".")
-
-
-def gati(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def test_rollback_is_live_when_it_says_so(running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,10 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, Exported, Serve
-from running import Running, eventually, started
+from running import GATI, Running, eventually, gati, started
 
 from gati.chain import chain_path
-from gati.cli import main
 from gati.proc import children
 from gati.release import Release, valid_releases
 from gati.settings import workspace
@@ -32,8 +30,6 @@ from gati_export.publish import earlier
 from gati_export.refresh import Plan, refreshed
 from gati_export.rollout import publish_to
 from gati_export.store import read_recent
-
-GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +58,6 @@ def ask(running: Running, images: np.ndarray, recorded: int) -> None:
     assert eventually(
         lambda: sum(pq.read_metadata(shard).num_rows for shard in store.glob("[0-9]*.parquet")) == recorded
     )
-
-
-def gati(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def test_refresh_learns_from_what_was_served(

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +22,7 @@ import pytest
 from conftest import MODEL, PLAIN, Exported, Serve, Served
 from google.protobuf import text_format
 from handmade import draft, mixing_head, remembering_head, sure_head
+from running import MODES, until
 from tritonclient import grpc, http
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -34,11 +35,8 @@ from gati_export.samples import load_samples
 from gati_export.scrape import read_metrics
 from gati_export.store import default_store, read_recent
 
-MODES: tuple[Mode, ...] = ("inline", "bls")
 PROTOCOLS = ("grpc", "http")
 OUTPUT = "output"
-SECONDS = 20
-"""How long a test waits for what is bound to come."""
 
 Outputs = dict[str, np.ndarray]
 
@@ -75,13 +73,6 @@ def ask(served: Served, images: np.ndarray, **how: Any) -> Outputs:
 
 def release(served: Served, images: np.ndarray) -> int:
     return int(ask(served, images[:1], mode="probe")["release"][0, 0])
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 def one_sentence(message: str) -> None:

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODEL, Exported, no_triton
+from conftest import MODEL, Exported
 from drafts import in_mode, marked_draft
 from publishers import publish_until, run
-from running import eventually
+from running import eventually, gati
 
 from gati.chain import Chain, Mode
-from gati.cli import main
 from gati.errors import PublishError, UnavailableError
 from gati.release import numbers_on_disk, valid_releases
 from gati.server import HOST, Ports, Server, running_ports
@@ -32,10 +31,7 @@ from gati_export.control import Control
 from gati_export.publish import Step, withdraw
 from gati_export.rollout import Rollout, publish_to, settle
 
-pytestmark = [
-    pytest.mark.triton,
-    pytest.mark.skipif(no_triton() is not None, reason=str(no_triton())),
-]
+pytestmark = pytest.mark.triton
 
 QUIET = {"GATI_AUDIT": "0", "GATI_STORE": "none"}
 
@@ -155,12 +151,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def states(rollout: Rollout) -> list[str]:
     return [replica.state for replica in rollout.replicas]
-
-
-def gati(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def test_a_replica_that_is_killed_as_a_release_is_published_has_it_when_it_is_back(

@@ -8,8 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODEL, PLAIN, Exported, no_triton
+from conftest import MODEL, PLAIN, Exported
+from running import GATI, until
 from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
@@ -29,12 +28,8 @@ from gati.server import HEADER, HOST, failure, running_ports
 from gati.settings import workspace
 from gati_export.store import default_store, read_recent
 
-pytestmark = [
-    pytest.mark.triton,
-    pytest.mark.skipif(no_triton() is not None, reason=str(no_triton())),
-]
+pytestmark = pytest.mark.triton
 
-GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 FREE = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 SECONDS = 60
 
@@ -68,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         command = [*under, *GATI, "serve", str(repository), *FREE, "--json", str(said), *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
-        _until(lambda: process.poll() is not None or (said.exists() and said.read_text().endswith("}\n")))
+        until(lambda: process.poll() is not None or (said.exists() and said.read_text().endswith("}\n")))
         assert process.poll() is None, process.communicate()
         return Running(process, repository, json.loads(said.read_text()))
 
@@ -88,13 +83,6 @@ def refused(*arguments: str) -> str:
     assert errors[0].startswith("Error: ")
     assert "Traceback" not in done.stderr
     return errors[0]
-
-
-def _until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 def _alive(pid: int) -> bool:
@@ -133,7 +121,7 @@ def test_a_signal_ends_it_with_everything_written_and_nothing_left(
     out, err = running.process.communicate(timeout=SECONDS)
     assert running.process.returncode == 0
     assert err.splitlines()[-1] == "Stopping ..."
-    _until(lambda: not any(_alive(pid) for pid in below))
+    until(lambda: not any(_alive(pid) for pid in below))
     assert not [name for name in memory if Path(name).exists()]
     assert running_ports(running.repository) is None
     assert read_recent(default_store(running.repository), exported.chain, 100).window.samples == 16
@@ -147,7 +135,7 @@ def test_a_killed_command_takes_its_server_along(exported: Exported, start: Star
     running = start(exported.copy(tmp_path))
     below = descendants(running.process.pid)
     running.process.kill()
-    _until(lambda: not any(_alive(pid) for pid in below))
+    until(lambda: not any(_alive(pid) for pid in below))
     again = start(running.repository)
     assert again.images(exported.images[:1]).shape == (1, 1)
 
@@ -160,10 +148,10 @@ def test_the_answer_under_way_is_given_before_the_end(exported: Exported, start:
     tensor.set_data_from_numpy(exported.images[:32])
     for _ in range(40):
         api.async_infer(MODEL, [tensor], lambda result, error: told.append(error), parameters={"gati_mode": "exact"})
-    _until(lambda: len(told) > 0)
+    until(lambda: len(told) > 0)
     running.process.terminate()
     running.process.communicate(timeout=SECONDS)
-    _until(lambda: len(told) == 40)
+    until(lambda: len(told) == 40)
     allowed = (
         "is not ready",
         "not found",
@@ -194,7 +182,7 @@ def test_its_server_s_end_is_the_end(exported: Exported, start: Start, tmp_path:
     _, err = running.process.communicate(timeout=SECONDS)
     assert running.process.returncode == 1
     assert "tritonserver ended by itself" in err.splitlines()[-1]
-    _until(lambda: not any(_alive(pid) for pid in below))
+    until(lambda: not any(_alive(pid) for pid in below))
 
 
 def test_models_are_controlled_only_with_the_token(exported: Exported, start: Start, tmp_path: Path) -> None:
