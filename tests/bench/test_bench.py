@@ -268,6 +268,8 @@ def test_options_are_checked(exported: Exported, tmp_path: Path) -> None:
         (["--rate", "inf"], "'inf' is no positive number"),
         (["--seed", "-1"], "-1 is not in the range"),
         (["--modes", "magic"], "'magic' is not one of"),
+        (["--device", "tpu"], "'tpu'"),
+        (["--image", "huge"], "'huge'"),
     ):
         done = CliRunner().invoke(bench_command, [*base, *more])
         assert done.exit_code == 2 and said in done.output

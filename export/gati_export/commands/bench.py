@@ -13,7 +13,7 @@ from typing import Any, get_args
 import click
 
 from gati.chain import Mode, find_chains, read_chain
-from gati.options import json_option, write_json
+from gati.options import checked, json_option, write_json
 from gati.session import CPU, DEVICE, parse_device
 from gati_export.bench.page import page, sentence
 from gati_export.bench.rows import AGAINST, ALLOWED, ORACLE, Result, answers_table, kept, loads_table
@@ -69,7 +69,12 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
     type=click.Path(path_type=Path),
     help="What requests are drawn from: .npz, .npy, Parquet, or a folder of it; best none that the chain has seen.",
 )
-@click.option("--image", metavar="HOW", help="How encoded images become arrays; see gati export --help.")
+@click.option(
+    "--image",
+    metavar="HOW",
+    callback=checked(parse_decode),
+    help="How encoded images become arrays; see gati export --help.",
+)
 @click.option(
     "--workload",
     type=click.Choice(WORKLOADS),
@@ -127,6 +132,7 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
     "--device",
     metavar="DEVICE",
     envvar=DEVICE,
+    callback=checked(parse_device),
     default=str(CPU),
     show_default=True,
     help="Where the plain model and inline chains run: cpu, cuda or cuda:N.",
