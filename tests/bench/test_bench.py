@@ -340,7 +340,7 @@ def test_bench_measures_a_chain_beside_all_else(
     assert rows[MOSTLY_HITS, 1].exits[first] == pytest.approx(0.8, abs=0.12)  # of 100
     for name in heads:
         assert rows[name, 1].exits == {name.removeprefix("hit-"): 1.0}
-    assert told["conditions"]["workload"] == "iid" and told["conditions"]["repeats"] == 0
+    assert told["conditions"]["workload"] == "iid" and 0 < told["conditions"]["repeats"] < 0.1  # of 1,000
     assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
     assert list(left.glob("bench-*")) == [elsewhere]  # the user's own repository is as it was
     assert not (tmp_path / "production").exists()  # nor are requests of a benchmark traffic
