@@ -65,6 +65,22 @@ def few(samples: Samples, size: int) -> dict[str, np.ndarray]:
     return rows_at(samples, np.resize(typical(samples), size))
 
 
+def unpadded(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The inputs of one sample without their padding, where a mask among them tells of it: ones, then zeros to the end.
+
+    Who asks many texts together fills them up to the longest: they are the texts that they were.
+    """
+    used = {len(row): int(row.sum()) for row in rows if _is_mask(row)}
+    return [row[: used.get(len(row))] if row.ndim == 1 and row.dtype.kind in "iub" else row for row in rows]
+
+
+def _is_mask(row: np.ndarray) -> bool:
+    if row.ndim != 1 or row.dtype.kind not in "iub" or not row.any():
+        return False
+    last = int(np.flatnonzero(row)[-1])
+    return bool((row[: last + 1] == 1).all())
+
+
 def batches(samples: Samples, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Places among `rows` of those that can be run together, at most `size` at a time; all places come once."""
     alike: dict[tuple, list[int]] = {}

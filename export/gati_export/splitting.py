@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gati_export.certificate import Fresh, there_and_needed
-from gati_export.ragged import count, is_ragged
+from gati_export.ragged import count, is_ragged, unpadded
 from gati_export.runs import by_appearance
 from gati_export.terms import Terms
 
@@ -165,14 +165,18 @@ def fingerprint(samples: Mapping[str, np.ndarray], index: np.ndarray) -> str:
 
 
 def digests(samples: Mapping[str, np.ndarray], index: Sequence[int] | np.ndarray) -> Iterator[bytes]:
-    """SHA-256 of each row's bytes over all inputs, which are taken in the order of their names."""
+    """SHA-256 of each row's bytes over all inputs, which are taken in the order of their names; padding is left out."""
     arrays = [samples[name] for name in sorted(samples)]
+    ragged = [place for place, array in enumerate(arrays) if is_ragged(array)]
     for row in index:
+        rows = [array[row] for array in arrays]
+        for place, short in zip(ragged, unpadded([rows[place] for place in ragged]), strict=True):
+            rows[place] = short
         digest = hashlib.sha256()
-        for array in arrays:
-            digest.update(array[row].tobytes())
-            if is_ragged(array):
-                digest.update(str(array[row].shape).encode())
+        for place, each in enumerate(rows):
+            digest.update(each.tobytes())
+            if place in ragged:
+                digest.update(str(each.shape).encode())
         yield digest.digest()
 
 

@@ -127,6 +127,16 @@ def test_rows_of_other_shapes_are_other_inputs():
     assert split({"x": blank}).inputs.tolist() == [0, 1, 0]
 
 
+def test_a_text_is_the_same_whatever_it_is_padded_to():
+    texts = [[5, 6, 7], [5, 6, 7, 0, 0], [5, 6, 7, 0], [5, 6], [5, 6, 7, 0, 0]]
+    masks = [[1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 0], [1, 1], [1, 1, 1, 1, 0]]
+    ids, mask = (gathered([np.array(row) for row in rows]) for rows in (texts, masks))
+    assert split({"ids": ids, "mask": mask}).inputs.tolist() == [0, 0, 0, 1, 2]
+    assert split({"ids": ids}).inputs.tolist() == [0, 1, 2, 3, 1], "nothing says that it is padding"
+    flags = gathered([np.array(row) for row in ([1, 0, 1, 0], [1, 0, 1], [0, 0], [0])])
+    assert split({"flags": flags}).inputs.tolist() == [0, 1, 2, 3], "these are no masks"
+
+
 def test_each_content_draws_its_part_by_its_digest():
     samples = {"x": np.arange(500, dtype=np.float32)[:, None]}
     drawn = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8]) / 2**64 for row in samples["x"]]
