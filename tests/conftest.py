@@ -35,8 +35,30 @@ def no_triton() -> str | None:
     return None
 
 
+LONG = (
+    "test_bench",
+    "test_families",
+    "test_backbones",
+    "test_export",
+    "test_faults",
+    "test_requests",
+    "test_refresh",
+    "test_publish",
+    "test_rollout",
+    "test_load",
+    "test_live_breaker",
+    "test_serve",
+    "test_objects",
+    "test_poisoning",
+    "test_deployed",
+    "test_outputs",
+)
+"""Files that take longest: begun first, so that no worker is left with one when the others are done."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a server, or are marked so, say so where there is none."""
+    """Long files come first; tests that need a server, or are marked so, say so where there is none."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     reason = no_triton()
     for item in items:
         if {"serve", "serve_module"}.intersection(getattr(item, "fixturenames", ())):
