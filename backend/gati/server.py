@@ -15,13 +15,14 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gati.chain import find_chains, read_chain
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.parent import die_with_parent
+from gati.ports import Ports, PortTakenError, check_taken, choose
 from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
@@ -39,6 +40,8 @@ STDERR = Path("-")
 """In place of a log file: Triton writes where this process does, as containers want it."""
 LONGEST = 500
 """Characters of a reason: Triton gives that of a failed warm-up once for each of its requests."""
+TRIES = 3
+"""To start on ports that are free: another program may take one before Triton listens there."""
 LOADED = {"LOADING", "READY", "UNLOADING"}
 START_SECONDS = 300
 """How long a server may take to start, or a model to be loaded again: a large network is warmed for minutes."""
@@ -47,15 +50,6 @@ BUILD_SECONDS = 1800
 EXIT_SECONDS = 15
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where a server listens; 0 lets the system choose."""
-
-    grpc: int = 8001
-    http: int = 8000
-    metrics: int = 8002
 
 
 class Server:
@@ -93,7 +87,8 @@ class Server:
         self.refused = clear_before_start(self.repository)
         self.models = startup_models(self.repository)
         self.keeps_nothing = not _writable(workspace(self.repository))
-        self.ports = _choose(ports or Ports(), host)
+        self.ports = choose(ports or Ports(), host)
+        free = ports is not None and 0 in asdict(ports).values()
         self._own = tempfile.TemporaryDirectory(prefix="gati-")
         self._slot = Slot(Path(self._own.name) if self.keeps_nothing else workspace(self.repository))
         try:
@@ -109,14 +104,30 @@ class Server:
         self._pulses = Pulses(pulses, patience)
         triton = find_triton()
         triton.prepare(backends)
-        command = [str(triton.executable), *self._options(backends), *options]
+        settings = triton.environment(backends) | dict(environment or {}) | {PULSE: str(pulses)}
+        try:
+            for left in reversed(range(TRIES)):
+                self._launch([str(triton.executable), *self._options(backends), *options], settings)
+                try:
+                    self._wait()
+                    break
+                except PortTakenError:
+                    if not left or not free:
+                        raise
+                    self.ports = choose(ports or Ports(), host)
+        except BaseException:
+            self.stop()
+            raise
+        pulses.with_name(UP).touch()
+        self._stubs.killed()  # from now on it knows them
+        self._slot.announce(self.process.pid, asdict(self.ports))
+
+    def _launch(self, command: list[str], settings: Mapping[str, str]) -> None:
+        """Begins the program."""
         with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}"}
-                | triton.environment(backends)
-                | dict(environment or {})
-                | {PULSE: str(pulses)},
+                env={REPLICA: f"{socket.gethostname()}-{self.ports.grpc}", **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -124,14 +135,6 @@ class Server:
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
             )
         self._stubs = Stubs(self.process.pid)
-        try:
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-        pulses.with_name(UP).touch()
-        self._stubs.killed()  # from now on it knows them
-        self._slot.announce(self.process.pid, asdict(self.ports))
 
     def _options(self, backends: Path) -> list[str]:
         options = {
@@ -163,6 +166,8 @@ class Server:
         deadline = time.monotonic() + patience
         while not is_ready(self.ports.http):
             if self.process.poll() is not None:
+                if self.log != STDERR:
+                    check_taken(self.log)
                 raise RepositoryError(failure(self.log))
             if time.monotonic() > deadline:
                 raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
@@ -289,33 +294,11 @@ def is_ready(http_port: int) -> bool:
         return False
 
 
-def _choose(ports: Ports, host: str) -> Ports:
-    """Checks that ports are free, and chooses those that are 0."""
-    chosen: dict[str, int] = {}
-    held = []
-    try:
-        for name, port in asdict(ports).items():
-            listener = socket.socket()
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.append(listener)
-            try:
-                listener.bind((host, port))
-            except OSError as error:
-                raise UnavailableError(
-                    f"The {name} port {port} is not free ({error.strerror}); choose another with --{name}-port."
-                ) from error
-            chosen[name] = listener.getsockname()[1]
-    finally:
-        for listener in held:
-            listener.close()
-    return Ports(**chosen)
-
-
 def failure(log: Path) -> str:
     """One sentence out of a failed server's log."""
     if log == STDERR:
         return "tritonserver ended while starting; its log is above."
-    text = log.read_text(encoding="utf-8", errors="replace")
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\0", "")  # written by one that ends late
     for pattern in (
         r"Poll failed for model directory ('[^']+': .+)",
         r"load failed for model ('[^']+'): version \d+ is at UNAVAILABLE state: (?:[\w ]+: )?(.+)",
@@ -328,4 +311,5 @@ def failure(log: Path) -> str:
         if found:
             reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip()[:LONGEST].rstrip('.;" ')
             return f"tritonserver did not start: {reason} (its log is {log})."
-    return f"tritonserver ended while starting; its log is {log}."
+    last = next((line.strip()[:LONGEST] for line in reversed(text.splitlines()) if line.strip()), "nothing")
+    return f"tritonserver ended while starting; the last that it said, in {log}, is: {last}"

@@ -30,8 +30,9 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from gati.errors import GatiError
+from gati.ports import Ports, choose
 from gati.release import numbers_on_disk, valid_releases
-from gati.server import HOST, Ports, _choose
+from gati.server import HOST
 from gati.settings import STORE, workspace
 from gati.stubs import NAME, SHARED_MEMORY
 from gati_client import Client, ClientError
@@ -56,7 +57,7 @@ class Supervised:
 
     def __init__(self, exported: Exported, folder: Path) -> None:
         self.repository, self.chain, self.images = exported.copy(folder), exported.chain, exported.images
-        self.ports = _choose(Ports(0, 0, 0), HOST)
+        self.ports = choose(Ports(0, 0, 0), HOST)
         self.address = f"{HOST}:{self.ports.grpc}"
         self.said = folder / "said"
         self.answered = 0

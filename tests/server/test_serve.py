@@ -11,7 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from running import GATI, until
 from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
+from gati import server
 from gati.chain import Mode
+from gati.errors import UnavailableError
+from gati.ports import Ports, choose
 from gati.proc import descendants
 from gati.server import HEADER, HOST, failure, running_ports
 from gati.settings import workspace
@@ -297,6 +300,29 @@ def test_a_port_that_is_taken_is_told_with_its_option(exported: Exported, tmp_pa
         said = refused("serve", str(exported.copy(tmp_path)), *options)
     assert f"The {protocol} port {port} is not free" in said
     assert f"--{protocol}-port" in said
+
+
+@pytest.mark.triton
+def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Ports] = []
+
+    def choose_late(ports: Ports, host: str) -> Ports:
+        free = choose(ports, host)
+        tries.append(free if tries else replace(free, grpc=other.getsockname()[1]))
+        return tries[-1]
+
+    monkeypatch.setattr(server, "choose", choose_late)
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        with server.Server(exported.copy(tmp_path), Ports(0, 0, 0)) as served:
+            assert len(tries) == 2 and served.ports == tries[1] and server.is_ready(served.ports.http)
+        tries.clear()
+        with pytest.raises(UnavailableError, match=r"has taken a port .* already in use"):
+            server.Server(exported.copy(tmp_path / "fixed"), choose(Ports(0, 0, 0), HOST))
+        assert len(tries) == 1  # who names ports wants these
 
 
 def test_a_log_that_can_not_be_written_is_told(exported: Exported, tmp_path: Path) -> None:
