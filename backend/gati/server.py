@@ -105,19 +105,16 @@ class Server:
         triton = find_triton()
         triton.prepare(backends)
         settings = triton.environment(backends) | dict(environment or {}) | {PULSE: str(pulses)}
-        try:
-            for left in reversed(range(TRIES)):
-                self._launch([str(triton.executable), *self._options(backends), *options], settings)
-                try:
-                    self._wait()
-                    break
-                except PortTakenError:
-                    if not left or not free:
-                        raise
-                    self.ports = choose(ports or Ports(), host)
-        except BaseException:
-            self.stop()
-            raise
+        for left in reversed(range(TRIES if free else 1)):
+            self._launch([str(triton.executable), *self._options(backends), *options], settings)
+            try:
+                self._wait()
+                break
+            except BaseException as error:
+                if not left or not isinstance(error, PortTakenError):
+                    self.stop()
+                    raise
+                self.ports = choose(ports or Ports(), host)
         pulses.with_name(UP).touch()
         self._stubs.killed()  # from now on it knows them
         self._slot.announce(self.process.pid, asdict(self.ports))
