@@ -41,6 +41,9 @@ WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 SHARING = Lock()
+FEW = 8
+"""Threads of a pool, up to which each session of a process that serves gets one of its own."""
+_own_pools = False
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,12 @@ def open_session(
         UnavailableError: If the device can't be used.
         Exception: ONNX Runtime's own, if the model can't be read or run.
     """
-    _share_threads()
     options = ort.SessionOptions()
-    options.use_per_session_threads = False
+    if _own_pools:
+        options.intra_op_num_threads = threads()
+    else:
+        _share_threads()
+        options.use_per_session_threads = False
     options.log_severity_level = 4
     options.add_session_config_entry(STOP_SPINNING, "1")
     if as_written:
@@ -162,6 +168,17 @@ def _load_cuda() -> None:
     ort.set_default_logger_severity(3)  # it warns, at each session, of a registry that nobody asked for
     with redirect_stdout(sys.stderr):
         ort.preload_dlls(msvc=False)
+
+
+def stop_waiting() -> None:
+    """Gives each session that is opened from now on threads of its own, before any is: those stop when a run ends.
+
+    ONNX Runtime has threads that sessions share wait busily for 40 ms after it, whatever `STOP_SPINNING` says. Where
+    they are more than `FEW`, sessions share them still: a chain has a dozen sessions and more.
+    """
+    global _own_pools  # noqa: PLW0603  # ONNX Runtime's shared pool is the process's, too
+    with SHARING:
+        _own_pools = threads() <= FEW and not _size_pool.cache_info().currsize
 
 
 def _share_threads() -> None:
