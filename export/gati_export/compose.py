@@ -196,7 +196,6 @@ def search(tree: Tree, prices: Prices, best: Choice, effort: int) -> tuple[Choic
             waiting[cut + 1], dropped = _lowest(children, OPEN)
             lost = dropped["bound"].min(initial=lost)
         leaves = waiting.pop()
-        leaves = leaves[tree.in_time(tree.cuts, leaves)]
         if len(leaves):
             leaf = leaves[leaves["bound"].argmin()]
             best = tree.read(leaf["bound"], leaf["choice"])

@@ -31,7 +31,7 @@ def descend(
         must: A cut point whose head has to stay, and to hit something.
 
     Returns:
-        The best choice on the way, whose time is infinite if none was within limits; and its heads and errors.
+        The best choice on the way, whose time is infinite if that head never hit anything; and its heads and errors.
     """
     (best,), (choice,) = _play_all(tree, heads[None], errors[None], must)
     while True:
@@ -44,7 +44,7 @@ def descend(
 
 
 def _play_all(tree: Tree, heads: np.ndarray, errors: np.ndarray, must: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """`Tree.play`, a few at a time; infinite times, too, where the head that has to hit something does not."""
+    """`Tree.play`, a few at a time; infinite times where the head that has to hit something does not."""
     starts = range(0, len(heads), TRIES)
     played = [tree.play(heads[start : start + TRIES], errors[start : start + TRIES]) for start in starts]
     seconds, choices = (np.concatenate(parts) for parts in zip(*played, strict=True))

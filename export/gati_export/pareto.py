@@ -146,8 +146,7 @@ class _Judge:
         if seconds < math.inf:
             return self._slower(option, seconds / self.composition.expected_seconds - 1)
         if math.isfinite(self._seconds([*others, index], option.cut, replace(self.limits, p99=None))):
-            late = f"more than {100 * self.limits.late:g} % of" if self.limits.late else "some"
-            return f"With it, {late} requests would take longer than {(self.limits.p99 or 0) * 1e3:.6g} ms."
+            return f"With it, what no head answers would take longer than {(self.limits.p99 or 0) * 1e3:.6g} ms."
         return "Beside the other heads it could hit nothing without more errors than are allowed."
 
     def _slower(self, option: Option, slower: float) -> str:

@@ -228,8 +228,7 @@ def decide(
         AgreementError: If agreement can't be judged as asked.
     """
     agreement = parse_agreement(terms.agreement)
-    # none may be late: thresholds that are safe hit less than those of the composition, and exits may close
-    limits = Limits(_affordable(split, terms), terms.memory, terms.p99, late=0)
+    limits = Limits(_affordable(split, terms), terms.memory, terms.p99)
     groups, fresh = split.groups[split.calibrate], split.fresh
     choice = choose(candidates, *tuned, agreement, limits)
     said, outputs = held_out

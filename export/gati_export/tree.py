@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 PROOF = 1e-9
 """Relative difference that is no difference, but rounding."""
-STATE = [("bound", "f8"), ("seconds", "f8"), ("lookups", "f8"), ("bytes", "i8"), ("errors", "i8"), ("late", "i8")]
+STATE = [("bound", "f8"), ("seconds", "f8"), ("lookups", "f8"), ("bytes", "i8"), ("errors", "i8")]
 """What is known of a state: the time that it takes at least; and so far, the time of all samples, the lookups that each
-that remains has been through, bytes, errors, and samples above the bound on the 99th percentile."""
+that remains has been through, bytes, and errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +43,13 @@ class Limits:
     Attributes:
         epsilon: Largest share of the samples whose answer may differ from the backbone's.
         memory: Largest sum of the heads' bytes, if any.
-        p99: Longest time, in seconds, that 99 % of the samples may take, if any.
-        late: The share of the samples that may take longer.
+        p99: Longest time, in seconds, that 99 % of requests may take, if any. It is kept by what no head answers: how
+            many that will be at the thresholds that are certified, or when exits close, is not known yet.
     """
 
     epsilon: float
     memory: int | None = None
     p99: float | None = None
-    late: float = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +122,9 @@ class Tree:
         self.plain = float(np.sum(segment_seconds))
         self.segments = np.asarray(segment_seconds, float) / self.plain
         self.cuts, self.n = len(self.segments) - 1, len(options[0].scores) if options else 1
-        self.until = np.cumsum(self.segments)
         self.errors = math.floor(limits.epsilon * self.n + 1e-6)  # k / n may be a bit too small for k errors
         self.bytes = math.inf if limits.memory is None else limits.memory
         self.longest = math.inf if limits.p99 is None else limits.p99 / self.plain * (1 + PROOF)
-        self.late = int(self.n * limits.late)
         self.heads: list[Head] = []
         self.at: list[list[int]] = []
         self._place(options)
@@ -151,14 +147,6 @@ class Tree:
                         first += len(grid[0])
             reached = np.any([reached, *(self.heads[number].reach for number in self.at[cut])], axis=0)
 
-    @cached_property
-    def never(self) -> np.ndarray:
-        """Whether no head at cut point k or later can hit a sample, bool [cut points + 1, n]."""
-        reach = np.zeros((self.cuts + 1, self.n), bool)
-        for cut, numbers in enumerate(self.at):
-            reach[cut] = np.any([reach[cut], *(self.heads[number].reach for number in numbers)], axis=0)
-        return ~np.logical_or.accumulate(reach[::-1])[::-1]
-
     def read(self, seconds: float, choice: np.ndarray) -> Choice:
         """The options and thresholds that were chosen by their numbers, -1 for none, [cut points]."""
         chosen = [(self.heads[self.owner[number]], self.level[number]) for number in choice if number >= 0]
@@ -180,16 +168,8 @@ class Tree:
         state["choice"] = -1
         return state
 
-    def in_time(self, cut: int, states: np.ndarray) -> np.ndarray:
-        """Which states before a cut point can still keep to the 99th percentile, bool [states]."""
-        if self.longest == math.inf:
-            return np.ones(len(states), bool)
-        hopeless = (self.remaining(states["choice"]) & self.never[cut]).sum(axis=1)
-        return states["late"] + hopeless * (states["lookups"] + 1 > self.longest) <= self.late
-
     def expand(self, cut: int, states: np.ndarray, prices: Prices) -> np.ndarray:
         """What states before a cut point can become: without a head there, and with each."""
-        states = states[self.in_time(cut, states)]
         remains = self.remaining(states["choice"])
         states["seconds"] += remains.sum(axis=1) * self.segments[cut]
         after = prices.samples[cut + 1]
@@ -220,6 +200,7 @@ class Tree:
         hits, wrong = _running(inside, head.starts), _running(inside & head.wrong[head.order], head.starts)
         errors = states["errors"][:, None] + wrong
         allowed = (hits > 0) & (states["bytes"][:, None] + head.bytes <= self.bytes)
+        allowed &= 1 + states["lookups"][:, None] + head.seconds <= self.longest
         if most is None:
             allowed &= errors <= self.errors
             allowed[:, :-1] &= wrong[:, :-1] < wrong[:, 1:]  # else the next one answers more, and as well
@@ -233,7 +214,6 @@ class Tree:
         children["lookups"] += head.seconds
         children["bytes"] += head.bytes
         children["errors"] = errors[state, level]
-        children["late"] += hits[state, level] * (self.until[cut] + children["lookups"] > self.longest)
         return state, level, children
 
     def _bounded(self, cut: int, states: np.ndarray, rest: np.ndarray, prices: Prices) -> np.ndarray:
@@ -253,7 +233,7 @@ class Tree:
             errors: How many there may be at a cut point and before, [plays, cut points].
 
         Returns:
-            Times [plays], infinite beyond the limits; and thresholds by number, -1 for none, [plays, cut points].
+            Times [plays]; and thresholds by number, -1 for none or for a head beyond the limits, [plays, cut points].
         """
         states, remains = np.repeat(self.root(), len(heads)), np.ones((len(heads), self.n), bool)
         for cut, numbers in enumerate(self.at):
@@ -264,7 +244,7 @@ class Tree:
                 states[plays[state]] = found
                 remains[plays[state]] &= head.levels > level[:, None]
         seconds = states["seconds"] + remains.sum(axis=1) * self.segments[-1]
-        return np.where(self.in_time(self.cuts, states), seconds, math.inf), states["choice"]
+        return seconds, states["choice"]
 
 
 def _running(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -40,12 +40,12 @@ def walk(options, chosen, thresholds, segments) -> tuple[list[int], list[float],
     return exits, seconds, errors
 
 
-def within(options, chosen, seconds, errors, limits) -> bool:
+def within(options, chosen, segments, n, errors, limits) -> bool:
     """Whether that keeps to the limits."""
-    n = len(seconds)
-    late = sum(second > (limits.p99 or math.inf) * (1 + 1e-9) for second in seconds)
+    longest = segments.sum() + sum(options[index].seconds for index in chosen)  # of what no head answers
     used = sum(options[index].bytes for index in chosen)
-    return errors <= limits.epsilon * n + 1e-6 and used <= (limits.memory or math.inf) and late <= n // 100
+    in_time = longest <= (limits.p99 or math.inf) * (1 + 1e-9)
+    return errors <= limits.epsilon * n + 1e-6 and used <= (limits.memory or math.inf) and in_time
 
 
 def brute_force(options, segments, limits) -> float:
@@ -57,7 +57,7 @@ def brute_force(options, segments, limits) -> float:
     for picks in itertools.product(*menu):
         chosen = [pick[0] for pick in picks if pick]
         seconds, errors = run(options, chosen, [pick[1] for pick in picks if pick], segments)
-        if within(options, chosen, seconds, errors, limits):
+        if within(options, chosen, segments, len(seconds), errors, limits):
             best = min(best, float(seconds.mean()))
     return best
 
@@ -111,7 +111,7 @@ def check(case, found: Composition) -> float:
     options, segments, limits = case
     assert [options[index].cut for index in found.chosen] == sorted({options[index].cut for index in found.chosen})
     _, seconds, errors = walk(options, found.chosen, found.thresholds, segments)
-    assert within(options, found.chosen, seconds, errors, limits)
+    assert within(options, found.chosen, segments, len(options[0].scores), errors, limits)
     assert found.expected_seconds == pytest.approx(np.mean(seconds))
     assert found.plain_seconds == pytest.approx(segments.sum())
     best = brute_force(options, segments, limits)
@@ -147,7 +147,7 @@ def test_descents_keep_to_the_limits(case):
     assume(grown.heads)
     found = descent.descend_often(grown, 12)
     _, seconds, errors = walk(options, found.chosen, found.thresholds, segments)
-    assert within(options, found.chosen, seconds, errors, limits)
+    assert within(options, found.chosen, segments, len(options[0].scores), errors, limits)
     assert np.mean(seconds) == pytest.approx(found.seconds / grown.n * segments.sum())
 
 
@@ -280,15 +280,14 @@ def test_memory_is_shared_by_the_heads():
     assert compose(options, np.ones(4), Limits(0.0, memory=0)).chosen == ()
 
 
-def test_one_percent_may_take_longer_than_p99():
-    scores = np.where(np.arange(300) < 297, 0.9, -1.0)
-    options = [option(0, scores, seconds=0.5)]
-    assert compose(options, np.ones(2), Limits(0.0, p99=2.0)).chosen == (0,)  # 3 of 300 take 2.5 s
-    options = [option(0, np.where(np.arange(300) < 296, 0.9, -1.0), seconds=0.5)]
-    assert compose(options, np.ones(2), Limits(0.0, p99=2.0)).chosen == ()
-    assert compose(options, np.ones(2), Limits(0.0, p99=2.5)).chosen == (0,)
-    late = compose([option(0, np.ones(300), seconds=2.5)], np.array([0.1, 5]), Limits(0.0, p99=5.1))
-    assert late.chosen == (0,)
+def test_what_no_head_answers_keeps_to_p99_whatever_hits_here():
+    options = [option(0, np.ones(300), seconds=0.5), option(1, np.ones(300), seconds=0.1)]
+    assert compose(options, np.ones(3), Limits(0.0, p99=3.5)).chosen == (0,)
+    assert compose(options, np.ones(3), Limits(0.0, p99=3.49)).chosen == (1,)
+    assert compose(options, np.ones(3), Limits(0.0, p99=3.09)).chosen == ()
+    half = [option(0, np.where(np.arange(300) % 2, 0.9, -1.0), seconds=0.05), *options[1:]]
+    assert compose(half, np.ones(3), Limits(0.0, p99=3.15)).chosen == (0, 1)
+    assert len(compose(half, np.ones(3), Limits(0.0, p99=3.14)).chosen) == 1  # together they take longer
 
 
 def test_p99_below_the_backbones_time_is_refused():
@@ -469,4 +468,4 @@ def test_explained_seconds_are_true():
     missed = explain(options, alone, segments, limits)[1]
     assert missed.startswith(f"Requests would take {1 - both / first:.1%} less with it added")
     tight = Limits(0.0, p99=2.16)
-    assert "more than 1 % of requests would take longer than 2160 ms" in explain(options, alone, segments, tight)[1]
+    assert "what no head answers would take longer than 2160 ms" in explain(options, alone, segments, tight)[1]
