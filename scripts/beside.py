@@ -18,9 +18,8 @@ from gati.server import HOST, Ports, Server
 from gati.settings import NO_STORE, STORE
 from gati_client import Client
 from gati_client.load import alternate, summary
-from gati_export.ragged import rows_at
+from gati_export.ragged import count, rows_at
 from gati_export.samples import check_samples, load_samples
-from gati_export.splitting import count
 
 
 @click.command()

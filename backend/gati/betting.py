@@ -11,9 +11,9 @@ several starts: a bet that has lost for long on good requests would take as long
 that starts afresh takes no time (the mixture over starts of Shin, Ramdas and Rinaldo's e-detectors, NEJSDS 2024, with
 weights that add up to 1, so that the bound holds for all time).
 
-Draws that depend on one another, d at a time, as frames of a scene do, count as one: each bet is taken to the power
-1/d. Of d factors, however dependent, whose expectations are at most 1, the product to that power has one of at most 1,
-too (Hölder's inequality).
+Draws that depend on one another, d at a time, as frames of a scene do, count for 1/d each, as if each bet were taken to
+the power 1/d. Of d factors, however dependent, whose expectations are at most 1, the product to that power has one of
+at most 1, too (Hölder's inequality).
 """
 
 from __future__ import annotations
@@ -32,20 +32,15 @@ PARTS = np.arange(33) / 32
 
 
 def log_gains(
-    shares: float | np.ndarray,
-    drawn: np.ndarray,
-    yes: np.ndarray,
-    multiples: np.ndarray = MORE,
-    together: float = 1.0,
+    shares: float | np.ndarray, drawn: np.ndarray, yes: np.ndarray, multiples: np.ndarray = MORE
 ) -> np.ndarray:
     """By what bets against shares have multiplied their capital since each start, as logarithms.
 
     Args:
         shares: Above 0 and below 1: one, or several, [...].
-        drawn: How many were drawn since each start, [starts].
-        yes: How many of them were a yes, [starts].
+        drawn: How many were drawn since each start, parts of one being possible, [starts].
+        yes: How many of them were a yes, likewise.
         multiples: Of a share, what is bet on; halfway from it to 1, where they are larger.
-        together: How many draws depend on one another, at least 1.
 
     Returns:
         One for each share and start, [..., starts].
@@ -53,7 +48,7 @@ def log_gains(
     share = np.asarray(shares)[..., None, None]
     other = np.minimum(multiples * share, (1 + share) / 2)
     win, loss = np.log(other) - np.log(share), np.log1p(-other) - np.log1p(-share)
-    return _log_sum((yes[:, None] * win + (drawn - yes)[:, None] * loss) / together) - math.log(len(multiples))
+    return _log_sum(yes[:, None] * win + (drawn - yes)[:, None] * loss) - math.log(len(multiples))
 
 
 def refuted(
@@ -63,32 +58,31 @@ def refuted(
     weights: np.ndarray,
     alpha: float,
     multiples: np.ndarray = MORE,
-    together: float = 1.0,
 ) -> np.ndarray:
     """Whether bets that put `weights`, at most 1 together, on their starts, have refuted that the share is no higher.
 
     Where it is no higher at any time, the chance that this ever says so is at most `alpha`. With multiples below 1, no
     lower. Shares and the result, bool, are [...].
     """
-    return _log_sum(log_gains(shares, drawn, yes, multiples, together) + np.log(weights)) >= -math.log(alpha)
+    return _log_sum(log_gains(shares, drawn, yes, multiples) + np.log(weights)) >= -math.log(alpha)
 
 
-def lower_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float, together: float = 1.0) -> float:
+def lower_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float) -> float:
     """The highest share that is refuted, 0 while there is none; what is refuted only shrinks with the share."""
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         shares = low + (high - low) * PARTS
-        known = np.count_nonzero(refuted(shares[1:-1], drawn, yes, weights, alpha, together=together))
+        known = np.count_nonzero(refuted(shares[1:-1], drawn, yes, weights, alpha))
         low, high = shares[known : known + 2]
     return float(low)
 
 
-def upper_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float, together: float = 1.0) -> float:
+def upper_bound(drawn: np.ndarray, yes: np.ndarray, weights: np.ndarray, alpha: float) -> float:
     """The lowest share that is refuted by bets on less, 1 while there is none; all above it are, too."""
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         shares = low + (high - low) * PARTS
-        known = np.count_nonzero(~refuted(shares[1:-1], drawn, yes, weights, alpha, LESS, together))
+        known = np.count_nonzero(~refuted(shares[1:-1], drawn, yes, weights, alpha, LESS))
         low, high = shares[known : known + 2]
     return float(high)
 

@@ -210,18 +210,19 @@ class Breaker:
 
     def _bound(self) -> tuple[float, float]:
         drawn, differed, weights = self._since_starts()
-        lower = lower_bound(drawn, differed[-1], weights, self._delta, self._together)
-        unknown_or_not = drawn[:1] - sum(block.agreed for block in self._blocks)
-        upper = upper_bound(drawn[:1], unknown_or_not, np.ones(1), self._delta, self._together)
+        lower = lower_bound(drawn, differed[-1], weights, self._delta)
+        unknown_or_not = drawn[:1] - sum(block.agreed for block in self._blocks) / self._together
+        upper = upper_bound(drawn[:1], unknown_or_not, np.ones(1), self._delta)
         return lower, upper if upper >= lower else 1.0
 
     def _judge(self) -> None:
         """Closes from the first exit whose bound exceeds ε; what is closed already was judged."""
         drawn, differed, weights = self._since_starts()
         for exit_, count in zip(self.open_exits, differed, strict=False):
-            if refuted(self._epsilon, drawn, count, weights, self._delta, together=self._together):
-                lower = lower_bound(drawn, count, weights, self._delta, self._together)
-                self._close(Alarm(exit_, int(drawn[0]), int(count[0]), lower))
+            if refuted(self._epsilon, drawn, count, weights, self._delta):
+                lower = lower_bound(drawn, count, weights, self._delta)
+                requests, wrong = (round(float(some[0]) * self._together) for some in (drawn, count))
+                self._close(Alarm(exit_, requests, wrong, lower))
                 return
 
     def _close(self, alarm: Alarm) -> None:
@@ -234,12 +235,12 @@ class Breaker:
         """Whether some stretch up to now speaks against its open exits."""
         drawn, differed, _ = self._since_starts()
         still = len(self.open_exits)
-        return still > 0 and bool(
-            log_gains(self._epsilon, drawn, differed[still - 1], together=self._together).max() > 0
-        )
+        return still > 0 and bool(log_gains(self._epsilon, drawn, differed[still - 1]).max() > 0)
 
     def _since_starts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each start: requests drawn since, [starts]; those that differ up to each exit, [exits, starts]; weight.
+
+        So many as depend on one another count together for one.
 
         Weights add up to 1: half for the first start, and for start k, 1 / (2 k (k + 1)).
         """
@@ -247,7 +248,7 @@ class Breaker:
         drawn = np.cumsum([block.drawn for block in blocks])[::-1]
         differed = np.cumsum(np.cumsum([block.differed for block in blocks], axis=0), axis=1)[::-1]
         number = np.array([block.number for block in self._blocks], float)
-        return drawn, differed.T, 0.5 / np.maximum(number * (number + 1), 1)
+        return drawn / self._together, differed.T / self._together, 0.5 / np.maximum(number * (number + 1), 1)
 
     def _thin(self) -> None:
         """Gives up a start, when there are too many: old ones lie apart in proportion to their age."""

@@ -23,9 +23,9 @@ class Doubt:
 
     def __init__(self, epsilon: float, delta: float, together: float = 1.0) -> None:
         double = min(2 * epsilon, (1 + epsilon) / 2)
-        self._agreed = (math.log1p(-epsilon) - math.log1p(-double)) / together
-        self._differed = (math.log(epsilon) - math.log(double)) / together
-        self._enough = -math.log(delta)
+        self._agreed = math.log1p(-epsilon) - math.log1p(-double)
+        self._differed = math.log(epsilon) - math.log(double)
+        self._enough = -math.log(delta) * together
         self.begin()
 
     def begin(self) -> None:

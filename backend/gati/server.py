@@ -110,11 +110,15 @@ class Server:
             try:
                 self._wait()
                 break
-            except BaseException as error:
-                if not left or not isinstance(error, PortTakenError):
+            except PortTakenError:
+                if not left:
                     self.stop()
                     raise
+                self._stubs.clean()
                 self.ports = choose(ports or Ports(), host)
+            except BaseException:
+                self.stop()
+                raise
         pulses.with_name(UP).touch()
         self._stubs.killed()  # from now on it knows them
         self._slot.announce(self.process.pid, asdict(self.ports))
@@ -168,6 +172,7 @@ class Server:
                 raise RepositoryError(failure(self.log))
             if time.monotonic() > deadline:
                 raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
+            self._stubs.look()  # who does not come up leaves their shared memory
             time.sleep(0.05)
 
     def end_hung(self) -> list[str]:

@@ -39,17 +39,22 @@ class Stubs:
 
         One that Triton ends is a zombie too, for a moment: what counts is what is one at two looks.
         """
-        zombies = set()
+        zombies = {pid for pid in self.look() if pid in self._models}
+        killed = [self._models.pop(pid) for pid in sorted(zombies & self._zombies)]
+        self._zombies = zombies
+        return list(dict.fromkeys(killed))
+
+    def look(self) -> list[int]:
+        """Gets to know those that there are, and what they hold; returns processes that have ended, of any kind."""
+        ended = []
         for pid in children(self._server):
             words = arguments(pid)
             if model := model_of(words):
                 self._models[pid] = model
                 self._regions.add(words[2])
-            elif not words and pid in self._models:
-                zombies.add(pid)
-        killed = [self._models.pop(pid) for pid in sorted(zombies & self._zombies)]
-        self._zombies = zombies
-        return list(dict.fromkeys(killed))
+            elif not words:
+                ended.append(pid)
+        return ended
 
     def end(self, pid: int) -> str | None:
         """Kills a process that hangs; returns its model, or None where the process is none of these (any more)."""

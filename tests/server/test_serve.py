@@ -29,6 +29,7 @@ from gati.ports import Ports, choose
 from gati.proc import descendants
 from gati.server import HEADER, HOST, failure, running_ports
 from gati.settings import workspace
+from gati.stubs import SHARED_MEMORY, Stubs
 from gati_export.store import default_store, read_recent
 
 pytestmark = pytest.mark.triton
@@ -307,6 +308,9 @@ def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[Ports] = []
+    regions: set[str] = set()
+    clean = Stubs.clean
+    monkeypatch.setattr(Stubs, "clean", lambda stubs: (regions.update(stubs._regions), clean(stubs)))
 
     def choose_late(ports: Ports, host: str) -> Ports:
         free = choose(ports, host)
@@ -323,6 +327,7 @@ def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
         with pytest.raises(UnavailableError, match=r"has taken a port .* already in use"):
             server.Server(exported.copy(tmp_path / "fixed"), choose(Ports(0, 0, 0), HOST))
         assert len(tries) == 1  # who names ports wants these
+    assert len(regions) >= 3 and not [region for region in regions if (SHARED_MEMORY / region).exists()]
 
 
 def test_a_log_that_can_not_be_written_is_told(exported: Exported, tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from gati.chain import Chain
 from gati.errors import BenchError
 from gati_client import Answer, Client
 from gati_client.errors import ClientError
-from gati_export.ragged import rows_at
-from gati_export.splitting import count
+from gati_export.ragged import count, rows_at
 
 
 @dataclass(frozen=True)
