@@ -23,6 +23,8 @@ from gati.agreement import parse_agreement
 from gati.chain import Chain, Tensor
 from gati.device import usable
 from gati.errors import BenchError, SamplesError, UnavailableError
+from gati.head import SCORE
+from gati.release import head_path
 from gati.server import startup_models
 from gati.session import DEVICE, Device
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
@@ -206,6 +208,10 @@ def test_the_oracle_leaves_at_the_first_head_that_is_right(exported: Exported, t
     answers = np.asarray(head.run([exported.chain.output.name], {head.get_inputs()[0].name: hidden})[0])
     right = parse_agreement("top-1")(answers, np.asarray(backbone.run(None, images)[0]))
     np.testing.assert_array_equal(exits == first, right)
+    (mostly,) = (contender.chain for contender in arena.contenders if contender.name == MOSTLY_HITS)
+    served = head_path(arena.repository, mostly, first, 1).read_bytes()
+    (scores,) = head.run([SCORE], {head.get_inputs()[0].name: hidden})
+    assert np.count_nonzero(scores >= threshold_of(served)) == 41  # of 50: the next that is four in five or more
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
