@@ -35,6 +35,7 @@ from gati.device import usable
 from gati.recorder import Sample, shard
 from gati.release import head_path, valid_releases
 from gati.session import Device
+from gati_export.commands import common
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode
 from gati_export.mode import CLEARLY, faster
@@ -436,6 +437,15 @@ def test_progress_is_shown_on_a_terminal(gati, tmp_path):
     assert process.returncode == 0
     assert b"Compare segments with backbone" in shown
     assert b"100 %" in shown
+
+
+def test_elsewhere_a_line_now_and_then_shows_that_work_goes_on(gati, monkeypatch):
+    monkeypatch.setattr(common, "EVERY", 0.0)
+    ended = gati("net.onnx")
+    assert ended.code == 0
+    lines = ended.err.splitlines()
+    assert "Compare segments with backbone: 100 %" in lines
+    assert all(re.fullmatch(r"[A-Z][a-z ]+: \d{1,3} %", line) for line in lines), lines
 
 
 def read_terminal(descriptor: int) -> bytes:

@@ -1,8 +1,9 @@
-"""What the offline subcommands share: their options, and progress on a terminal."""
+"""What the offline subcommands share: their options, and how they show progress."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,9 @@ device_option = click.option(
     callback=_on_device,
     help="Where inline chains will run, and are measured: cpu, cuda or cuda:N.  [default: cpu]",
 )
+
+EVERY = 60.0
+"""Seconds between two lines of progress, where it goes to a log."""
 
 Report = Callable[[str, float], None]
 """Told what is being done, and what share of it is done, 0..1."""
@@ -131,14 +135,16 @@ def _later(chain: Chain, replica: Outcome) -> str:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A bar a task, on a terminal only."""
+    """A bar a task on a terminal; elsewhere a line now and then, so that a log shows that long work goes on."""
+    if not console.is_terminal:
+        yield _lines()
+        return
     bars = Progress(
         TextColumn("{task.description:<34}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
     tasks: dict[str, int] = {}
 
@@ -149,3 +155,15 @@ def progress() -> Iterator[Report]:
 
     with bars:
         yield report
+
+
+def _lines() -> Report:
+    due = time.monotonic() + EVERY
+
+    def report(what: str, done: float) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + EVERY
+            click.echo(f"{what}: {100 * done:.0f} %", err=True)
+
+    return report
