@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 
+from gati.cores import cores
 from gati.errors import RepositoryError, UnavailableError
 
 DEVICE = "GATI_DEVICE"
@@ -29,7 +30,7 @@ LENT = "_gati_lent"
 """Attribute of a session that keeps alive what it reads: ONNX Runtime itself does not."""
 
 THREADS = "GATI_THREADS"
-"""Environment variable: threads that work on one graph at a time; by default, one a core."""
+"""Environment variable: threads that work on one graph at a time; by default, one a core; see `gati.cores`."""
 
 SPIN = "session.intra_op.allow_spinning"
 """ONNX Runtime's name for whether threads wait busily; also a parameter of the stand-in backend's models."""
@@ -194,4 +195,4 @@ def _size_pool() -> None:
 
 def threads() -> int:
     """How many threads work on one graph."""
-    return int(os.environ.get(THREADS, "0")) or len(os.sched_getaffinity(0))
+    return int(os.environ.get(THREADS, "0")) or cores()

@@ -20,7 +20,6 @@ from gati.fuse import LARGEST
 from gati.minutes import KEPT, Minutes
 from gati.serve import serve
 from gati.server import BUILD_SECONDS, START_SECONDS, Ports
-from gati.session import THREADS
 from gati.settings import STORE, workspace
 from gati_export.commands.refresh import refresh
 from gati_export.commands.sync import sync
@@ -147,12 +146,6 @@ def test_a_pod_is_confined_and_mounts_what_there_is(name: str) -> None:
     assert container["resources"]["limits"]["memory"]
     if name != "loader":
         assert container["resources"]["limits"]["cpu"]
-        threads = next(variable for variable in container["env"] if variable["name"] == THREADS)
-        if name == "kserve":  # Knative takes values only
-            assert threads["value"] == container["resources"]["limits"]["cpu"]
-            assert not [variable for variable in container["env"] if "valueFrom" in variable]
-        else:
-            assert threads["valueFrom"] == {"resourceFieldRef": {"resource": "limits.cpu"}}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
     for volume in volumes.values():

@@ -21,6 +21,7 @@ import onnxruntime as ort
 from gati import __version__
 from gati.breaker import LONGEST
 from gati.chain import Chain
+from gati.cores import cores
 from gati.draws import NEW, NO_PROMISE
 from gati.errors import SamplesError, first_line
 from gati.server import HOST, Ports, Server
@@ -123,7 +124,7 @@ def _conditions(plan: Plan, arena: Arena, traffic: Traffic, starts: Mapping[str,
         "gati": __version__,
         "onnxruntime": ort.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{platform.machine()}, {cores()} cores",
         "threads": threads(),
         "device": str(plan.device),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from gati.chain import read_chain
+from gati.cores import cores
 from gati.errors import GatiError, UnavailableError
 from gati.expiry import FOREVER, parse_age
 from gati.options import checked, json_option, write_json
@@ -72,7 +73,7 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    default=lambda: max(1, (os.cpu_count() or 1) // 2),
+    default=lambda: max(1, cores() // 2),
     show_default="half of the cores",
     help="With --watch: threads to work with, so that the server beside it has cores of its own.",
 )

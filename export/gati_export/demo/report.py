@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from gati.cores import cores
 from gati_client.load import summary
 from gati_export.demo.story import HOT, SHARE, Phase, Told
 
@@ -64,7 +64,7 @@ def figures(told: Told) -> dict[str, Any]:
             "requests_per_phase": len(before.chain),
             "concurrency": 1,
             "protocol": "gRPC",
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "machine": platform.machine(),
             "python": platform.python_version(),
         },
