@@ -20,8 +20,8 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 
-from gati.cores import cores
 from gati.errors import RepositoryError, UnavailableError
+from gati.resources import cores
 
 DEVICE = "GATI_DEVICE"
 """Environment variable: where inline chains run, and what is measured at export; see `parse_device`."""
@@ -30,7 +30,7 @@ LENT = "_gati_lent"
 """Attribute of a session that keeps alive what it reads: ONNX Runtime itself does not."""
 
 THREADS = "GATI_THREADS"
-"""Environment variable: threads that work on one graph at a time; by default, one a core; see `gati.cores`."""
+"""Environment variable: threads that work on one graph at a time; by default, one a core; see `gati.resources`."""
 
 SPIN = "session.intra_op.allow_spinning"
 """ONNX Runtime's name for whether threads wait busily; also a parameter of the stand-in backend's models."""

@@ -12,6 +12,7 @@ import torch
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
+from gati.resources import memory
 from gati.session import CPU, open_session
 from gati_export.activations import LARGE, Progress, Reducer, Segments, collect, learnable, run_batches
 from gati_export.distillation import Scale
@@ -23,8 +24,8 @@ from gati_export.lessons import Lessons
 from gati_export.replay import Parts, Rows, Said, finite_scores, has_state, part, rehearse
 from gati_export.splitting import Split
 
-FEATURES = 6 << 30
-"""Bytes of features that are held at a time; what needs more takes another run of the backbone."""
+FEATURES = 0.5
+"""Share of the memory there is that features may take; what needs more takes another run of the backbone."""
 BEFORE = "Only features from behind it are recorded, so that no head here can learn."
 REHEARSED = 0.95
 """The score from which a head with state is taken to hit, before its threshold is known."""
@@ -114,6 +115,7 @@ def fit_candidates(
         learned += [(index, lookup) for index, lookup in found if not (lookup.state and chain.mode == "bls")]
         done += len(tasks)
         progress("Train heads", done / total)
+        seen.features.clear()  # before those of the next pass are collected
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
     return Candidates(timed(chain, sessions, models, samples, known or {}), notes, times)
@@ -201,12 +203,12 @@ def _check_outputs(outputs: np.ndarray, numbers: bool) -> None:
 def _passes(plan: Mapping[int, Sequence[Lookup]], chain: Chain, rows: int) -> Iterator[list[int]]:
     """Cut points whose features fit into memory together."""
     group: list[int] = []
-    held = 0
+    held, most = 0, FEATURES * memory()
     for index, found in plan.items():
         cut = chain.segments[index].output
         sizes = {lookup.view: _reducer(lookup)(cut.zeros(1)).size for lookup in found}
         need = rows * sum(size * (2 if size > LARGE else 4) for size in sizes.values())
-        if group and held + need > FEATURES:
+        if group and held + need > most:
             yield group
             group, held = [], 0
         if found:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from gati.orchestrator import Orchestrator
 from gati.release import HeadFile, head_path
 from gati.session import open_session, run
 from gati.state import HeadState
-from gati_export.activations import open_segments
+from gati_export import activations, candidates
+from gati_export.activations import Activations, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.families import adaptive
 from gati_export.headfile import with_threshold
@@ -96,6 +98,33 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     samples = film(SAMPLES, 1)
     said, outputs = ask(chain, sessions, found.heads, samples, np.arange(SAMPLES), lambda *_: None)
     return Trial(folder, chain, found.heads, said, samples, outputs)
+
+
+def test_little_memory_takes_more_passes_and_gives_the_same_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, paths = build(tmp_path, "Identity")
+    rows, order = film(120, 0), np.arange(120)
+    split = Split(order[:80], order[80:], order[:0], order, order)
+    sessions, times = open_segments(paths), measure_segments(chain, paths, rows)
+    collected: list[Activations] = []
+
+    def collect(*arguments: Any) -> Activations:
+        assert not any(earlier.features for earlier in collected), "of one pass at a time"
+        collected.append(activations.collect(*arguments))
+        return collected[-1]
+
+    monkeypatch.setattr(candidates, "collect", collect)
+
+    def fit(room: int) -> tuple[list[tuple[int, bytes]], int]:
+        monkeypatch.setattr(candidates, "memory", lambda: room)
+        collected.clear()
+        found = fit_candidates(chain, sessions, rows, split, ["pooled"], times, lambda *_: None, 0, {})
+        return [(head.cut, head.model) for head in found.heads], len(collected)
+
+    (much, once), (little, twice) = fit(1 << 30), fit(0)
+    assert (once, twice) == (1, 2)
+    assert much == little
 
 
 class Client:

@@ -21,9 +21,9 @@ import onnxruntime as ort
 from gati import __version__
 from gati.breaker import LONGEST
 from gati.chain import Chain
-from gati.cores import cores
 from gati.draws import NEW, NO_PROMISE
 from gati.errors import SamplesError, first_line
+from gati.resources import cores
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run, threads
 from gati.settings import workspace

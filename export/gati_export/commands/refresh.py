@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 
 from gati.chain import read_chain
-from gati.cores import cores
 from gati.errors import GatiError, UnavailableError
 from gati.expiry import FOREVER, parse_age
 from gati.options import checked, json_option, write_json
+from gati.resources import cores
 from gati.session import THREADS
 from gati.settings import STORE_AGE
 from gati_export.commands.common import (

@@ -1,4 +1,4 @@
-"""Cores that a process may use: by affinity, and by the CPU limit of a container."""
+"""What a process may use: by affinity and what is free, and by the limits of a container."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gati import cores as module
-from gati.cores import GROUPS, cores
+from gati import resources
+from gati.resources import GROUPS, cores, memory
 
 MANY = 64
-SAID = "from gati.cores import cores; print(cores())"
+SAID = "from gati.resources import cores; print(cores())"
 
 
 def group(path: Path, files: dict[str, str]) -> None:
@@ -29,6 +29,17 @@ def v2(limit: str) -> dict[str, str]:
 
 def v1(limit: int) -> dict[str, str]:
     return {"cpu.cfs_quota_us": f"{limit}\n", "cpu.cfs_period_us": "100000\n"}
+
+
+def contain(folder: Path, own: str | None, groups: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has limits be read from these files of cgroups, and of 64 GiB half be available."""
+    for name, files in groups.items():
+        group(folder / "groups" / name, files)
+    if own is not None:
+        (folder / "own").write_text(own)
+    (folder / "meminfo").write_text(f"MemTotal: {64 << 20} kB\nMemAvailable: {32 << 20} kB\n")
+    for name, path in (("GROUPS", "groups"), ("OWN", "own"), ("MACHINE", "meminfo")):
+        monkeypatch.setattr(resources, name, folder / path)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +59,64 @@ def v1(limit: int) -> dict[str, str]:
         (None, {}, MANY),
     ],
 )
-def test_a_containers_limit_counts(
+def test_a_containers_cpu_limit_counts(
     own: str | None,
     groups: dict[str, dict[str, str]],
     expected: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for folder, files in groups.items():
-        group(tmp_path / "groups" / folder, files)
-    if own is not None:
-        (tmp_path / "own").write_text(own)
-    monkeypatch.setattr(module, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(module, "OWN", tmp_path / "own")
+    contain(tmp_path, own, groups, monkeypatch)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(MANY)))
     assert cores() == expected
+
+
+def held(limit: str, used: int, idle: int) -> dict[str, str]:
+    """Files of a cgroup, v2: limit, use, and what of that are pages of files."""
+    return {
+        "memory.max": limit,
+        "memory.current": str(used << 30),
+        "memory.stat": f"inactive_file {idle << 30}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "expected"),
+    [
+        ("0::/\n", {".": held(str(8 << 30), 5, 2)}, 5),
+        ("0::/a/b\n", {"a": held(str(4 << 30), 1, 0), "a/b": held("max", 1, 0)}, 3),
+        ("0::/\n", {".": held("max", 5, 2)}, 32),
+        ("0::/\n", {".": held(str(1 << 30), 3, 1)}, 0),
+        ("0::/\n", {}, 32),
+        (
+            "4:memory:/x\n",
+            {
+                "memory": {
+                    "memory.limit_in_bytes": str(6 << 30),
+                    "memory.usage_in_bytes": str(4 << 30),
+                    "memory.stat": f"inactive_file 0\ntotal_inactive_file {1 << 30}\n",
+                }
+            },
+            3,
+        ),
+        (None, {}, 32),
+    ],
+)
+def test_a_containers_memory_limit_counts(
+    own: str | None,
+    groups: dict[str, dict[str, str]],
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contain(tmp_path, own, groups, monkeypatch)
+    assert memory() == expected << 30
+
+
+def test_what_is_taken_is_no_longer_left() -> None:
+    before = memory()
+    taken = bytearray(os.urandom(1 << 20)) * 512
+    assert before - memory() > len(taken) // 2
 
 
 @pytest.fixture
