@@ -74,7 +74,7 @@ class _Head:
 
 
 class InlineEngine:
-    """Holds a session for each stage and head in use, all on one thread pool, or on one GPU.
+    """Holds a session for each stage and head in use, all on one processor, or on one GPU.
 
     Args:
         repository: Where the segments and heads lie.

@@ -31,7 +31,6 @@ from gati.orchestrator import Orchestrator
 from gati.parent import when_orphaned
 from gati.pulse import beat, is_up
 from gati.samples import Samples
-from gati.session import stop_waiting
 from gati.settings import Settings, workspace
 from gati.tail import Tail
 from gati.watch import SECONDS, ReleaseWatch, Ticker
@@ -65,7 +64,6 @@ class Service:
         self._logger = pb_utils.Logger
         self._model = model
         self.chain = read_chain(repository, model)
-        stop_waiting()
         self.tail = Tail(repository, self.chain) if self.chain.tail else None
         settings = Settings.from_environment(os.environ, repository)
         inline = self.chain.mode == "inline"

@@ -1,7 +1,8 @@
 """ONNX Runtime sessions, opened alike wherever gati runs a graph: orchestrator, stand-in backend, exporter.
 
-All sessions of a process share one thread pool. With a pool each, the segments of a chain fight over the cores:
-four of them took 22 ms where the backbone takes 4.
+Each session has threads of its own, which wait busily for a moment only. As ONNX Runtime's do by default, for some
+40 ms, those of a chain's sessions fight over the cores: four segments took 22 ms where the backbone takes 4. In a pool
+that sessions share they do not, but wait that long after each request, whatever `STOP_SPINNING` says.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -30,7 +30,7 @@ LENT = "_gati_lent"
 """Attribute of a session that keeps alive what it reads: ONNX Runtime itself does not."""
 
 THREADS = "GATI_THREADS"
-"""Environment variable: threads that work on one graph at a time; by default, one a core; see `gati.resources`."""
+"""Environment variable: threads that work on one graph at a time; by default, one a core, and at most `MOST`."""
 
 SPIN = "session.intra_op.allow_spinning"
 """ONNX Runtime's name for whether threads wait busily; also a parameter of the stand-in backend's models."""
@@ -41,10 +41,13 @@ WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 """Its name for where the tensors of a graph that it writes go: 0.1 s sooner for ResNet-18 than in the graph."""
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
-SHARING = Lock()
-FEW = 8
-"""Threads of a pool, up to which each session of a process that serves gets one of its own."""
-_own_pools = False
+SPIN_DURATION = "session.intra_op.spin_duration_us"
+"""Its name for how many µs they do. A version that does not know it goes by `STOP_SPINNING`."""
+MOMENT = 20
+"""µs, of a chain's. With none, a request that is alone takes a tenth longer; with 150, or as long as a run, audits
+beside requests have these take up to twice as long (measured: BENCHMARKS.md)."""
+MOST = 32
+"""Threads on one graph by default: a chain has a dozen sessions and more."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def open_session(
     channels_last: bool = False,
     as_written: bool = False,
 ) -> ort.InferenceSession:
-    """Opens an ONNX model, given as a file or as its bytes; on a processor, on the process's shared thread pool.
+    """Opens an ONNX model, given as a file or as its bytes.
 
     Args:
         model: The model.
@@ -99,13 +102,10 @@ def open_session(
         Exception: ONNX Runtime's own, if the model can't be read or run.
     """
     options = ort.SessionOptions()
-    if _own_pools:
-        options.intra_op_num_threads = threads()
-    else:
-        _share_threads()
-        options.use_per_session_threads = False
+    options.intra_op_num_threads = threads()
     options.log_severity_level = 4
     options.add_session_config_entry(STOP_SPINNING, "1")
+    options.add_session_config_entry(SPIN_DURATION, str(MOMENT))
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised is not None:
@@ -171,28 +171,6 @@ def _load_cuda() -> None:
         ort.preload_dlls(msvc=False)
 
 
-def stop_waiting() -> None:
-    """Gives each session that is opened from now on threads of its own, before any is: those stop when a run ends.
-
-    ONNX Runtime has threads that sessions share wait busily for 40 ms after it, whatever `STOP_SPINNING` says. Where
-    they are more than `FEW`, sessions share them still: a chain has a dozen sessions and more.
-    """
-    global _own_pools  # noqa: PLW0603  # ONNX Runtime's shared pool is the process's, too
-    with SHARING:
-        _own_pools = threads() <= FEW and not _size_pool.cache_info().currsize
-
-
-def _share_threads() -> None:
-    """Sizes the shared pool, once a process, whichever of its threads comes first: afterwards ONNX Runtime refuses."""
-    with SHARING:
-        _size_pool()
-
-
-@cache
-def _size_pool() -> None:
-    ort.set_global_thread_pool_sizes(threads(), 1)
-
-
 def threads() -> int:
     """How many threads work on one graph."""
-    return int(os.environ.get(THREADS, "0")) or cores()
+    return int(os.environ.get(THREADS, "0")) or min(cores(), MOST)

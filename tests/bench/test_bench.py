@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from conftest import MODEL, PLAIN, Exported, Serve
@@ -26,7 +25,7 @@ from gati.errors import BenchError, SamplesError, UnavailableError
 from gati.head import SCORE
 from gati.release import head_path
 from gati.server import startup_models
-from gati.session import DEVICE, Device
+from gati.session import DEVICE, Device, open_session
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
@@ -181,12 +180,6 @@ def test_what_can_not_be_quantised_is_said(exported: Exported, tmp_path: Path) -
         quantise(broken, tmp_path / "none.onnx", {"image": exported.images[:3]})
 
 
-def options() -> ort.SessionOptions:
-    found = ort.SessionOptions()
-    found.use_per_session_threads = False
-    return found
-
-
 def test_the_oracle_leaves_at_the_first_head_that_is_right(exported: Exported, tmp_path: Path) -> None:
     images = {"image": exported.images[:50]}
     arena = set_up(tmp_path / "models", plan_of(exported.repository, exported.chain, images, "inline"), {}, quiet)
@@ -197,13 +190,11 @@ def test_the_oracle_leaves_at_the_first_head_that_is_right(exported: Exported, t
     plain = arena.repository / "plain" / "1" / "model.onnx"
     assert plain.samefile(exported.repository / PLAIN / "1" / "model.onnx")  # nothing is copied that can be linked
     first = min(arena.heads())
-    head = ort.InferenceSession(arena.heads()[first], options(), providers=["CPUExecutionProvider"])
-    backbone = ort.InferenceSession(str(plain), options(), providers=["CPUExecutionProvider"])
+    head = open_session(arena.heads()[first])
+    backbone = open_session(plain)
     hidden = images["image"]
     for index in range(first + 1):
-        segment = ort.InferenceSession(
-            str(exported.chain.segment_path(exported.repository, index)), options(), providers=["CPUExecutionProvider"]
-        )
+        segment = open_session(exported.chain.segment_path(exported.repository, index))
         hidden = np.asarray(segment.run(None, {segment.get_inputs()[0].name: hidden})[0])
     answers = np.asarray(head.run([exported.chain.output.name], {head.get_inputs()[0].name: hidden})[0])
     right = parse_agreement("top-1")(answers, np.asarray(backbone.run(None, images)[0]))

@@ -1,6 +1,6 @@
 """The backbone in int8, as ONNX Runtime's own tool makes it: python -m gati_export.bench.int8 IN OUT INPUTS.npz BITS.
 
-A program of its own: the tool opens sessions that don't work beside a shared thread pool.
+A program of its own: what the tool takes of memory goes with it.
 """
 
 from __future__ import annotations
