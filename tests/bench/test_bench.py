@@ -38,6 +38,7 @@ from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
 from gati_export.bench.rows import ALLOWED, ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept
 from gati_export.bench.run import _closed, _under
+from gati_export.bench.scrutiny import audited, close
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
@@ -292,6 +293,7 @@ def test_bench_measures_a_chain_beside_all_else(
 ) -> None:
     monkeypatch.setattr(startup, "STARTS", 1)
     monkeypatch.setattr(bench_run, "NEW", 200)  # nobody looks at times here
+    monkeypatch.setattr(bench_run, "LONGER", 0)
     repository = exported.copy(tmp_path, plain=True)
     np.savez(tmp_path / "data.npz", image=exported.images)
     command = ["--repository", str(repository)]
@@ -431,3 +433,13 @@ def test_an_analyzer_that_does_not_end_is_begun_anew(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(analyzer, "SECONDS", 0.5)
     with pytest.raises(BenchError, match=r"50 of 50 requests are not answered; measure with fewer"):
         analyzer._run(["sleep", "60"], 50, lambda: 0)
+
+
+def test_a_release_that_is_looked_at_closely_is_told_from_one_that_is_known() -> None:
+    start = Reading(1, False, (), (0, 1), {0: 40, 3: 60}, (7, 7), 2, 0, 0, {})
+    assert audited(start, start) == 0
+    later = replace(start, exits={0: 240, 3: 110}, audits=(117, 110), held=22)  # 200 hits, and 20 more but for audits
+    assert audited(start, later) == 0.5
+    assert close(0.5, 0.02) and not close(0.04, 0.02)
+    assert close(0.9, 0.5) and not close(0.5, 0.5)
+    assert not close(0.0, 0.0)

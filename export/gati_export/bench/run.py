@@ -26,7 +26,7 @@ from gati.errors import SamplesError, first_line
 from gati.resources import cores
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run, threads
-from gati.settings import workspace
+from gati.settings import AUDIT, Settings, workspace
 from gati.triton import find_triton
 from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
@@ -37,6 +37,7 @@ from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
 from gati_export.bench.processes import cpu_seconds, peak_mib
 from gati_export.bench.rows import ALLOWED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
+from gati_export.bench.scrutiny import audited, close
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
@@ -52,6 +53,8 @@ SETTLE = 1.0
 CACHE_BYTES = 1 << 28
 WARM_UP = 250
 """Requests that chains are asked in turns, before anything is measured."""
+LONGER = 28
+"""Rounds of them that are waited for releases to be known to be good, beyond what most take."""
 NOT_IDLE = (
     "The engine alone took longer than with the server: the machine was not idle, or --requests is too low, so oracle "
     "and allowed say little."
@@ -181,6 +184,7 @@ class _Run:
         self._inputs = inputs
         self._report = report
         self._address = f"{HOST}:{server.ports.grpc}"
+        self._usual = float(os.environ.get(AUDIT) or Settings.audit_share)
         self._rows: list[Row] = []
 
     def rows(self) -> list[Row]:
@@ -208,20 +212,26 @@ class _Run:
         return verdicts
 
     def _warm_up(self) -> None:
-        """Asks until nobody looks closely at a new release any more: until then, some of its answers are held.
+        """Asks until nobody looks closely at a new release any more: until then, half of its hits are audited.
 
-        That takes as many times the requests as belong to a scene; what makes no promise is not looked at.
+        That takes as many times the requests as belong to a scene, and more of them the closer what differs comes to
+        what was promised, so that some `LONGER` rounds are waited for it. What makes no promise is not looked at.
         """
         chains = {one.name: one.chain for one in self._arena.contenders if one.chain}
         watched = [name for name, chain in chains.items() if chain.epsilon < NO_PROMISE]
         together = self._arena.release.certificate.together if self._arena.release else 1.0
         rounds = math.ceil(NEW / WARM_UP * min(together, LONGEST))
-        for done in range(rounds):
+        before: dict[str, Reading] = {}
+        for done in range(rounds + LONGER):
             requests = self._traffic.take(WARM_UP)
             for name in watched if done else chains:
                 for _ in ask(self._address, name, requests):
                     pass
-            self._report("Warm up", (done + 1) / rounds)
+            self._report("Warm up", min(1.0, (done + 1) / rounds))
+            after = self._readings() if done + 1 >= rounds else {}
+            if before and not any(close(audited(before[name], after[name]), self._usual) for name in watched):
+                return
+            before = after
 
     def _readings(self) -> dict[str, Reading]:
         """The metrics of all chains, when what they have answered is in them."""
@@ -246,6 +256,7 @@ class _Run:
         earlier, self._read = self._read, self._readings()
         plain = tallies[PLAIN]
         verdicts = {name: _under(one, earlier.get(name), self._read.get(name)) for name, one in verdicts.items()}
+        self._say_watched(load, earlier)
         for contender in contenders:
             self._say_late(contender.name, load, tallies[contender.name].mean("late"))
             verdict = verdicts[contender.name]
@@ -256,6 +267,16 @@ class _Run:
         if engine.seen:
             chain = next(verdict for name, verdict in verdicts.items() if name in SERVED)
             self._rows += self._limits(load, plain, engine, chain)
+
+    def _say_watched(self, load: Load, earlier: Mapping[str, Reading]) -> None:
+        """Says of whom more hits were audited than is usual, so that it was slower than in the long run."""
+        for name, before in earlier.items():
+            share = audited(before, self._read[name])
+            if close(share, self._usual):
+                self._arena.notes.append(
+                    f"{name}: at {load}, {share:.0%} of its hits were audited, as of a new release until it is known "
+                    "to be good: in the long run it is faster."
+                )
 
     def _say_late(self, name: str, load: Load, late: float) -> None:
         """Says of whom a rate was more than it could take, so that its times are too good."""

@@ -1,0 +1,28 @@
+"""Scrutiny: how many of a chain's hits are audited, which is what a new release costs until it is known to be good."""
+
+from __future__ import annotations
+
+import math
+
+from gati.draws import EAGER
+from gati_export.scrape import Reading
+
+
+def audited(before: Reading, after: Reading) -> float:
+    """The share, of what heads would have answered between two readings of a chain's metrics, that was audited."""
+    held = after.held - before.held
+    return (after.audits[0] - before.audits[0]) / max(1, _hits(after) - _hits(before) + held)
+
+
+def close(share: float, usual: float) -> bool:
+    """Whether a share of hits is audited as of a new release, and not as is usual.
+
+    Args:
+        share: Of hits between two readings, some hundreds.
+        usual: What is drawn in the long run (`--audit`); `EAGER` times that at first, as far as there is.
+    """
+    return share > math.sqrt(usual * min(1.0, EAGER * usual))
+
+
+def _hits(reading: Reading) -> int:
+    return reading.requests - reading.exits.get(max(reading.exits, default=0), 0)
