@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gati.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
+from gati.breaker import BLOCK, LEAST, MOST_BLOCKS, Alarm, Breaker
 from gati.draws import EAGER
 
 EPSILON, DELTA = 0.01, 0.05
@@ -285,35 +285,48 @@ def test_it_is_eager_again_when_its_heads_go_live_again() -> None:
         assert not breaker.eager
 
 
+def until_known(breaker: Breaker) -> int:
+    """How many requests it takes that agree."""
+    for count in range(1, 1000):
+        breaker.settle(breaker.draw(1), 1)
+        if not breaker.eager:
+            return count
+    raise AssertionError
+
+
+def test_it_is_eager_the_shorter_the_oftener_what_spoke_against_the_release_came_to_nothing() -> None:
+    breaker = Breaker(EPSILON, DELTA, EXITS)
+    new, needed = until_known(breaker), []
+    for _ in range(6):
+        breaker.settle(breaker.draw(500), 500)
+        breaker.settle(breaker.draw(1), 0, 1, 0)
+        assert breaker.eager
+        needed.append(until_known(breaker))
+    np.testing.assert_allclose(needed, [new * max(1 / times, LEAST) for times in range(1, 7)], atol=1)
+    assert not breaker.alarm
+
+
 def test_it_is_eager_again_when_traffic_changes_and_the_less_the_oftener_that_went_well() -> None:
     breaker = Breaker(EPSILON, DELTA, EXITS)
-
-    def until_known() -> int:
-        for count in range(1, 1000):
-            breaker.settle(breaker.draw(1), 1)
-            if not breaker.eager:
-                return count
-        raise AssertionError
-
-    new = until_known()
+    new = until_known(breaker)
     needed = []
     for _ in range(4):
         breaker.traffic_changed()
         assert breaker.eager
-        needed.append(until_known())
+        needed.append(until_known(breaker))
     np.testing.assert_allclose(needed, [new / changes for changes in range(1, 5)], atol=1)
     for _ in range(3):
         breaker.traffic_changed()
         breaker.settle(breaker.draw(1), 1)
-    assert until_known() >= new / 5 - 1, "none of these went well yet"
+    assert until_known(breaker) >= new / 5 - 1, "none of these went well yet"
     breaker.traffic_changed()
     breaker.settle(breaker.draw(1), 0, 1, 0)
-    assert until_known() > new / 6 + 50, "what differs meanwhile is made up for"
+    assert until_known(breaker) > new / 6 + 50, "what differs meanwhile is made up for"
     for _ in range(3):
         breaker.settle(breaker.draw(1), 0, 1, 0)
-    assert until_known() > new, "something spoke against it"
+    assert until_known(breaker) > new, "something spoke against it"
     breaker.traffic_changed()
-    assert until_known() == new, "as of the first change"
+    assert until_known(breaker) == new, "as of the first change"
 
 
 def test_it_is_eager_about_exits_that_are_left_and_about_no_others() -> None:
