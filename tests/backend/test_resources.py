@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from gati import resources
 from gati.resources import GROUPS, cores, memory
 
 MANY = 64
+Groups = dict[str, dict[str, str]]
+Contain = Callable[[str | None, Groups], None]
 SAID = "from gati.resources import cores; print(cores())"
 
 
@@ -31,15 +33,21 @@ def v1(limit: int) -> dict[str, str]:
     return {"cpu.cfs_quota_us": f"{limit}\n", "cpu.cfs_period_us": "100000\n"}
 
 
-def contain(folder: Path, own: str | None, groups: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has limits be read from these files of cgroups, and of 64 GiB half be available."""
-    for name, files in groups.items():
-        group(folder / "groups" / name, files)
-    if own is not None:
-        (folder / "own").write_text(own)
-    (folder / "meminfo").write_text(f"MemTotal: {64 << 20} kB\nMemAvailable: {32 << 20} kB\n")
+@pytest.fixture
+def contain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contain:
+    """Has limits be read from given files of cgroups; there are 64 cores, and of 64 GiB half are available."""
+
+    def at(own: str | None, groups: Groups) -> None:
+        for name, files in groups.items():
+            group(tmp_path / "groups" / name, files)
+        if own is not None:
+            (tmp_path / "own").write_text(own)
+
+    (tmp_path / "meminfo").write_text(f"MemTotal: {64 << 20} kB\nMemAvailable: {32 << 20} kB\n")
     for name, path in (("GROUPS", "groups"), ("OWN", "own"), ("MACHINE", "meminfo")):
-        monkeypatch.setattr(resources, name, folder / path)
+        monkeypatch.setattr(resources, name, tmp_path / path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(MANY)))
+    return at
 
 
 @pytest.mark.parametrize(
@@ -59,15 +67,8 @@ def contain(folder: Path, own: str | None, groups: dict[str, dict[str, str]], mo
         (None, {}, MANY),
     ],
 )
-def test_a_containers_cpu_limit_counts(
-    own: str | None,
-    groups: dict[str, dict[str, str]],
-    expected: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    contain(tmp_path, own, groups, monkeypatch)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(MANY)))
+def test_a_containers_cpu_limit_counts(own: str | None, groups: Groups, expected: int, contain: Contain) -> None:
+    contain(own, groups)
     assert cores() == expected
 
 
@@ -102,14 +103,8 @@ def held(limit: str, used: int, idle: int) -> dict[str, str]:
         (None, {}, 32),
     ],
 )
-def test_a_containers_memory_limit_counts(
-    own: str | None,
-    groups: dict[str, dict[str, str]],
-    expected: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    contain(tmp_path, own, groups, monkeypatch)
+def test_a_containers_memory_limit_counts(own: str | None, groups: Groups, expected: int, contain: Contain) -> None:
+    contain(own, groups)
     assert memory() == expected << 30
 
 
