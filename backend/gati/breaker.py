@@ -32,8 +32,8 @@ from gati.doubt import Doubt
 
 LEAST = 1 / 4
 """Part, at least, of what ended a doubt that is to be seen again when some stretch speaks against a release: all of it
-the first time, half the next. Heads that differ on 0.9 % where 1 % may are drawn half as often so in the long run, and
-bad ones are found as soon (`scripts/simulate_audits.py`)."""
+the first time, half the next. Heads that differ on 0.9 % where 1 % may are drawn half as often so in the long run.
+Those that turn bad are found as soon, if they differ on twice as much as may (`scripts/simulate_audits.py`)."""
 BLOCK = 50
 """Drawn requests between two starts of bets."""
 MOST_BLOCKS = 64

@@ -30,7 +30,7 @@ LENT = "_gati_lent"
 """Attribute of a session that keeps alive what it reads: ONNX Runtime itself does not."""
 
 THREADS = "GATI_THREADS"
-"""Environment variable: threads that work on one graph at a time; by default, one a core, and at most `MOST`."""
+"""Environment variable: threads that work on one graph at a time; by default, one a core, at most `MOST_THREADS`."""
 
 SPIN = "session.intra_op.allow_spinning"
 """ONNX Runtime's name for whether threads wait busily; also a parameter of the stand-in backend's models."""
@@ -43,10 +43,10 @@ INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 SPIN_DURATION = "session.intra_op.spin_duration_us"
 """Its name for how many µs they do. A version that does not know it goes by `STOP_SPINNING`."""
-MOMENT = 20
-"""µs, of a chain's. With none, a request that is alone takes a tenth longer; with 150, or as long as a run, audits
+SPIN_MICROSECONDS = 20
+"""Of a chain's. With none, a request that is alone takes a tenth longer; with 150, or as long as a run, audits
 beside requests have these take up to twice as long (measured: BENCHMARKS.md)."""
-MOST = 32
+MOST_THREADS = 32
 """Threads on one graph by default: a chain has a dozen sessions and more."""
 
 
@@ -105,7 +105,7 @@ def open_session(
     options.intra_op_num_threads = threads()
     options.log_severity_level = 4
     options.add_session_config_entry(STOP_SPINNING, "1")
-    options.add_session_config_entry(SPIN_DURATION, str(MOMENT))
+    options.add_session_config_entry(SPIN_DURATION, str(SPIN_MICROSECONDS))
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised is not None:
@@ -173,4 +173,4 @@ def _load_cuda() -> None:
 
 def threads() -> int:
     """How many threads work on one graph."""
-    return int(os.environ.get(THREADS, "0")) or min(cores(), MOST)
+    return int(os.environ.get(THREADS, "0")) or min(cores(), MOST_THREADS)

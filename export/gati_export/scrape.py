@@ -46,9 +46,14 @@ class Reading:
         return sum(self.exits.values())
 
     @property
+    def hits(self) -> int:
+        """Those answered by a head; the last exit is the backbone."""
+        return self.requests - self.exits[max(self.exits)] if self.exits else 0
+
+    @property
     def hit_rate(self) -> float | None:
-        """Share of rows answered by a head, None before the first; the last exit is the backbone."""
-        return 1 - self.exits[max(self.exits)] / self.requests if self.requests else None
+        """Share of rows answered by a head, None before the first."""
+        return self.hits / self.requests if self.requests else None
 
     @property
     def agreement(self) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from graphs import Graph
 
-from gati.session import MOST, THREADS, threads
+from gati.session import MOST_THREADS, THREADS, threads
 
 SIDE = 1024
 PAUSES = """
@@ -42,6 +42,6 @@ def test_threads_are_as_many_as_asked_for_else_one_a_core(monkeypatch: pytest.Mo
     monkeypatch.setenv(THREADS, "3")
     assert threads() == 3
     monkeypatch.delenv(THREADS)
-    for cores, expected in ((5, 5), (100, MOST)):
+    for cores, expected in ((5, 5), (100, MOST_THREADS)):
         monkeypatch.setattr("gati.session.cores", lambda cores=cores: cores)
         assert threads() == expected

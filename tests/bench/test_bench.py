@@ -29,6 +29,7 @@ from gati.session import DEVICE, Device, open_session
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
+from gati_export.bench.audits import audited, eager
 from gati_export.bench.contenders import add_studies, set_up
 from gati_export.bench.int8 import quantise
 from gati_export.bench.judge import exits_of, shares
@@ -38,7 +39,6 @@ from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
 from gati_export.bench.rows import ALLOWED, ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept
 from gati_export.bench.run import _closed, _under
-from gati_export.bench.scrutiny import audited, close
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
@@ -440,6 +440,6 @@ def test_a_release_that_is_looked_at_closely_is_told_from_one_that_is_known() ->
     assert audited(start, start) == 0
     later = replace(start, exits={0: 240, 3: 110}, audits=(117, 110), held=22)  # 200 hits, and 20 more but for audits
     assert audited(start, later) == 0.5
-    assert close(0.5, 0.02) and not close(0.04, 0.02)
-    assert close(0.9, 0.5) and not close(0.5, 0.5)
-    assert not close(0.0, 0.0)
+    assert eager(0.5, 0.02) and not eager(0.04, 0.02)
+    assert eager(0.9, 0.5) and not eager(0.5, 0.5)
+    assert not eager(0.0, 0.0)

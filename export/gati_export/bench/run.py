@@ -26,10 +26,11 @@ from gati.errors import SamplesError, first_line
 from gati.resources import cores
 from gati.server import HOST, Ports, Server
 from gati.session import open_session, run, threads
-from gati.settings import AUDIT, Settings, workspace
+from gati.settings import Settings, workspace
 from gati.triton import find_triton
 from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
+from gati_export.bench.audits import audited, eager
 from gati_export.bench.contenders import SCORED, Arena, Contender, add_studies, set_up
 from gati_export.bench.judge import Verdict, ask, exits_of, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
@@ -37,7 +38,6 @@ from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
 from gati_export.bench.processes import cpu_seconds, peak_mib
 from gati_export.bench.rows import ALLOWED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
-from gati_export.bench.scrutiny import audited, close
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
@@ -184,7 +184,7 @@ class _Run:
         self._inputs = inputs
         self._report = report
         self._address = f"{HOST}:{server.ports.grpc}"
-        self._usual = float(os.environ.get(AUDIT) or Settings.audit_share)
+        self._usual = Settings.from_environment(os.environ, plan.repository).audit_share
         self._rows: list[Row] = []
 
     def rows(self) -> list[Row]:
@@ -229,7 +229,7 @@ class _Run:
                     pass
             self._report("Warm up", min(1.0, (done + 1) / rounds))
             after = self._readings() if done + 1 >= rounds else {}
-            if before and not any(close(audited(before[name], after[name]), self._usual) for name in watched):
+            if before and not any(eager(audited(before[name], after[name]), self._usual) for name in watched):
                 return
             before = after
 
@@ -272,7 +272,7 @@ class _Run:
         """Says of whom more hits were audited than is usual, so that it was slower than in the long run."""
         for name, before in earlier.items():
             share = audited(before, self._read[name])
-            if close(share, self._usual):
+            if eager(share, self._usual):
                 self._arena.notes.append(
                     f"{name}: at {load}, {share:.0%} of its hits were audited, as of a new release until it is known "
                     "to be good: in the long run it is faster."

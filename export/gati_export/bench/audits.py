@@ -1,4 +1,4 @@
-"""Scrutiny: how many of a chain's hits are audited, which is what a new release costs until it is known to be good."""
+"""Audits: how many of a chain's hits are audited, which is what a new release costs until it is known to be good."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ from gati_export.scrape import Reading
 
 def audited(before: Reading, after: Reading) -> float:
     """The share, of what heads would have answered between two readings of a chain's metrics, that was audited."""
-    held = after.held - before.held
-    return (after.audits[0] - before.audits[0]) / max(1, _hits(after) - _hits(before) + held)
+    known = after.hits - before.hits + after.held - before.held
+    return (after.audits[0] - before.audits[0]) / max(1, known)
 
 
-def close(share: float, usual: float) -> bool:
-    """Whether a share of hits is audited as of a new release, and not as is usual.
+def eager(share: float, usual: float) -> bool:
+    """Whether a share of hits is audited as of a new release (gati.draws), and not as is usual.
 
     Args:
         share: Of hits between two readings, some hundreds.
         usual: What is drawn in the long run (`--audit`); `EAGER` times that at first, as far as there is.
     """
     return share > math.sqrt(usual * min(1.0, EAGER * usual))
-
-
-def _hits(reading: Reading) -> int:
-    return reading.requests - reading.exits.get(max(reading.exits, default=0), 0)
