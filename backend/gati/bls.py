@@ -23,6 +23,7 @@ from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableErro
 from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
 from gati.live import LiveRelease
 from gati.release import Release, head_path
+from gati.shortcuts import NO_SHORTCUTS, Shortcuts
 
 CHAIN_VERSION = SEGMENT_VERSION = 1
 INVALID = "onnx runtime error 2:"
@@ -137,8 +138,9 @@ class BlsHeads:
             return None
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
-    def load_joined(self) -> None:
-        """Models apart are never joined; see gati.head."""
+    def load_shortcuts(self) -> Shortcuts:
+        """Between models apart there are none; see gati.head."""
+        return NO_SHORTCUTS
 
 
 class BlsCalls:

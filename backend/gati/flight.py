@@ -96,6 +96,7 @@ class Flight:
         cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
         answerable: Whether there is any such row.
         drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says. None without any.
+        bypasses: Whether it goes past the heads, which do not pay now (gati.bypass).
         unjoined: Why a row went stage by stage though stages and heads are joined; None where it didn't.
         ran: The stages that it went through.
         exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
@@ -123,6 +124,7 @@ class Flight:
             self.answerable = bool(self.cacheable.any())
         self.kept: dict[str, np.ndarray] | None = self.values
         self.drawn: Drawn | None = None
+        self.bypasses = False
         self.unjoined: Exception | None = None
         self.ran: list[Ran] = []
         self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY

@@ -22,7 +22,7 @@ from gati.session import CPU, Device, open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 
 if TYPE_CHECKING:
-    from gati.steps import Joined
+    from gati.shortcuts import Shortcuts
 
 SCORE, HIT, KEY = "score", "hit", "key"
 THRESHOLD = "threshold"
@@ -52,8 +52,8 @@ class Heads(Protocol):
         """Looks a batch up; None where the head is not ready, which is a miss."""
         ...
 
-    def load_joined(self) -> Joined | None:
-        """Loads the chain and these heads joined, for a request of one row (gati.steps); None where that can't be."""
+    def load_shortcuts(self) -> Shortcuts:
+        """Loads what takes less than stages and these heads apart, as far as there is any (gati.shortcuts)."""
         ...
 
 

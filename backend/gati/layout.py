@@ -61,6 +61,7 @@ class Split:
     Attributes:
         sessions: The pieces; each has run once.
         pieces: Their graphs, whose large tensors are in `weights`.
+        whole: The graph of all of them in one, likewise.
         weights: These.
         values: What they gave for the model's feeds, by name: blocks, where a tensor passes as such.
         passed: What passes under the names of cut tensors that do not pass themselves.
@@ -68,6 +69,7 @@ class Split:
 
     sessions: tuple[ort.InferenceSession, ...]
     pieces: tuple[ModelProto, ...]
+    whole: ModelProto
     weights: Weights
     values: dict[str, np.ndarray]
     passed: Mapping[str, Passed]
@@ -93,7 +95,7 @@ def split(
         InseparableError: If the optimised graph can't be cut there, or its pieces do something else.
         Exception: ONNX Runtime's own, if the model can't be run; OSError, if there is no room for temporary files.
     """
-    outputs = [output.name for output in model.graph.output]
+    inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
     for cut in cuts:
         model.graph.output.append(_value(cut.name, helper.np_dtype_to_tensor_dtype(cut.numpy)))
     weights = Weights()
@@ -108,13 +110,14 @@ def split(
     del session
     ends = [*([name] for name in names), outputs]
     pieces = tuple(_piece(optimised, *between) for between in zip(reads, ends, strict=True))
+    whole = _piece(optimised, inputs, outputs)
     del optimised
     sessions = tuple(weights.open(piece) for piece in pieces)
     values = _run_through(sessions, feeds)
     for name, value in expected.items():
         if not close(values[name], value):
             raise InseparableError(f"its pieces give another {name!r} than the whole")
-    return Split(sessions, pieces, weights, values, passed)
+    return Split(sessions, pieces, whole, weights, values, passed)
 
 
 def open_on_passed(head: bytes, cut: Tensor, passed: Passed) -> tuple[ort.InferenceSession, ModelProto]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gati.breaker import Breaker
+from gati.bypass import Bypass
 from gati.engine import Stage
 from gati.head import Heads
 from gati.state import HeadState
@@ -15,8 +16,9 @@ from gati.steps import Joined
 class LiveRelease:
     """A release as it serves: the chain's stages, its heads, their state, and its breaker.
 
-    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Joined, stages and
-    heads do the same for as many rows as that takes, sooner; it comes a moment after them, where it can be had.
+    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Its shortcuts come a
+    moment after it, where they can be had: stages and heads joined, the backbone whole, and a bypass of heads that do
+    not pay, which before that is never taken.
     """
 
     number: int
@@ -25,6 +27,8 @@ class LiveRelease:
     state: dict[int, HeadState]
     breaker: Breaker
     joined: Joined | None = None
+    whole: Stage | None = None
+    bypass: Bypass = field(default_factory=Bypass)
 
     def whole_at(self, cut: int) -> bool:
         """Whether all rows of a batch come to a cut point: if a head before it may answer, the easy ones don't."""

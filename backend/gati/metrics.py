@@ -23,6 +23,10 @@ FAMILIES = {
         "COUNTER",
         "Requests (rows) that heads were not let answer while audits were in doubt about them",
     ),
+    "gati_bypassed_total": (
+        "COUNTER",
+        "Requests (rows) that went past the heads, while these took more time than they saved",
+    ),
     "gati_release": ("GAUGE", "The release that is live, 0 for none"),
     "gati_releases_refused_total": ("COUNTER", "Releases that were found and not taken"),
     "gati_head_failures_total": ("COUNTER", "Lookups that failed and so were misses"),

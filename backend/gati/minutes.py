@@ -37,8 +37,9 @@ class Minute:
         upper: Upper bound.
         times: Requests by the time from arrival to answer (gati.histogram).
         backbone_times: Of these, the requests that had a row answered by the backbone: they ran all of it, and all
-            lookups, in the same queue as the others.
+            lookups but where these were bypassed, in the same queue as the others.
         held: Rows that heads were not let answer.
+        bypassed: Rows that went past the heads, which did not pay.
         backbone: The exit at which the backbone answers; −1 where that was not written down.
     """
 
@@ -55,6 +56,7 @@ class Minute:
     backbone_times: dict[int, int]
     held: int = 0
     backbone: int = -1
+    bypassed: int = 0
 
 
 class Minutes:
@@ -82,13 +84,16 @@ class Minutes:
         self._audits: Counter[bool] = Counter()
         self._times: Counter[int] = Counter()
         self._backbone_times: Counter[int] = Counter()
-        self._held = 0
+        self._held = self._bypassed = 0
 
-    def served(self, exits: Counter[int], latencies: Sequence[tuple[int, float]], held: int = 0) -> None:
-        """Takes in rows by exit, of each request the deepest exit of its rows and its seconds, and rows held."""
+    def served(
+        self, exits: Counter[int], latencies: Sequence[tuple[int, float]], held: int = 0, bypassed: int = 0
+    ) -> None:
+        """Takes in rows by exit, of each request the deepest exit of its rows and its seconds, rows held, bypassed."""
         with self._lock:
             self._exits += exits
             self._held += held
+            self._bypassed += bypassed
             for exit_, seconds in latencies:
                 step = bucket(seconds)
                 self._times[step] += 1
@@ -120,6 +125,7 @@ class Minutes:
                 backbone_times=dict(self._backbone_times),
                 held=self._held,
                 backbone=self._backbone,
+                bypassed=self._bypassed,
             )
             self._clear()
         if minute.exits or minute.audited:

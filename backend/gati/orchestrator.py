@@ -57,6 +57,7 @@ class Orchestrator:
         later: Takes audits, to be run by `audit` when the answers have left.
         draws: What requests are drawn for an audit; without it, none.
         cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
+        bypasses: Whether requests go past heads that do not pay.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Orchestrator:
         later: Callable[[Audit], None],
         draws: Draws | None = None,
         cut: int | None = None,
+        *,
+        bypasses: bool = False,
     ) -> None:
         self._chain = chain
         self._live = live
@@ -74,6 +77,7 @@ class Orchestrator:
         self._later = later
         self._draws = draws or Draws(0.0, chain.epsilon)
         self._cut = cut
+        self._bypasses = bypasses
         self._agreement = parse_agreement(chain.agreement)
         self._last = len(chain.segments) - 1
         self._read_later = [
@@ -122,6 +126,8 @@ class Orchestrator:
 
     def _fly(self, flight: Flight, release: LiveRelease) -> None:
         heads = release.heads if release.breaker.open_exits and flight.answerable else None
+        if heads is not None and self._bypasses and release.bypass.takes(flight.rows):
+            heads, flight.bypasses = None, True
         audits: list[Audit] = []
         try:
             if heads is not None:
@@ -129,6 +135,8 @@ class Orchestrator:
             held = flight.drawn is not None and flight.drawn.held
             if heads is None or held or not self._run_joined(flight, release, audits):
                 self._walk(flight, release, heads, audits)
+            if heads is not None and not held:  # of what is held, exits do not tell what heads said
+                release.bypass.saw((flight.exit if flight.rows == 1 else flight.exit[flight.cacheable]).tolist())
             if flight.unjoined is not None:  # not the request's fault
                 self._observer.joined_failed(flight.unjoined)
             self._observer.served(flight)
@@ -232,7 +240,8 @@ class Orchestrator:
         values: Mapping[str, Hidden] = flight.values
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         held = Held(flight)
-        for stage in release.stages:
+        whole = release.whole if heads is None and self._cut is None else None
+        for stage in release.stages if whole is None else (whole,):
             values = self._advance(stage, values, flight.ran)
             index = stage.last
             if index == self._cut and release.whole_at(index):

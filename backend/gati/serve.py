@@ -17,6 +17,7 @@ from gati.server import ANYWHERE, HOST, Ports, Server
 from gati.session import DEVICE, parse_device
 from gati.settings import (
     AUDIT,
+    BYPASS,
     DEFAULT_AGE,
     FEATURES,
     INPUTS,
@@ -72,6 +73,7 @@ from gati.settings import (
     callback=checked(parse_device),
     help="Where inline chains run: cpu, cuda or cuda:N.  [default: cpu]",
 )
+@click.option("--no-bypass", is_flag=True, help="Ask heads even while they take more time than they save.")
 @click.option(
     "--patience",
     type=click.FloatRange(1),
@@ -100,6 +102,7 @@ def serve(
     audit: float | None,
     workers: int | None,
     device: str | None,
+    no_bypass: bool,
     patience: float,
     log: Path | None,
     json_path: Path | None,
@@ -120,6 +123,7 @@ def serve(
         AUDIT: audit,
         WORKERS: workers,
         DEVICE: device and parse_device(device),
+        BYPASS: 0 if no_bypass else None,
     }
     environment = {name: str(value) for name, value in options.items() if value is not None}
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,7 +18,7 @@ from gati.bls import BlsEngine
 from gati.breaker import Alarm
 from gati.chain import read_chain
 from gati.device import runner_on
-from gati.draws import Draws
+from gati.draws import NO_PROMISE, Draws
 from gati.drift import Drift
 from gati.errors import first_line
 from gati.flight import Flight, Ran, Request
@@ -100,6 +100,7 @@ class Service:
             lambda audit: self._auditor.add(partial(self._audit, audit)),
             Draws(settings.audit_share, self.chain.epsilon, self._audits_wait),
             cut,
+            bypasses=settings.bypass and self.chain.epsilon < NO_PROMISE,
         )
         self._start_metrics()
         self._can_look = inline
@@ -188,7 +189,9 @@ class Service:
             self._metrics.add("gati_requests_total", rows, exit=exit_)
         if held := flight.held:
             self._metrics.add("gati_held_total", held)
-        self._minutes.served(exits, latencies, held)
+        if flight.bypasses:
+            self._metrics.add("gati_bypassed_total", flight.rows)
+        self._minutes.served(exits, latencies, held, flight.rows if flight.bypasses else 0)
         for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
         self._samples.served(flight)
@@ -228,6 +231,7 @@ class Service:
             for agreed in ("true", "false"):
                 self._metrics.add("gati_audits_total", 0, exit=head, agreed=agreed)
         self._metrics.add("gati_held_total", 0)
+        self._metrics.add("gati_bypassed_total", 0)
         self._metrics.add("gati_samples_dropped_total", 0)
         self._metrics.add("gati_releases_refused_total", 0)
         self._metrics.set("gati_release", 0)
@@ -256,6 +260,11 @@ class Service:
             self._warn_once(
                 f"more answers differ than the {self.chain.epsilon:.2%} that was promised, as far as audits of release "
                 f"{live.number} tell: whenever that is so, the backbone answers until it is made up for"
+            )
+        if live.bypass.active:
+            self._warn_once(
+                f"the heads of release {live.number} take more time than they save now: most requests go past them, "
+                "until they pay again"
             )
         if said != self._said:
             self._show(live, *said[1:])

@@ -18,7 +18,7 @@ from gati.session import CPU, DEVICE, Device, parse_device
 
 STORE, STORE_BYTES, AUDIT, WORKERS = "GATI_STORE", "GATI_STORE_BYTES", "GATI_AUDIT", "GATI_WORKERS"
 STORE_AGE, RECORD, RECORD_SHARE = "GATI_STORE_AGE", "GATI_RECORD", "GATI_RECORD_SHARE"
-REPLICA = "GATI_REPLICA"
+REPLICA, BYPASS = "GATI_REPLICA", "GATI_BYPASS"
 NO_STORE = "none"
 INPUTS, FEATURES, NOTHING = "inputs", "features", "nothing"
 DEFAULT_AGE = "30d"
@@ -43,6 +43,7 @@ class Settings:
             leaves it to the mode: 0 inline, where one request has all cores at work already and another thread in
             between costs a fifth of its time (measured), and 4 in BLS mode, where a thread mostly waits.
         device: Where an inline chain runs. In BLS mode, each model's own configuration says that.
+        bypass: Whether requests go past heads while these take more time than they save; inline, on a processor.
     """
 
     store: str | None
@@ -55,6 +56,7 @@ class Settings:
     cut: int = 0
     record_share: float = 1.0
     device: Device = CPU
+    bypass: bool = True
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], repository: Path) -> Settings:
@@ -77,6 +79,7 @@ class Settings:
                 cut=cut,
                 record_share=float(environment.get(RECORD_SHARE, 1)),
                 device=parse_device(environment.get(DEVICE) or str(CPU)),
+                bypass=_flag(environment.get(BYPASS) or "1"),
             )
         except ValueError as error:
             raise RepositoryError(f"A GATI_ variable of the server's environment makes no sense: {error}.") from error
@@ -102,6 +105,12 @@ def parse_record(text: str) -> tuple[str, int]:
     if found is None:
         raise ValueError(f"{text!r} is not {INPUTS}, {FEATURES}, {FEATURES}:CUT or {NOTHING}")
     return found[1] or FEATURES, int(found[2] or 0)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(f"{text!r} is not 0 or 1")
+    return text == "1"
 
 
 def workspace(repository: Path) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gati.breaker import Breaker
+from gati.bypass import Bypass
 from gati.chain import Chain
 from gati.engine import Engine
 from gati.errors import GatiError, IncompleteError, ReleaseRefused, UnavailableError, first_line
@@ -16,6 +17,7 @@ from gati.flight import BACKBONE
 from gati.live import LiveRelease
 from gati.memory import trim
 from gati.release import Release, head_folder, numbers_on_disk, read_release
+from gati.shortcuts import NO_SHORTCUTS
 from gati.state import HeadState
 
 SECONDS = 0.25
@@ -63,7 +65,7 @@ class ReleaseWatch:
         self._cuts = cuts
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
-        self._bare: LiveRelease | None = None  # the live one, while it may be joined
+        self._bare: LiveRelease | None = None  # the live one, while it has no shortcuts
         self._lock = threading.Lock()
 
     @property
@@ -93,7 +95,7 @@ class ReleaseWatch:
     def look(self) -> None:
         """Takes the highest release that can be taken, if it is higher than the live one.
 
-        A look at which there is none joins the stages and heads of the live one: it serves before that, and sooner.
+        A look at which there is none loads the shortcuts of the live one: it serves before that, and sooner.
         """
         try:
             numbers = numbers_on_disk(self._repository, self._chain)
@@ -110,10 +112,10 @@ class ReleaseWatch:
 
     def _complete(self, live: LiveRelease) -> None:
         self._bare = None
-        joined = live.heads and live.heads.load_joined()
-        if joined is not None:
+        found = live.heads.load_shortcuts() if live.heads else NO_SHORTCUTS
+        if found is not NO_SHORTCUTS:
             with self._lock:
-                self._live = replace(live, joined=joined)
+                self._live = replace(live, joined=found.joined, whole=found.whole, bypass=Bypass(found.costs))
             trim()
 
     def _try(self, number: int) -> bool:

@@ -21,9 +21,10 @@ from onnx import ModelProto, TensorProto, helper
 from gati.chain import Chain
 from gati.device import DeviceRunner, usable
 from gati.fuse import fuse, stages
-from gati.inline import LARGEST_JOINED, cut_as_run
+from gati.inline import cut_as_run
 from gati.layout import Passed, open_on_passed
 from gati.session import CPU, DEVICE, Device, open_session, parse_device
+from gati.shortcuts import LARGEST_JOINED
 from gati_export.activations import first_segment
 from gati_export.ragged import few
 from gati_export.replay import state_of

@@ -24,6 +24,7 @@ class Reading:
         exits: Rows answered, by exit.
         audits: Hits audited, and those of them that agreed.
         held: Rows that heads were not let answer while audits were in doubt about them.
+        bypassed: Rows that went past the heads, while these took more time than they saved.
         refused: Releases not taken.
         dropped: Samples not kept.
         quantiles: Seconds within which such shares of the last requests were answered; empty before the first.
@@ -36,6 +37,7 @@ class Reading:
     exits: dict[int, int]
     audits: tuple[int, int]
     held: int
+    bypassed: int
     refused: int
     dropped: int
     quantiles: dict[float, float]
@@ -99,6 +101,7 @@ def _reading(samples: list[tuple[str, dict[str, str], float]]) -> Reading:
         exits={int(labels["exit"]): int(v) for n, labels, v in samples if n == "gati_requests_total"},
         audits=(total("gati_audits_total"), total("gati_audits_total", agreed="true")),
         held=total("gati_held_total"),
+        bypassed=total("gati_bypassed_total"),
         refused=total("gati_releases_refused_total"),
         dropped=total("gati_samples_dropped_total"),
         quantiles={float(labels["quantile"]): v for n, labels, v in samples if n == "gati_request_seconds"},

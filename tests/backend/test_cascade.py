@@ -12,7 +12,7 @@ from conftest import Exported
 from handmade import draft, mixing_head, remembering_head, sure_head
 from onnx import TensorProto, helper, numpy_helper
 
-from gati import inline
+from gati import shortcuts
 from gati.cascade import Cascade, assemble
 from gati.chain import Tensor
 from gati.flight import Answer, Request
@@ -112,7 +112,7 @@ def test_a_cascade_leaves_at_the_first_hit(exported: Exported, tmp_path: Path, h
 
 
 def test_what_is_larger_than_a_cascade_may_be_has_none(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inline, "LARGEST_JOINED", 0)
+    monkeypatch.setattr(shortcuts, "LARGEST_JOINED", 0)
     asked = Asked(exported.repository, exported)
     assert asked.live[True].joined is None
     assert not asked.said

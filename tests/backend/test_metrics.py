@@ -87,6 +87,7 @@ def test_the_metrics_that_are_promised_exist() -> None:
         "gati_exit_closed",
         "gati_disagreement",
         "gati_held_total",
+        "gati_bypassed_total",
         "gati_samples_dropped_total",
         "gati_segment_seconds_sum",
         "gati_segment_seconds_count",

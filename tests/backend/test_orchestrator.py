@@ -13,6 +13,7 @@ from handmade import toy_chain
 
 from gati.audits import Audit
 from gati.breaker import Breaker
+from gati.bypass import Bypass
 from gati.chain import Segment
 from gati.draws import EAGER, Draws
 from gati.engine import Stage
@@ -128,6 +129,51 @@ class House:
         answer = self.told[name]
         assert isinstance(answer, Answer)
         return answer.output.argmax(1).tolist()
+
+
+def whole(house: House) -> Stage:
+    """The backbone of a house as one stage."""
+    return Stage(LAST, ("x",), lambda feeds: house.run_segment(LAST, dict(feeds)))
+
+
+def test_what_no_head_is_asked_about_goes_through_the_backbone_whole() -> None:
+    house = House()
+    house.live = replace(house.live, whole=whole(house))
+    house.orchestrator.serve([house.request("exact", [0, 1, 2, 0], exact=True)])
+    assert house.events == [("segment", LAST, 1), ("reply", "exact")]
+    assert house.exits("exact") == [LAST] and house.labels("exact") == [1]
+
+
+def test_stage_by_stage_where_hidden_state_is_recorded_on_the_way() -> None:
+    house = House(cut=0)
+    house.live = replace(house.live, whole=whole(house))
+    house.orchestrator.serve([house.request("exact", [0, 1, 2, 0], exact=True)])
+    assert [event for event in house.events if event[0] == "segment"] == [("segment", i, 1) for i in range(LAST + 1)]
+
+
+@pytest.mark.parametrize("bypasses", [True, False])
+def test_heads_that_do_not_pay_are_bypassed_where_that_is_wanted(bypasses: bool) -> None:
+    house = House()
+    house.live = replace(house.live, whole=whole(house), bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
+    orchestrator = Orchestrator(CHAIN, lambda: house.live, house, house.audits.append, bypasses=bypasses)
+    for i in range(600):
+        orchestrator.serve([house.request(f"hard {i}", [9, 1, 2, 0])])
+    house.events.clear()
+    orchestrator.serve([house.request("easy", [0, 1, 2, 0])])
+    assert house.events[0] == ("segment", LAST if bypasses else 0, 1)
+    assert house.flights[-1].bypasses == bypasses
+    assert house.exits("easy") == [LAST if bypasses else 0]
+
+
+def test_what_no_head_was_asked_about_says_nothing_of_what_heads_save() -> None:
+    house = House()
+    house.live = replace(house.live, bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
+    house.orchestrator.serve([house.request("exact", [9, 1, 2, 0], exact=True)])
+    assert house.live.bypass.cost == 0
+    rows = [[0, 1, 1, 0], [np.nan, 1, 1, 0]]
+    with np.errstate(invalid="ignore"):
+        house.orchestrator.serve([house.request("both", *rows)])
+    assert 0 < house.live.bypass.cost < 0.3, "of the one row that a head might answer"
 
 
 def test_hits_leave_before_the_misses_of_their_batch_go_on() -> None:

@@ -23,8 +23,8 @@ def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:
 def test_variables_are_taken(tmp_path: Path) -> None:
     environment = {"GATI_STORE": "memory://s", "GATI_STORE_BYTES": "7", "GATI_AUDIT": "1", "GATI_WORKERS": "2"}
     environment |= {"GATI_REPLICA": "pod-0.west", "GATI_STORE_AGE": "12h", "GATI_DEVICE": "cuda:1"}
-    environment |= {"GATI_RECORD": "features:2", "GATI_RECORD_SHARE": "0.1"}
-    expected = Settings("memory://s", 7, 1.0, 2, "pod-0.west", 43_200.0, "features", 2, 0.1, Device("cuda", 1))
+    environment |= {"GATI_RECORD": "features:2", "GATI_RECORD_SHARE": "0.1", "GATI_BYPASS": "0"}
+    expected = Settings("memory://s", 7, 1.0, 2, "pod-0.west", 43_200.0, "features", 2, 0.1, Device("cuda", 1), False)
     assert Settings.from_environment(environment, tmp_path) == expected
 
 
@@ -65,6 +65,8 @@ def test_none_records_nothing(tmp_path: Path) -> None:
         ("GATI_RECORD", "everything"),
         ("GATI_RECORD", "features:-1"),
         ("GATI_RECORD_SHARE", "2"),
+        ("GATI_BYPASS", "2"),
+        ("GATI_BYPASS", "no"),
         ("GATI_REPLICA", "../elsewhere"),
         ("GATI_REPLICA", ".hidden"),
     ],

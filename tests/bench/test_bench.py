@@ -37,7 +37,7 @@ from gati_export.bench.limits import oracle_exits
 from gati_export.bench.page import page, sentence
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
-from gati_export.bench.rows import ALLOWED, ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept
+from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept
 from gati_export.bench.run import _closed, _under
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
@@ -316,6 +316,7 @@ def test_bench_measures_a_chain_beside_all_else(
         "chain-inline",
         "mechanism",
         "all-miss",
+        BYPASSED,
         MOSTLY_HITS,
         "response-cache",
         "int8",
@@ -334,6 +335,7 @@ def test_bench_measures_a_chain_beside_all_else(
     last = str(len(exported.chain.heads))
     assert rows["all-miss", 1].exits == rows["mechanism", 1].exits == {last: 1.0}
     assert rows["all-miss", 1].agreement == 1
+    assert rows[BYPASSED, 1].exits == {last: 1.0} and rows[BYPASSED, 1].agreement == 1
     assert rows["int8", 1].agreement >= 0.9 and rows["chain-int8", 1].agreement >= 0.8  # of 20
     first = min(heads).removeprefix("hit-")
     assert rows[MOSTLY_HITS, 1].exits[first] == pytest.approx(0.8, abs=0.12)  # of 100
@@ -415,7 +417,7 @@ def test_what_is_measured_begins_with_an_analyzer_that_ends(monkeypatch: pytest.
 
 def test_exits_are_those_of_the_load() -> None:
     before, after = (
-        Reading(1, False, (), (0, 1), exits, (0, 0), 0, 0, 0, {}) for exits in ({0: 100, 3: 50}, {0: 130, 3: 60})
+        Reading(1, False, (), (0, 1), exits, (0, 0), 0, 0, 0, 0, {}) for exits in ({0: 100, 3: 50}, {0: 130, 3: 60})
     )
     assert _under(Verdict(0.9, {"3": 1.0}), before, after) == Verdict(0.9, {"0": 0.75, "3": 0.25})
     assert _under(Verdict(0.9, {}), None, None) == Verdict(0.9, {})
@@ -436,7 +438,7 @@ def test_an_analyzer_that_does_not_end_is_begun_anew(monkeypatch: pytest.MonkeyP
 
 
 def test_a_release_that_is_looked_at_closely_is_told_from_one_that_is_known() -> None:
-    start = Reading(1, False, (), (0, 1), {0: 40, 3: 60}, (7, 7), 2, 0, 0, {})
+    start = Reading(1, False, (), (0, 1), {0: 40, 3: 60}, (7, 7), 2, 0, 0, 0, {})
     assert audited(start, start) == 0
     later = replace(start, exits={0: 240, 3: 110}, audits=(117, 110), held=22)  # 200 hits, and 20 more but for audits
     assert audited(start, later) == 0.5

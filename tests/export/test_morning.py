@@ -220,6 +220,9 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert told(0.0, 0.02, held=20).endswith(
         "While audits were in doubt about heads, 20.0% of requests were left to the backbone."
     )
+    assert told(0.0, 0.02, bypassed=50).endswith(
+        "Heads took more time than they saved while 50.0% of requests went past them."
+    )
     nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), live(), (), {})
     assert nothing.sentence == "No request was answered in the last 24 hours."
     assert not nothing.tiles and not nothing.panels

@@ -123,7 +123,7 @@ def test_integers_pass_from_stage_to_stage_and_heads_read_them(quantised, tmp_pa
     engine = InlineEngine(tmp_path, chain, say=said.append)
     release = publish(tmp_path, chain, draft(heads))
     served, _ = engine.load_heads(read_release(tmp_path, chain, release.number))
-    joined = served.load_joined()
+    joined = served.load_shortcuts().joined
     assert joined is not None and not said
     left: list[int] = []
     row = {name: values[:1] for name, values in inputs.items()}

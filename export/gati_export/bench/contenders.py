@@ -22,7 +22,7 @@ from gati_export.activations import Progress, open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
 from gati_export.bench.plan import Plan
-from gati_export.bench.rows import MOSTLY_HITS, PLAIN
+from gati_export.bench.rows import BYPASSED, MOSTLY_HITS, PLAIN
 from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
 from gati_export.certificate import uncertified
@@ -181,11 +181,15 @@ def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
 
 
 def _add_forced(arena: Arena, requests: Feeds) -> None:
-    """The chain with its own heads forced to miss, to hit at each exit, and to hit at the first for most requests."""
+    """The chain with its own heads forced to miss, to hit at each exit, and to hit at the first for most requests.
+
+    Those ask their heads in any case; bypassed, the chain whose heads miss goes past them as it would in service.
+    """
     heads = arena.heads()
     closed = {index: with_threshold(model, CLOSED) for index, model in heads.items()}
     if heads:
         _add_chain(arena, "all-miss", "inline", closed)
+        _add_chain(arena, BYPASSED, "inline", closed, arena.release and arena.release.certificate)
         first = min(heads)
         threshold = _reached(arena, Candidate(first, "live", heads[first], 0.0), requests)
         _add_chain(arena, MOSTLY_HITS, "inline", heads | {first: with_threshold(heads[first], threshold)})

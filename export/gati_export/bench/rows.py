@@ -12,7 +12,7 @@ from rich.table import Table
 PLAIN, ORACLE, ALLOWED, ENGINE = "plain", "oracle", "allowed", "engine"
 SERVED = ("chain-inline", "chain-bls")
 """The chain as it is, in either mode."""
-MOSTLY_HITS = "hits-80"
+MOSTLY_HITS, BYPASSED = "hits-80", "bypassed"
 AGAINST = (PLAIN, "int8", "cache", "peers")
 """What a chain can be compared with."""
 MISSING = "—"
@@ -87,7 +87,8 @@ class Result:
 
 def serves(name: str) -> bool:
     """Whether a contender is a way to serve, and not a study of where time goes."""
-    return name not in (ORACLE, ALLOWED, ENGINE, "mechanism", "all-miss", MOSTLY_HITS) and not name.startswith("hit-")
+    studies = (ORACLE, ALLOWED, ENGINE, "mechanism", "all-miss", MOSTLY_HITS, BYPASSED)
+    return name not in studies and not name.startswith("hit-")
 
 
 LEAST_SAVED = 0.01

@@ -37,7 +37,7 @@ from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
 from gati_export.bench.processes import cpu_seconds, peak_mib
-from gati_export.bench.rows import ALLOWED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
+from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
@@ -269,9 +269,16 @@ class _Run:
             self._rows += self._limits(load, plain, engine, chain)
 
     def _say_watched(self, load: Load, earlier: Mapping[str, Reading]) -> None:
-        """Says of whom more hits were audited than is usual, so that it was slower than in the long run."""
+        """Says whose heads were not asked, and of whom more hits were audited than is usual: it was slower for it."""
         for name, before in earlier.items():
-            share = audited(before, self._read[name])
+            after = self._read[name]
+            past = (after.bypassed - before.bypassed) / max(1, after.requests - before.requests)
+            if past and name != BYPASSED:
+                self._arena.notes.append(
+                    f"{name}: at {load}, {past:.0%} of requests went past its heads, which took more time than they "
+                    "saved."
+                )
+            share = audited(before, after)
             if eager(share, self._usual):
                 self._arena.notes.append(
                     f"{name}: at {load}, {share:.0%} of its hits were audited, as of a new release until it is known "

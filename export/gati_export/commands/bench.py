@@ -162,10 +162,10 @@ def bench_command(
 
     Starts a tritonserver of its own with copies of MODEL (the repository and its server are left alone), and asks all
     that is compared the same requests in turns. Besides the chain it measures where its time goes: mechanism (four
-    segments with a tiny head each, all missing), all-miss (its own heads, forced to miss), hit-K (forced to hit at
-    exit K), hits-80 (for 80 % of requests at the first exit), engine (ONNX Runtime without a server), oracle (leaves at
-    the first exit whose head is right, at no cost) and allowed (leaves where its own heads hit, at no cost). Keep the
-    machine otherwise idle.
+    segments with a tiny head each, all missing), all-miss (its own heads, forced to miss), bypassed (the same, left to
+    go past its heads, as in service), hit-K (forced to hit at exit K), hits-80 (for 80 % of requests at the first
+    exit), engine (ONNX Runtime without a server), oracle (leaves at the first exit whose head is right, at no cost) and
+    allowed (leaves where its own heads hit, at no cost). Keep the machine otherwise idle.
 
     \b
     gati bench resnet18 --repository models --data test.npz

@@ -88,6 +88,7 @@ def _table(model: str, address: str, now: Reading) -> Table:
     lower, upper = now.disagreement
     table.add_row("answers that differ", f"{lower:.2%} to {upper:.2%} of all, as far as audits tell")
     table.add_row("held for the backbone", f"{now.held:,} while audits were in doubt")
+    table.add_row("went past the heads", f"{now.bypassed:,} while these did not pay")
     table.add_row("p50 / p99", "—" if p50 is None or p99 is None else f"{p50 * 1e3:.2f} ms / {p99 * 1e3:.2f} ms")
     table.add_row("refused releases", str(now.refused))
     table.add_row("dropped samples", str(now.dropped))

@@ -71,7 +71,7 @@ def morning(day: Day, live: LiveChain, turns: Sequence[Turn], now: Mapping[str, 
     promised, bad = _promise(day, live)
     return Morning(
         sentence=promised,
-        more=" ".join(filter(None, (_speed(day), _release(day, live), _held(day)))),
+        more=" ".join(filter(None, (_speed(day), _release(day, live), _held(day), _bypassed(day)))),
         bad=bad,
         tiles=_tiles(day, live) if rows else (),
         exits=[counts.get(exit_, 0) / rows for exit_ in range(last + 1)] if rows else (),
@@ -139,6 +139,13 @@ def _held(day: Day) -> str:
     if not held:
         return ""
     return f"While audits were in doubt about heads, {percent(held / rows)} of requests were left to the backbone."
+
+
+def _bypassed(day: Day) -> str:
+    bypassed, rows = sum(minute.bypassed for minute in day.all_minutes), sum(day.exits.values())
+    if not bypassed:
+        return ""
+    return f"Heads took more time than they saved while {percent(bypassed / rows)} of requests went past them."
 
 
 def _tiles(day: Day, live: LiveChain) -> list[Tile]:

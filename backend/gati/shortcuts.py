@@ -1,0 +1,251 @@
+"""Shortcuts: what takes less than going from stage to head to stage, loaded once a release serves without it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from onnx import ModelProto
+
+from gati.cascade import Cascade, assemble
+from gati.chain import Chain, Tensor
+from gati.device import DeviceRunner, Hidden, Runner
+from gati.engine import Stage
+from gati.errors import first_line
+from gati.fuse import join
+from gati.head import Prediction
+from gati.ladder import Ladder, channels_last_pays, sizes_up_to
+from gati.layout import Split, close, probe
+from gati.plan import OpenHead, Plan, stage_of
+from gati.session import CPU
+from gati.state import HeadState
+from gati.steps import Joined, Step, UnjoinableError
+
+LARGEST_JOINED = 256 << 20
+"""Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
+memory again, and saves it nothing that one would notice."""
+ROUNDS, SECONDS = 15, 0.5
+"""How often costs are measured, as long as that takes no longer. The least of each counts: others serve meanwhile."""
+
+T = TypeVar("T")
+Predict = Callable[[int, Hidden, Mapping[str, np.ndarray]], Prediction]
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What there is for a release.
+
+    Attributes:
+        joined: Stages and heads as one, for as many rows as that takes.
+        whole: The backbone as one stage, for rows that no head is asked about.
+        costs: What a row takes that leaves at each exit ÷ what it takes where no head is asked; none where that was not
+            measured.
+    """
+
+    joined: Joined | None = None
+    whole: Stage | None = None
+    costs: Mapping[int, float] = field(default_factory=dict)
+
+
+NO_SHORTCUTS = Shortcuts()
+
+
+class ShortcutLoader:
+    """Loads the shortcuts of one release.
+
+    Args:
+        chain: The chain.
+        plan: Its stages.
+        heads: The release's heads, by cut point.
+        runner: Where they run.
+        predict: Looks a batch up, as `gati.head.Heads.predict`.
+        say: Told what makes the chain slower than it could be.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        plan: Plan,
+        heads: Mapping[int, OpenHead],
+        runner: Runner,
+        predict: Predict,
+        say: Callable[[str], None],
+    ) -> None:
+        self._chain = chain
+        self._plan = plan
+        self._heads = heads
+        self._runner = runner
+        self._predict = predict
+        self._say = say
+
+    def load(self, *, joins: bool = True) -> Shortcuts:
+        """Loads them; what can't be loaded is said, and serves as it did before.
+
+        Args:
+            joins: Whether stages may be joined with each other and heads.
+        """
+        joined = whole = None
+        if joins and self._plan.bytes <= LARGEST_JOINED:
+            joined = self._try("single requests take longer than they need to", self._joined)
+            whole = self._try("requests that no head is asked about take longer than they need to", self._whole)
+        if self._runner.device != CPU:  # stage by stage, or joined, they take less than a plain backbone does
+            return Shortcuts(joined)
+        costs = self._try("what heads save can't be told", lambda: self._costs(joined, whole))
+        return Shortcuts(joined, whole, costs or {})
+
+    def _try(self, otherwise: str, load: Callable[[], T]) -> T | None:
+        try:
+            return load()
+        except Exception as error:  # ONNX Runtime's own, too; stage by stage, the answers are the same
+            self._say(f"{otherwise}: {first_line(error)}")
+            return None
+
+    def _joined(self) -> Joined | None:
+        joined = self._join(self._plan.split) if self._plan.split else self._climb()
+        if joined is not None:
+            self._hold_against_stages(joined)
+        return joined
+
+    def _join(self, found: Split) -> Cascade:
+        """On a processor, of the stages as they are run, and with their weights."""
+        steps, weights = self._steps(found.pieces), found.weights.fork()
+        whole = assemble(steps, self._chain.inputs, self._chain.output)
+        weights.take(whole)
+        return Cascade(weights.open(whole), steps)
+
+    def _climb(self) -> Ladder | None:
+        """On a GPU, of the segments as they lie on disk; it takes their weights a second time."""
+        if not isinstance(self._runner, DeviceRunner):
+            return None
+        joined = (
+            join([file.read_bytes() for file in files], prefix=f"stage {place}/")
+            for place, files in enumerate(self._plan.files)
+        )
+        steps = self._steps([*joined])
+        raised = partial(Ladder, steps, self._chain, self._runner)
+        try:
+            captured = partial(
+                raised, captured=True, channels_last=channels_last_pays(steps, self._chain, self._runner)
+            )
+        except UnjoinableError:
+            raise
+        except Exception as error:  # a node that the GPU can't run, say
+            self._say(f"stages and heads can't be CUDA graphs, and start slower: {first_line(error)}")
+            return raised(captured=False)
+        try:
+            return captured(sizes=sizes_up_to(self._chain.max_batch))
+        except Exception as error:  # no room for as many rows, say
+            self._say(f"batches can't be CUDA graphs, and start slower: {first_line(error)}")
+            return captured()
+
+    def _steps(self, stages: Sequence[ModelProto]) -> list[Step]:
+        *before, last = (stage.last for stage in self._plan.stages)
+        heads = [self._heads[index] for index in before]
+        pieces = zip(before, stages, heads, strict=False)
+        return [
+            *(Step(index, piece, head.model, head.spec) for index, piece, head in pieces),
+            Step(last, stages[-1]),
+        ]
+
+    def _whole(self) -> Stage | None:
+        """The backbone as it is run, with the weights of its pieces."""
+        split = self._plan.split
+        if split is None:
+            return None
+        session = split.weights.open(split.whole)
+        whole = stage_of(session, self._chain, len(self._chain.segments) - 1, self._runner)
+        for row in self._rows():
+            output, _ = self._walk(row, asking=False)
+            if not close(np.asarray(_alone(whole, row)), output):
+                raise UnjoinableError("in one, stages do something else than apart")
+        return whole
+
+    def _hold_against_stages(self, joined: Joined) -> None:
+        """Tries out what was joined, alone and with as many rows as it takes.
+
+        Raises:
+            UnjoinableError: If it does something else than the stages and heads apart.
+        """
+        for row in self._rows():
+            output, exit_ = self._walk(row)
+            for size in sorted({1, joined.rows}):
+                rows = {name: np.repeat(values, size, 0) for name, values in row.items()}
+                for said, where in self._leaving(joined, rows):
+                    if where != exit_ or not close(said, np.repeat(output, len(said), 0)):
+                        raise UnjoinableError("joined, stages and heads do something else than apart")
+
+    def _rows(self) -> list[dict[str, np.ndarray]]:
+        tensors = self._chain.inputs
+        return [{t.name: probe(t) for t in tensors}, {t.name: t.zeros() for t in tensors}]
+
+    def _leaving(self, joined: Joined, rows: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, int]]:
+        """What rows are answered, and at which exits."""
+        left: list[tuple[np.ndarray, int]] = []
+        state = {index: HeadState(head.spec.state) for index, head in self._heads.items()}
+        joined.run(rows, state, lambda _, *what: left.append(what))
+        return left
+
+    def _walk(
+        self, row: Mapping[str, np.ndarray], *, asking: bool = True, ran: list[float] | None = None
+    ) -> tuple[np.ndarray, int]:
+        """What stages and heads apart answer to a row, and where.
+
+        Args:
+            row: The row.
+            asking: Whether heads are asked.
+            ran: Takes the seconds of each stage and its head; then no hit ends the walk.
+        """
+        values: dict[str, Hidden] = dict(row)
+        for stage in self._plan.stages:
+            began = time.perf_counter()
+            name = self._chain.segments[stage.last].output.name
+            values[name] = stage.run({read: values[read] for read in stage.inputs})
+            if asking and stage.last in self._heads:
+                state = HeadState(self._heads[stage.last].spec.state)
+                said = self._predict(stage.last, values[name], state.feeds())
+                if said.hit[0] and ran is None:
+                    return said.answer, stage.last
+            if ran is not None:
+                ran.append(time.perf_counter() - began)
+        return np.asarray(values[self._chain.output.name]), len(self._chain.segments) - 1
+
+    def _costs(self, joined: Joined | None, whole: Stage | None) -> dict[int, float]:
+        """What a row takes that leaves at each exit ÷ what it takes where no head is asked, measured in turns.
+
+        Where they are joined, that is measured, and stages and heads apart only tell what each of them adds to it.
+        """
+        row = {tensor.name: _hopeless(tensor) for tensor in self._chain.inputs}
+        apart, alone, together = list[list[float]](), list[float](), list[float]()
+        until = time.perf_counter() + SECONDS
+        while len(apart) < ROUNDS and (not apart or time.perf_counter() < until):
+            apart.append([])
+            self._walk(row, ran=apart[-1])
+            alone.append(_seconds(partial(_alone, whole, row) if whole else partial(self._walk, row, asking=False)))
+            if joined is not None:
+                together.append(_seconds(partial(self._leaving, joined, row)))
+        exits = [stage.last for stage in self._plan.stages]
+        reached = np.cumsum(np.min(apart, axis=0))
+        if joined is not None:
+            ((_, exit_),) = self._leaving(joined, row)
+            reached *= min(together) / reached[exits.index(exit_)]
+        return dict(zip(exits, (reached / min(alone)).tolist(), strict=True))
+
+
+def _alone(whole: Stage, row: Mapping[str, np.ndarray]) -> Hidden:
+    return whole.run({name: row[name] for name in whole.inputs})
+
+
+def _hopeless(tensor: Tensor) -> np.ndarray:
+    """One row that hits nothing: NaN. Of integers there is none; an ordinary one may leave early."""
+    zeros = tensor.zeros()
+    return np.full_like(zeros, np.nan) if zeros.dtype.kind == "f" else probe(tensor)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

@@ -1,0 +1,115 @@
+"""What takes less than going from stage to head to stage, and what rows cost that leave at each exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Exported
+from handmade import draft, sure_head
+
+from gati import shortcuts
+from gati.flight import Answer, Request
+from gati.inline import InlineEngine
+from gati.live import LiveRelease
+from gati.orchestrator import Orchestrator
+from gati.plan import stage_of
+from gati.watch import ReleaseWatch
+from gati_export.headfile import CLOSED, with_threshold
+from gati_export.publish import publish
+
+
+class Silent:
+    """An observer that is not interested."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def live(repository: Path, exported: Exported, recorded: tuple[int, ...] = ()) -> LiveRelease:
+    engine = InlineEngine(repository, exported.chain, recorded=recorded, say=pytest.fail)
+    watch = ReleaseWatch(repository, exported.chain, engine, lambda *_: None, lambda _: None, None, recorded)
+    watch.look()
+    watch.look()
+    return watch.live
+
+
+def closed(exported: Exported, folder: Path) -> Path:
+    """A repository with heads that hit nothing."""
+    repository, chain = exported.copy(folder), exported.chain
+    publish(repository, chain, draft({i: with_threshold(sure_head(chain, i, 1), CLOSED) for i in chain.heads[:2]}))
+    return repository
+
+
+def costs(release: LiveRelease) -> dict[int, float]:
+    assert release.heads is not None
+    return dict(release.heads.load_shortcuts().costs)
+
+
+def test_the_backbone_whole_says_what_its_stages_say(exported: Exported) -> None:
+    release, images = live(exported.repository, exported), exported.images[:50]
+    assert release.whole is not None
+    values: dict = {exported.chain.inputs[0].name: images}
+    found = np.asarray(release.whole.run(values))
+    for stage in release.stages:
+        name = exported.chain.segments[stage.last].output.name
+        values[name] = stage.run({read: values[read] for read in stage.inputs})
+    np.testing.assert_allclose(found, values[exported.chain.output.name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_deeper_the_exit_the_more_a_row_costs_and_most_where_nothing_hits(
+    exported: Exported, tmp_path: Path
+) -> None:
+    release = live(closed(exported, tmp_path), exported)
+    found = costs(release)
+    assert [*found] == [0, 1, len(exported.chain.segments) - 1]
+    assert [*found.values()] == sorted(found.values()) and found[0] > 0
+    assert found[len(exported.chain.segments) - 1] > 1, "lookups cost something"
+
+
+def test_where_hidden_state_is_recorded_only_costs_are_known(exported: Exported, tmp_path: Path) -> None:
+    release = live(closed(exported, tmp_path), exported, recorded=(0,))
+    assert release.joined is None and release.whole is None
+    assert costs(release)[len(exported.chain.segments) - 1] > 0
+
+
+def test_a_backbone_that_says_something_else_whole_is_not_used(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*what) -> object:
+        stage = stage_of(*what)
+        return type(stage)(stage.last, stage.inputs, lambda feeds: np.asarray(stage.run(feeds)) + 1)
+
+    monkeypatch.setattr(shortcuts, "stage_of", other)
+    said: list[str] = []
+    engine = InlineEngine(exported.repository, exported.chain, say=said.append)
+    watch = ReleaseWatch(exported.repository, exported.chain, engine, lambda *_: None, lambda _: None)
+    watch.look()
+    watch.look()
+    assert watch.live.whole is None and watch.live.joined is not None
+    (why,) = said
+    assert why.endswith("take longer than they need to: in one, stages do something else than apart")
+
+
+def test_heads_that_never_hit_are_bypassed_and_those_of_the_next_release_asked(
+    exported: Exported, tmp_path: Path
+) -> None:
+    repository, chain = closed(exported, tmp_path), exported.chain
+    release = live(repository, exported)
+    orchestrator = Orchestrator(chain, lambda: release, Silent(), lambda _: None, bypasses=True)  # type: ignore[arg-type]
+
+    def asked(times: int) -> list[int]:
+        exits: list[Answer] = []
+        for image in np.resize(exported.images[:50], (times, *exported.images.shape[1:])):
+            request = Request({chain.inputs[0].name: image[None]}, False, lambda answer, _: exits.append(answer))
+            orchestrator.serve([request])
+        return [answer.exit.item() for answer in exits]
+
+    last = len(chain.segments) - 1
+    assert {*asked(600)} == {last}
+    assert release.bypass.active
+    publish(repository, chain, draft({0: sure_head(chain, 0, 3)}))
+    release = live(repository, exported)
+    assert asked(10) == [0] * 10
