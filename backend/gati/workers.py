@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
@@ -21,11 +21,16 @@ class Workers:
         failed: Called with what a job raises.
         pause: Seconds for which a thread that has found the only job there is leaves it: with others that come
             meanwhile, it takes less of the processor, and not just when requests want it.
+        crowd: So many of them end the pause.
     """
 
-    def __init__(self, count: int, failed: Callable[[Exception], None], pause: float = 0) -> None:
+    def __init__(
+        self, count: int, failed: Callable[[Exception], None], pause: float = 0, crowd: int = sys.maxsize
+    ) -> None:
         self._failed = failed
         self._pause = pause
+        self._crowd = crowd
+        self._crowded = threading.Event()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._free = threading.Semaphore(count)
         self._threads = [
@@ -49,6 +54,8 @@ class Workers:
     def add(self, job: Job) -> None:
         """Puts a job where a thread will find it, and does not wait."""
         self._jobs.put(job)
+        if self._pause and self.waiting >= self._crowd:
+            self._crowded.set()
 
     @property
     def waiting(self) -> int:
@@ -65,7 +72,8 @@ class Workers:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if self._pause and not self.waiting:
-                time.sleep(self._pause)
+                self._crowded.clear()
+                self._crowded.wait(self._pause)
             self.run(job)
 
     def _freeing(self, job: Job) -> None:

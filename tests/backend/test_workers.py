@@ -52,3 +52,16 @@ def test_closing_can_be_told_not_to_wait_for_a_job_that_hangs() -> None:
     workers.add(lambda: go.wait(30) and None)
     workers.close(0.01)  # returns
     go.set()
+
+
+def test_a_job_that_comes_alone_is_left_for_a_while_unless_a_crowd_comes() -> None:
+    workers, done, first = Workers(1, lambda error: None, pause=30, crowd=3), list[int](), threading.Event()
+    workers.add(lambda: done.append(0))
+    first.wait(0.05)
+    assert not done, "others may come meanwhile"
+    for number in (1, 2):
+        workers.add(lambda number=number: done.append(number))
+    workers.add(first.set)
+    workers.add(lambda: None)  # is left for a while in its turn
+    assert first.wait(5)
+    assert done == [0, 1, 2]
