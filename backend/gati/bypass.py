@@ -22,8 +22,8 @@ class Bypass:
     Threads share it without a lock: one that is late changes nothing that matters.
 
     Args:
-        costs: What a row takes that leaves at each exit ÷ what it takes where no head is asked; without any, heads are
-            always asked.
+        costs: What a row takes that leaves at each exit ÷ what it takes where no head is asked (gati.costs); without
+            any, heads are always asked.
 
     Attributes:
         cost: What a row takes now, on average, likewise. At first it is 0: new heads are given the time to show what
@@ -47,6 +47,10 @@ class Bypass:
             return False
         self._place = (self._place + rows) % PERIOD
         return self._place >= LOOKED_UP
+
+    def learn(self, costs: Mapping[int, float]) -> None:
+        """Goes by these costs from now on."""
+        self._costs = dict(costs)
 
     def saw(self, exits: Sequence[int]) -> None:
         """Takes in where rows left that were looked up."""

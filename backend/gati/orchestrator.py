@@ -57,7 +57,6 @@ class Orchestrator:
         later: Takes audits, to be run by `audit` when the answers have left.
         draws: What requests are drawn for an audit; without it, none.
         cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
-        bypasses: Whether requests go past heads that do not pay.
     """
 
     def __init__(
@@ -68,8 +67,6 @@ class Orchestrator:
         later: Callable[[Audit], None],
         draws: Draws | None = None,
         cut: int | None = None,
-        *,
-        bypasses: bool = False,
     ) -> None:
         self._chain = chain
         self._live = live
@@ -77,7 +74,6 @@ class Orchestrator:
         self._later = later
         self._draws = draws or Draws(0.0, chain.epsilon)
         self._cut = cut
-        self._bypasses = bypasses
         self._agreement = parse_agreement(chain.agreement)
         self._last = len(chain.segments) - 1
         self._read_later = [
@@ -126,7 +122,7 @@ class Orchestrator:
 
     def _fly(self, flight: Flight, release: LiveRelease) -> None:
         heads = release.heads if release.breaker.open_exits and flight.answerable else None
-        if heads is not None and self._bypasses and release.bypass.takes(flight.rows):
+        if heads is not None and release.bypass.takes(flight.rows):
             heads, flight.bypasses = None, True
         audits: list[Audit] = []
         try:

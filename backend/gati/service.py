@@ -85,7 +85,8 @@ class Service:
         path = work / "minutes" / model / f"{settings.replica}.jsonl"
         self._minutes = Minutes(path, len(self.chain.segments) - 1, self._warn)
         told = (self._refused, self._taken, self._ledger.open)
-        self._releases = ReleaseWatch(repository, self.chain, engine, *told, cuts)
+        bypasses = settings.bypass and self.chain.epsilon < NO_PROMISE
+        self._releases = ReleaseWatch(repository, self.chain, engine, *told, cuts, bypasses=bypasses)
         self._said: tuple[Any, ...] = ()
         self._drift = Drift()
         workers = settings.workers_in(self.chain.mode)
@@ -100,7 +101,6 @@ class Service:
             lambda audit: self._auditor.add(partial(self._audit, audit)),
             Draws(settings.audit_share, self.chain.epsilon, self._audits_wait),
             cut,
-            bypasses=settings.bypass and self.chain.epsilon < NO_PROMISE,
         )
         self._start_metrics()
         self._can_look = inline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from gati.cascade import Cascade, assemble
 from gati.chain import Chain, Tensor
+from gati.costs import Costs
 from gati.device import DeviceRunner, Hidden, Runner
 from gati.engine import Stage
 from gati.errors import first_line
@@ -28,9 +29,6 @@ from gati.steps import Joined, Step, UnjoinableError
 LARGEST_JOINED = 256 << 20
 """Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
 memory again, and saves it nothing that one would notice."""
-ROUNDS, SECONDS = 15, 0.5
-"""How often costs are measured, as long as that takes no longer. The least of each counts: others serve meanwhile."""
-
 T = TypeVar("T")
 Predict = Callable[[int, Hidden, Mapping[str, np.ndarray]], Prediction]
 
@@ -42,13 +40,12 @@ class Shortcuts:
     Attributes:
         joined: Stages and heads as one, for as many rows as that takes.
         whole: The backbone as one stage, for rows that no head is asked about.
-        costs: What a row takes that leaves at each exit ÷ what it takes where no head is asked; none where that was not
-            measured.
+        costs: Measures what rows take; None where heads are asked in any case.
     """
 
     joined: Joined | None = None
     whole: Stage | None = None
-    costs: Mapping[int, float] = field(default_factory=dict)
+    costs: Costs | None = None
 
 
 NO_SHORTCUTS = Shortcuts()
@@ -94,8 +91,7 @@ class ShortcutLoader:
             whole = self._try("requests that no head is asked about take longer than they need to", self._whole)
         if self._runner.device != CPU:  # stage by stage, or joined, they take less than a plain backbone does
             return Shortcuts(joined)
-        costs = self._try("what heads save can't be told", lambda: self._costs(joined, whole))
-        return Shortcuts(joined, whole, costs or {})
+        return Shortcuts(joined, whole, self._costs(joined, whole))
 
     def _try(self, otherwise: str, load: Callable[[], T]) -> T | None:
         try:
@@ -213,26 +209,17 @@ class ShortcutLoader:
                 ran.append(time.perf_counter() - began)
         return np.asarray(values[self._chain.output.name]), len(self._chain.segments) - 1
 
-    def _costs(self, joined: Joined | None, whole: Stage | None) -> dict[int, float]:
-        """What a row takes that leaves at each exit ÷ what it takes where no head is asked, measured in turns.
-
-        Where they are joined, that is measured, and stages and heads apart only tell what each of them adds to it.
-        """
+    def _costs(self, joined: Joined | None, whole: Stage | None) -> Costs:
         row = {tensor.name: _hopeless(tensor) for tensor in self._chain.inputs}
-        apart, alone, together = list[list[float]](), list[float](), list[float]()
-        until = time.perf_counter() + SECONDS
-        while len(apart) < ROUNDS and (not apart or time.perf_counter() < until):
-            apart.append([])
-            self._walk(row, ran=apart[-1])
-            alone.append(_seconds(partial(_alone, whole, row) if whole else partial(self._walk, row, asking=False)))
-            if joined is not None:
-                together.append(_seconds(partial(self._leaving, joined, row)))
-        exits = [stage.last for stage in self._plan.stages]
-        reached = np.cumsum(np.min(apart, axis=0))
-        if joined is not None:
-            ((_, exit_),) = self._leaving(joined, row)
-            reached *= min(together) / reached[exits.index(exit_)]
-        return dict(zip(exits, (reached / min(alone)).tolist(), strict=True))
+        alone = partial(_alone, whole, row) if whole else partial(self._walk, row, asking=False)
+        together = partial(self._leaving, joined, row) if joined else None
+
+        def apart() -> list[float]:
+            ran: list[float] = []
+            self._walk(row, ran=ran)
+            return ran
+
+        return Costs([stage.last for stage in self._plan.stages], apart, alone, together)
 
 
 def _alone(whole: Stage, row: Mapping[str, np.ndarray]) -> Hidden:
@@ -243,9 +230,3 @@ def _hopeless(tensor: Tensor) -> np.ndarray:
     """One row that hits nothing: NaN. Of integers there is none; an ordinary one may leave early."""
     zeros = tensor.zeros()
     return np.full_like(zeros, np.nan) if zeros.dtype.kind == "f" else probe(tensor)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began

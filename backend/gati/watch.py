@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gati.breaker import Breaker
-from gati.bypass import Bypass
 from gati.chain import Chain
+from gati.costs import Costs
 from gati.engine import Engine
 from gati.errors import GatiError, IncompleteError, ReleaseRefused, UnavailableError, first_line
 from gati.flight import BACKBONE
@@ -44,6 +44,7 @@ class ReleaseWatch:
         taken: Called with the number of each release that goes live.
         breaker: Opens the breaker of a release that is about to go live; without it, one that knows nothing yet.
         cuts: Cut points at which a stage ends in any case, because what goes on there is recorded.
+        bypasses: Whether to find out when requests are to go past heads (gati.bypass).
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class ReleaseWatch:
         taken: Callable[[int], None],
         breaker: Callable[[Release], Breaker] | None = None,
         cuts: Sequence[int] = (),
+        *,
+        bypasses: bool = False,
     ) -> None:
         self._repository = repository
         self._chain = chain
@@ -63,9 +66,11 @@ class ReleaseWatch:
         self._taken = taken
         self._breaker = breaker or self._new_breaker
         self._cuts = cuts
+        self._bypasses = bypasses
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
         self._bare: LiveRelease | None = None  # the live one, while it has no shortcuts
+        self._costs: Costs | None = None  # of the live one, once it has shortcuts
         self._lock = threading.Lock()
 
     @property
@@ -95,7 +100,8 @@ class ReleaseWatch:
     def look(self) -> None:
         """Takes the highest release that can be taken, if it is higher than the live one.
 
-        A look at which there is none loads the shortcuts of the live one: it serves before that, and sooner.
+        A look at which there is none loads the shortcuts of the live one: it serves before that, and sooner. Others
+        measure what its heads cost.
         """
         try:
             numbers = numbers_on_disk(self._repository, self._chain)
@@ -109,13 +115,16 @@ class ReleaseWatch:
                 return
         if self._bare is not None:
             self._complete(self._bare)
+        elif self._costs is not None and self._costs.due and self._live is not None:
+            self._live.bypass.learn(self._costs.measure())
 
     def _complete(self, live: LiveRelease) -> None:
         self._bare = None
         found = live.heads.load_shortcuts() if live.heads else NO_SHORTCUTS
         if found is not NO_SHORTCUTS:
             with self._lock:
-                self._live = replace(live, joined=found.joined, whole=found.whole, bypass=Bypass(found.costs))
+                self._live = replace(live, joined=found.joined, whole=found.whole)
+            self._costs = found.costs if self._bypasses else None
             trim()
 
     def _try(self, number: int) -> bool:
@@ -135,6 +144,7 @@ class ReleaseWatch:
             return False
         with self._lock:
             self._live = self._bare = live
+            self._costs = None
         trim()
         self._taken(number)
         return True

@@ -152,14 +152,14 @@ def test_stage_by_stage_where_hidden_state_is_recorded_on_the_way() -> None:
 
 
 @pytest.mark.parametrize("bypasses", [True, False])
-def test_heads_that_do_not_pay_are_bypassed_where_that_is_wanted(bypasses: bool) -> None:
+def test_heads_that_do_not_pay_are_bypassed_where_their_costs_are_known(bypasses: bool) -> None:
     house = House()
-    house.live = replace(house.live, whole=whole(house), bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
-    orchestrator = Orchestrator(CHAIN, lambda: house.live, house, house.audits.append, bypasses=bypasses)
+    costs = {0: 0.3, 1: 0.7, LAST: 1.2} if bypasses else {}
+    house.live = replace(house.live, whole=whole(house), bypass=Bypass(costs))
     for i in range(600):
-        orchestrator.serve([house.request(f"hard {i}", [9, 1, 2, 0])])
+        house.orchestrator.serve([house.request(f"hard {i}", [9, 1, 2, 0])])
     house.events.clear()
-    orchestrator.serve([house.request("easy", [0, 1, 2, 0])])
+    house.orchestrator.serve([house.request("easy", [0, 1, 2, 0])])
     assert house.events[0] == ("segment", LAST if bypasses else 0, 1)
     assert house.flights[-1].bypasses == bypasses
     assert house.exits("easy") == [LAST if bypasses else 0]
