@@ -73,9 +73,12 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
         level = _before(level, step, nodes, apart(step), output, common)
     graph = level.graph("cascade", common)
     graph.initializer.extend(common.values())
-    graph.input.extend(_value(tensor.name, _type(tensor)) for tensor in inputs)
+    # With shapes ONNX Runtime plans what takes whose place in memory: 2 to 3 % of a network's time.
+    graph.input.extend(_value(tensor.name, _type(tensor), _row(tensor)) for tensor in inputs)
     for step in steps:
-        graph.input.extend(_value(of_head(step.last, name), TensorProto.FLOAT) for name in step.spec.state)
+        graph.input.extend(
+            _value(of_head(step.last, name), TensorProto.FLOAT, shape) for name, shape in step.spec.state.items()
+        )
     opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=max(step.stage.ir_version for step in steps))
 
@@ -154,8 +157,13 @@ def _here(index: int, name: str, kind: int) -> ValueInfoProto:
     return _value(f"cascade/exit {index}/{name}", kind)
 
 
-def _value(name: str, kind: int) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, None)
+def _value(name: str, kind: int, shape: Sequence[int | str] | None = None) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _row(tensor: Tensor) -> list[int | str]:
+    """The shape of one row of a tensor; dimensions that may vary have names."""
+    return [1, *(size if size >= 0 else f"{tensor.name}/{axis}" for axis, size in enumerate(tensor.shape, 1))]
 
 
 def _type(tensor: Tensor) -> int:

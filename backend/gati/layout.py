@@ -256,7 +256,8 @@ def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> 
     nodes = _needed(model.graph, given, wanted)
     read = {name for node in nodes for name in node.input}
     weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    known = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    known = {value.name: _shapeless(value) for value in model.graph.output}
+    known |= {value.name: value for value in model.graph.input}
     missing = read - {tensor.name for tensor in weights} - {name for node in nodes for name in node.output} - {""}
     if not missing <= set(given) or len(nodes) == 0:
         raise InseparableError(f"once optimised, a piece reads {sorted(missing - set(given))[:3]} as well")
@@ -265,7 +266,7 @@ def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> 
     piece.graph.name = model.graph.name
     piece.graph.node.extend(nodes)
     piece.graph.initializer.extend(weights)
-    piece.graph.input.extend(_shapeless(known[name]) for name in given if name in missing)
+    piece.graph.input.extend(known[name] for name in given if name in missing)
     piece.graph.output.extend(_shapeless(known[name]) for name in wanted)
     return piece
 
