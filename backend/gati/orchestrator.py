@@ -263,7 +263,7 @@ class Orchestrator:
                 audits += audits_of(index, release, flight, rows, hit, values, index)
                 rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
         audits += held.audits(release, self._last, self._chain.output.name)
-        if heads is not None:
+        if heads is not None or flight.bypasses:
             _learn(flight, release, keys)
 
     def _advance(self, stage: Stage, values: Mapping[str, Hidden], ran: list[Ran]) -> dict[str, Hidden]:

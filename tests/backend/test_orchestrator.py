@@ -165,6 +165,22 @@ def test_heads_that_do_not_pay_are_bypassed_where_their_costs_are_known(bypasses
     assert house.exits("easy") == [LAST if bypasses else 0]
 
 
+def test_what_is_answered_past_the_heads_counts_in_the_mix_of_answers() -> None:
+    house = House()
+    house.shapes = {CLASS_MIX: (4,)}
+    house.live = replace(house.release(1), whole=whole(house), bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
+    house.live.bypass.saw([LAST] * 1000)
+    for i in range(100):
+        house.orchestrator.serve([house.request(f"hard {i}", [9, 3, 2, 0])])
+    assert house.flights[-1].bypasses
+    for state in house.live.state.values():
+        assert state.feeds()[CLASS_MIX].argmax() == 3
+        mixed = HeadState(house.shapes)
+        for flight in house.flights:
+            mixed.count(flight.output)
+        np.testing.assert_allclose(state.feeds()[CLASS_MIX], mixed.feeds()[CLASS_MIX], rtol=1e-6)
+
+
 def test_what_no_head_was_asked_about_says_nothing_of_what_heads_save() -> None:
     house = House()
     house.live = replace(house.live, bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
