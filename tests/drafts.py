@@ -17,14 +17,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gati.chain import Chain
 from gati.head import SEGMENTS_KEY
-from gati.release import HeadFile, Release, head_folder
+from gati.release import HeadFile, Release, head_folder, head_path, valid_releases
 from gati.settings import workspace
 from gati_export.activations import open_segments
-from gati_export.headfile import stamp
+from gati_export.headfile import CLOSED, stamp, with_threshold
 from gati_export.publish import Draft
 
 ALWAYS = -np.inf
 """A threshold that every row reaches."""
+
+
+def closed_heads(repository: Path, chain: Chain) -> dict[int, bytes]:
+    """The live heads by cut point, with thresholds that nothing reaches: they take what they did, and save nothing."""
+    release = next(valid_releases(repository, chain))
+    paths = {head.index: head_path(repository, chain, head.index, release.number) for head in release.heads}
+    return {index: with_threshold(path.read_bytes(), CLOSED) for index, path in paths.items()}
 
 
 def marked_head(chain: Chain, index: int, mark: int, threshold: float = ALWAYS) -> bytes:

@@ -33,7 +33,8 @@ class Bypass:
     def __init__(self, costs: Mapping[int, float] | None = None) -> None:
         self._costs = dict(costs or {})
         self.cost = 0.0
-        self._place = 0
+        self._credit = 0  # what rows past the heads earn, and those that are looked up spend
+        self._looking = False
 
     @property
     def active(self) -> bool:
@@ -43,10 +44,15 @@ class Bypass:
     def takes(self, rows: int) -> bool:
         """Whether the next rows are to go past the heads."""
         if not self.active:
-            self._place = 0
+            self._credit, self._looking = 0, False
             return False
-        self._place = (self._place + rows) % PERIOD
-        return self._place >= LOOKED_UP
+        if self._looking:
+            self._credit -= rows * (PERIOD - LOOKED_UP)
+            self._looking = self._credit > 0
+            return False
+        self._credit += rows * LOOKED_UP
+        self._looking = self._credit >= LOOKED_UP * (PERIOD - LOOKED_UP)
+        return True
 
     def learn(self, costs: Mapping[int, float]) -> None:
         """Goes by these costs from now on."""

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Callable, Mapping
 
 ROUNDS, SECONDS = 5, 0.5
 """How often all is run when it is measured, as long as that takes no longer."""
 TIMES, FIRST_WAIT, SHARE = 8, 1.0, 0.05
 """How often it is measured, seconds before the second time, and the share of time that this takes at most. Each wait is
 twice as long as the one before."""
+MOST = 0.5
+"""Of the backbone's time, what all lookups together are believed to take: heads that took more would not have been
+chosen, and what a busy machine makes of it is no reason to do without them."""
 
 
 class Costs:
-    """Measures, in turns, and once more whenever it is asked to: others are at work meanwhile, so the least counts.
+    """Measures what lookups take, once more whenever it is asked to: others are at work meanwhile, so the least counts.
 
     Args:
-        exits: The exits, the backbone's last.
-        apart: Runs one row through all stages and heads, and gives the seconds of each stage with its head.
-        alone: Runs it through the backbone alone.
-        together: Runs it through stages and heads as requests do, and gives where that ended, [(answer, exit)]; None
-            where that is the same as apart. Then what is apart only tells how that is shared out among the exits.
+        shares: By exit, the share of the backbone's work that is done by then, 1 at the last; in order.
+        alone: Runs a row through the backbone.
+        looked_up: Runs it through the backbone and all lookups.
     """
 
     def __init__(
-        self,
-        exits: Sequence[int],
-        apart: Callable[[], Sequence[float]],
-        alone: Callable[[], object],
-        together: Callable[[], Sequence[tuple[object, int]]] | None = None,
+        self, shares: Mapping[int, float], alone: Callable[[], object], looked_up: Callable[[], object]
     ) -> None:
-        self._exits = list(exits)
-        self._ways = apart, alone, together
-        self._apart = np.full(len(exits), np.inf)
-        self._alone = self._together = np.inf
-        self._end = len(exits) - 1
+        self._shares = dict(shares)
+        self._ways = alone, looked_up
+        self._least = [math.inf, math.inf]
         self._left, self._wait, self._next = TIMES, FIRST_WAIT, 0.0
 
     @property
@@ -50,24 +44,29 @@ class Costs:
         Raises:
             Exception: ONNX Runtime's own, if the row can't be run.
         """
-        apart, alone, together = self._ways
         start = time.perf_counter()
         self._left -= 1
-        for _ in range(ROUNDS):
-            self._apart = np.minimum(self._apart, apart())
+        try:
+            for _ in range(ROUNDS):
+                self._run_both()
+                if time.perf_counter() > start + SECONDS:
+                    break
+        finally:
+            self._next = time.monotonic() + max(self._wait, (time.perf_counter() - start) / SHARE)
+            self._wait *= 2
+        alone, looked_up = self._least
+        return self._by_exit(min(max(looked_up / alone - 1, 0), MOST))
+
+    def _run_both(self) -> None:
+        for way, run in enumerate(self._ways):
             began = time.perf_counter()
-            alone()
-            self._alone = min(self._alone, time.perf_counter() - began)
-            if together is not None:
-                began = time.perf_counter()
-                ((_, exit_),) = together()
-                self._together = min(self._together, time.perf_counter() - began)
-                self._end = self._exits.index(exit_)
-            if time.perf_counter() > start + SECONDS:
-                break
-        self._next = time.monotonic() + max(self._wait, (time.perf_counter() - start) / SHARE)
-        self._wait *= 2
-        reached = np.cumsum(self._apart)
-        if together is not None:
-            reached *= self._together / reached[self._end]
-        return dict(zip(self._exits, (reached / self._alone).tolist(), strict=True))
+            run()
+            self._least[way] = min(self._least[way], time.perf_counter() - began)
+
+    def _by_exit(self, lookups: float) -> dict[int, float]:
+        """Lookups, as a share of the backbone's time, are taken to cost the same each: all of them up to an exit."""
+        heads = max(1, len(self._shares) - 1)
+        return {
+            exit_: share + lookups * min(place, heads) / heads
+            for place, (exit_, share) in enumerate(self._shares.items(), 1)
+        }

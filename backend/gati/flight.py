@@ -138,6 +138,11 @@ class Flight:
         return int(np.count_nonzero(self.drawn.rows)) if self.drawn is not None and self.drawn.held else 0
 
     @property
+    def bytes(self) -> int:
+        """How much its inputs take."""
+        return sum(value.nbytes for value in self.values.values())
+
+    @property
     def replied(self) -> bool:
         """Whether no request waits for its reply any longer."""
         return not self._waiting

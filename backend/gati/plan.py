@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Plan:
         stages: The stages.
         split: What they are made of; None where they are segments as these lie on disk.
         files: Those segments' files, by stage; none where there is a split.
+        whole: The backbone as one stage, once it is loaded: releases of the same cut points share it.
     """
 
     stages: tuple[Stage, ...]
     split: Split | None = None
     files: Sequence[Sequence[Path]] = ()
+    whole: list[Stage] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:

@@ -44,8 +44,8 @@ AUDITS_WAITING = 16
 CLERK_PAUSE, CLERK_CROWD = 0.1, 32
 """Seconds, or flights, after which what was answered is counted, together: one by one, that took a tenth of a hit's
 time (measured), since it is done beside the next request, and a thread that slept finds nothing in the caches."""
-FLIGHTS_WAITING = 64
-"""Flights that may wait to be counted; while there are more, who serves counts. Each holds its inputs."""
+FLIGHTS_WAITING, LARGEST_WAITING = 64, 1 << 20
+"""Flights that may wait to be counted, and bytes of the inputs that each holds; others are counted by who serves."""
 
 
 class Service:
@@ -176,7 +176,7 @@ class Service:
 
         A request that came alone is answered when this returns: a thread of its own does the rest meanwhile.
         """
-        if self._clerk.waiting < FLIGHTS_WAITING:
+        if self._clerk.waiting < FLIGHTS_WAITING and flight.bytes <= LARGEST_WAITING:
             self._clerk.add(partial(self._count, flight))
         else:
             self._count(flight)
@@ -189,9 +189,10 @@ class Service:
             self._metrics.add("gati_requests_total", rows, exit=exit_)
         if held := flight.held:
             self._metrics.add("gati_held_total", held)
-        if flight.bypasses:
-            self._metrics.add("gati_bypassed_total", flight.rows)
-        self._minutes.served(exits, latencies, held, flight.rows if flight.bypasses else 0)
+        bypassed = int(np.count_nonzero(flight.cacheable)) if flight.bypasses else 0
+        if bypassed:
+            self._metrics.add("gati_bypassed_total", bypassed)
+        self._minutes.served(exits, latencies, held, bypassed)
         for _, seconds in latencies:
             self._metrics.observe("gati_request_seconds", seconds)
         self._samples.served(flight)

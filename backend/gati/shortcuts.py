@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from gati.cascade import Cascade, assemble
-from gati.chain import Chain, Tensor
+from gati.chain import Chain
 from gati.costs import Costs
 from gati.device import DeviceRunner, Hidden, Runner
 from gati.engine import Stage
@@ -27,8 +27,8 @@ from gati.state import HeadState
 from gati.steps import Joined, Step, UnjoinableError
 
 LARGEST_JOINED = 256 << 20
-"""Bytes of a network up to which requests of one row have a graph of their own: that of a larger one may take as much
-memory again, and saves it nothing that one would notice."""
+"""Bytes of a network up to which there is a graph for requests of one row, and one for those that no head is asked
+about: those of a larger one may take as much memory again each, and save it nothing that one would notice."""
 T = TypeVar("T")
 Predict = Callable[[int, Hidden, Mapping[str, np.ndarray]], Prediction]
 
@@ -86,7 +86,7 @@ class ShortcutLoader:
             joins: Whether stages may be joined with each other and heads.
         """
         joined = whole = None
-        if joins and self._plan.bytes <= LARGEST_JOINED:
+        if joins:
             joined = self._try("single requests take longer than they need to", self._joined)
             whole = self._try("requests that no head is asked about take longer than they need to", self._whole)
         if self._runner.device != CPU:  # stage by stage, or joined, they take less than a plain backbone does
@@ -101,6 +101,8 @@ class ShortcutLoader:
             return None
 
     def _joined(self) -> Joined | None:
+        if self._plan.bytes > LARGEST_JOINED:
+            return None
         joined = self._join(self._plan.split) if self._plan.split else self._climb()
         if joined is not None:
             self._hold_against_stages(joined)
@@ -150,14 +152,17 @@ class ShortcutLoader:
     def _whole(self) -> Stage | None:
         """The backbone as it is run, with the weights of its pieces."""
         split = self._plan.split
-        if split is None:
+        if split is None or self._plan.bytes > LARGEST_JOINED:
             return None
+        if self._plan.whole:
+            return self._plan.whole[0]
         session = split.weights.open(split.whole)
         whole = stage_of(session, self._chain, len(self._chain.segments) - 1, self._runner)
         for row in self._rows():
             output, _ = self._walk(row, asking=False)
             if not close(np.asarray(_alone(whole, row)), output):
                 raise UnjoinableError("in one, stages do something else than apart")
+        self._plan.whole.append(whole)
         return whole
 
     def _hold_against_stages(self, joined: Joined) -> None:
@@ -186,47 +191,38 @@ class ShortcutLoader:
         return left
 
     def _walk(
-        self, row: Mapping[str, np.ndarray], *, asking: bool = True, ran: list[float] | None = None
+        self, row: Mapping[str, np.ndarray], *, asking: bool = True, leaving: bool = True
     ) -> tuple[np.ndarray, int]:
         """What stages and heads apart answer to a row, and where.
 
         Args:
             row: The row.
             asking: Whether heads are asked.
-            ran: Takes the seconds of each stage and its head; then no hit ends the walk.
+            leaving: Whether a hit ends the walk.
         """
         values: dict[str, Hidden] = dict(row)
         for stage in self._plan.stages:
-            began = time.perf_counter()
             name = self._chain.segments[stage.last].output.name
             values[name] = stage.run({read: values[read] for read in stage.inputs})
             if asking and stage.last in self._heads:
                 state = HeadState(self._heads[stage.last].spec.state)
                 said = self._predict(stage.last, values[name], state.feeds())
-                if said.hit[0] and ran is None:
+                if said.hit[0] and leaving:
                     return said.answer, stage.last
-            if ran is not None:
-                ran.append(time.perf_counter() - began)
         return np.asarray(values[self._chain.output.name]), len(self._chain.segments) - 1
 
     def _costs(self, joined: Joined | None, whole: Stage | None) -> Costs:
-        row = {tensor.name: _hopeless(tensor) for tensor in self._chain.inputs}
-        alone = partial(_alone, whole, row) if whole else partial(self._walk, row, asking=False)
-        together = partial(self._leaving, joined, row) if joined else None
-
-        def apart() -> list[float]:
-            ran: list[float] = []
-            self._walk(row, ran=ran)
-            return ran
-
-        return Costs([stage.last for stage in self._plan.stages], apart, alone, together)
+        """As requests go, where that can be measured: NaN hits nothing, and of integers there is none."""
+        shares = {i: self._chain.segments[i].share for i in sorted(self._heads)} | {len(self._chain.segments) - 1: 1.0}
+        tensors = self._chain.inputs
+        if joined is not None and whole is not None and all(t.zeros().dtype.kind == "f" for t in tensors):
+            row = {tensor.name: np.full_like(tensor.zeros(), np.nan) for tensor in tensors}
+            with suppress(Exception):  # a network may look words up by numbers of floating point
+                self._leaving(joined, row)
+                return Costs(shares, partial(_alone, whole, row), partial(self._leaving, joined, row))
+        row, _ = self._rows()
+        return Costs(shares, partial(self._walk, row, asking=False), partial(self._walk, row, leaving=False))
 
 
 def _alone(whole: Stage, row: Mapping[str, np.ndarray]) -> Hidden:
     return whole.run({name: row[name] for name in whole.inputs})
-
-
-def _hopeless(tensor: Tensor) -> np.ndarray:
-    """One row that hits nothing: NaN. Of integers there is none; an ordinary one may leave early."""
-    zeros = tensor.zeros()
-    return np.full_like(zeros, np.nan) if zeros.dtype.kind == "f" else probe(tensor)

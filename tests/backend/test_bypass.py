@@ -48,10 +48,11 @@ def test_heads_that_miss_cost_little_more_than_none() -> None:
     assert np.mean([COSTS[MISS] if one else 1 for one in asked]) < 1.02
 
 
-def test_rows_of_batches_count_as_many() -> None:
+@pytest.mark.parametrize("rows", [1, 7, 8, 32, 64, 512, 1000])
+def test_rows_of_batches_count_as_many(rows: int) -> None:
     bypass = Bypass(COSTS)
     bypass.saw([MISS] * 1_000)
-    taken = [bypass.takes(8) for _ in range(PERIOD)]
+    taken = [bypass.takes(rows) for _ in range(10_000)]
     assert sum(taken) / len(taken) == pytest.approx(1 - LOOKED_UP / PERIOD, abs=0.02)
 
 

@@ -1,57 +1,73 @@
-"""What rows take by their exits is measured again and again, and the least of it counts."""
+"""What lookups take is measured again and again, and the least of it counts."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
 from gati import costs
-from gati.costs import Costs
+from gati.costs import MOST, Costs
+
+SHARES = {0: 0.1, 2: 0.4, 5: 1.0}
 
 
-def slept(seconds: float) -> float:
-    began = time.perf_counter()
-    time.sleep(seconds)
-    return time.perf_counter() - began
+class Clock:
+    """Time that passes where somebody says so."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        patch.setattr(costs.time, "monotonic", lambda: self.now)
+        patch.setattr(costs.time, "perf_counter", lambda: self.now)
+
+    def taking(self, *seconds: float) -> Callable[[], None]:
+        """What takes so long, the last again and again."""
+        left = [*seconds]
+
+        def run() -> None:
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return run
 
 
-def test_costs_add_up_along_the_chain_and_are_held_against_the_backbone_alone() -> None:
-    found = Costs([0, 2, 5], lambda: [0.001, 0.004, 0.007], lambda: slept(0.01)).measure()
-    assert [*found] == [0, 2, 5]
-    assert found[2] / found[0] == pytest.approx(5) and found[5] / found[0] == pytest.approx(12)
-    assert 0.5 < found[5] < 1.25, "a sleep is never too short"
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
-def test_what_is_joined_is_measured_joined_and_shared_out_as_it_is_apart() -> None:
-    found = Costs([0, 1], lambda: [1, 3], lambda: slept(0.01), lambda: [(slept(0.02), 1)]).measure()
-    assert found[0] * 4 == pytest.approx(found[1]) and 1 < found[1] < 4
-    early = Costs([0, 1], lambda: [1, 3], lambda: slept(0.01), lambda: [(slept(0.02), 0)]).measure()
-    assert early[1] > 2 * found[1], "it left at the first exit"
+def test_to_the_work_that_is_done_at_an_exit_come_the_lookups_up_to_there(clock: Clock) -> None:
+    found = Costs(SHARES, clock.taking(0.010), clock.taking(0.012)).measure()
+    assert found == pytest.approx({0: 0.1 + 0.1, 2: 0.4 + 0.2, 5: 1 + 0.2})
 
 
-def test_the_least_of_all_measurements_counts() -> None:
-    def times() -> Iterator[float]:
-        yield from [9.0, 2.0, 5.0, 5.0, 5.0]  # the first measurement
-        yield 1.0
-        while True:
-            yield 7.0
-
-    taken = times()
-    measured = Costs([0], lambda: [next(taken)], lambda: slept(0.001))
-    first, second = measured.measure(), measured.measure()
-    assert second[0] < 0.8 * first[0]
+def test_the_least_of_all_measurements_counts(clock: Clock) -> None:
+    measured = Costs(SHARES, clock.taking(0.010), clock.taking(0.09, 0.015, 0.08, 0.08, 0.08, 0.011))
+    assert measured.measure()[5] == pytest.approx(1.5)
+    assert measured.measure()[5] == pytest.approx(1.1)
 
 
-def test_it_is_due_a_few_times_and_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(costs.time, "monotonic", lambda: now[0])
-    measured, waited = Costs([0], lambda: [1.0], lambda: None), list[float]()
+@pytest.mark.parametrize(("looked_up", "cost"), [(0.009, 1.0), (0.1, 1 + MOST)])
+def test_a_busy_machine_makes_lookups_neither_a_gain_nor_a_ruin(clock: Clock, looked_up: float, cost: float) -> None:
+    assert Costs(SHARES, clock.taking(0.010), clock.taking(looked_up)).measure()[5] == pytest.approx(cost)
+
+
+def test_it_is_due_a_few_times_and_less_and_less_often(clock: Clock) -> None:
+    measured, waited = Costs(SHARES, clock.taking(1e-6), clock.taking(1e-6)), list[float]()
     while measured.due:
         measured.measure()
         waited.append(0)
         while not measured.due and waited[-1] < 1000:
-            now[0] += 1
+            clock.now += 1
             waited[-1] += 1
     assert waited == [1, 2, 4, 8, 16, 32, 64, 1000]
+
+
+def test_of_a_large_network_it_takes_little_of_the_time(clock: Clock) -> None:
+    measured, taken, began = Costs(SHARES, clock.taking(2.0), clock.taking(3.0)), 0.0, clock.now
+    while clock.now < began + 300:
+        since = clock.now
+        if measured.due:
+            measured.measure()
+        taken += clock.now - since
+        clock.now += 0.25
+    assert 5 <= taken <= 0.07 * 300

@@ -165,6 +165,14 @@ def test_heads_that_do_not_pay_are_bypassed_where_their_costs_are_known(bypasses
     assert house.exits("easy") == [LAST if bypasses else 0]
 
 
+def test_heads_that_are_left_open_are_bypassed_where_they_do_not_pay() -> None:
+    house = House()
+    house.live = replace(house.live, breaker=Breaker(0.01, 0.05, (0,)), bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
+    for i in range(600):
+        house.orchestrator.serve([house.request(f"hard {i}", [9, 1, 2, 0])])
+    assert house.flights[-1].bypasses and not house.flights[0].bypasses
+
+
 def test_what_is_answered_past_the_heads_counts_in_the_mix_of_answers() -> None:
     house = House()
     house.shapes = {CLASS_MIX: (4,)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from conftest import MODEL, Exported, Serve
+from drafts import closed_heads
 from handmade import draft, sure_head
 from running import eventually, started
 
 from gati_client import Client
 from gati_export.day import read_day
-from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import publish
 from gati_export.rollout import publish_to
 
@@ -19,8 +19,7 @@ def test_heads_that_do_not_pay_are_bypassed_until_the_next_release(
     exported: Exported, serve: Serve, tmp_path: Path
 ) -> None:
     repository, chain = exported.copy(tmp_path, plain=True), exported.chain
-    missing = {index: with_threshold(sure_head(chain, index, 1), CLOSED) for index in chain.heads}
-    publish(repository, chain, draft(missing))
+    publish(repository, chain, draft(closed_heads(repository, chain)))
     running = started(exported, serve, tmp_path, "inline", repository, GATI_BYPASS="1", GATI_REPLICA="here")
     last = len(chain.segments) - 1
 
