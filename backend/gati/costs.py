@@ -12,8 +12,8 @@ TIMES, FIRST_WAIT, SHARE = 8, 1.0, 0.05
 """How often it is measured, seconds before the second time, and the share of time that this takes at most. Each wait is
 twice as long as the one before."""
 MOST = 0.5
-"""Of the backbone's time, what all lookups together are believed to take: heads that took more would not have been
-chosen, and what a busy machine makes of it is no reason to do without them."""
+"""Of the backbone's time, what all lookups together are believed to take. Heads are seldom chosen that take more, and
+what a busy machine makes of it is no reason to do without them."""
 
 
 class Costs:
