@@ -22,9 +22,11 @@ COMMANDS = {
     "report": ("gati_export.commands.report:report", "Show what a release learned and what it promises."),
     "rollback": ("gati_export.commands.rollback:rollback", "Publish an earlier release again, under the next number."),
     "status": ("gati_export.commands.status:status", "Watch a served chain: exits, hits, agreement, latency."),
-    "demo": ("gati_export.demo.command:demo", "The whole of it on handwritten digits, in some ten minutes."),
+    "demo": ("gati_export.demo.command:demo", "The whole of it on handwritten digits, in some minutes."),
 }
 """Name: where it is, and what it does in a line (known without importing it)."""
+EXTRAS = {"serve": "serve", "status": "serve", "rollback": "serve,client", "sync": "serve,client", "demo": "demo"}
+"""What a subcommand needs of pyproject.toml's extras; others need "export"."""
 
 
 class LazyGroup(click.Group):
@@ -42,7 +44,7 @@ class LazyGroup(click.Group):
         try:
             return getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            extra = {"serve": "serve", "demo": "demo"}.get(cmd_name, "export")
+            extra = EXTRAS.get(cmd_name, "export")
             raise click.ClickException(
                 f"gati {cmd_name} needs more than is installed ({error}): in a clone of gati, pip install "
                 f"-c constraints.txt '.[{extra}]'."

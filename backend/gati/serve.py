@@ -111,8 +111,8 @@ def serve(
 
     Takes the tritonserver on PATH (as in NVIDIA's container), else the one in the pip wheel nvidia-pytriton, and
     listens on loopback; with --host 0.0.0.0, whoever reaches this machine may ask it. Models can be loaded and
-    unloaded only by who can read DIR.gati/token. Ends on SIGTERM or Ctrl-C, when the requests in flight are answered.
-    The file of --json is written when the server is ready.
+    unloaded only by those who can read DIR.gati/token. Ends on SIGTERM or Ctrl-C, when the requests in flight are
+    answered. The file of --json is written when the server is ready.
     """
     options = {
         STORE: store,

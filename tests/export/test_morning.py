@@ -176,7 +176,9 @@ def test_a_replica_whose_clock_is_ahead_is_heard_and_makes_nobody_else_be_gone(t
 def test_on_a_quiet_day_a_replica_that_is_long_gone_does_not_speak_for_now(repository: Path) -> None:
     closing, other = Event(ago(90 * 24), 1, (2,), ALARM), Event(ago(12 * 24), 5, (0,), replace(ALARM, exit=0))
     write_lines(repository, "breaker", "pod-of-june", [Event(ago(91 * 24), 1, (), None), closing])
-    assert run(repository)[0].startswith("No request was answered in the last 24 hours.")
+    assert run(repository)[0].startswith(
+        "No request of the last 24 hours is written down; servers write once a minute."
+    )
     write_lines(repository, "breaker", "pod-of-today", [Event(ago(13 * 24), 5, (), None), other])
     assert read_day(repository, MODEL, NOW, release=5).closed == {"pod-of-today": other}, "it may be idle"
     assert read_day(repository, MODEL, NOW, release=5).closed_exits(5) == [0]
@@ -224,7 +226,7 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
         "Heads took more time than they saved while 50.0% of requests went past them."
     )
     nothing = morning(Day(NOW, {}, {"a": [Event(ago(50), 2, (), None)]}), live(), (), {})
-    assert nothing.sentence == "No request was answered in the last 24 hours."
+    assert nothing.sentence == "No request of the last 24 hours is written down; servers write once a minute."
     assert not nothing.tiles and not nothing.panels
 
 
@@ -268,7 +270,7 @@ def test_a_day_without_a_report_is_shown_all_the_same(repository: Path) -> None:
 
 def test_a_server_that_says_nothing_is_on_the_page_as_that(repository: Path) -> None:
     said, source = run(repository, "--metrics", "127.0.0.1:1")
-    assert said.startswith("No request was answered in the last 24 hours.")
+    assert said.startswith("No request of the last 24 hours is written down; servers write once a minute.")
     assert "No Triton metrics answer on 127.0.0.1:1" in source
 
 

@@ -125,8 +125,12 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
     callback=_list(_positive(float)),
     help="Requests a second, with Poisson arrivals.  [default: 70 % of what the plain model takes]",
 )
-@click.option("--requests", type=click.IntRange(20), default=300, show_default=True, help="Of each measurement.")
-@click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each.")
+@click.option(
+    "--requests", type=click.IntRange(20), default=300, show_default=True, help="Requests in each measurement."
+)
+@click.option(
+    "--turns", type=click.IntRange(1), default=3, show_default=True, help="Times that each contender is measured."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of requests.")
 @click.option(
     "--device",

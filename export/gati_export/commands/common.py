@@ -30,14 +30,23 @@ model_argument = click.argument("model", metavar="MODEL")
 repository_option = click.option(
     "--repository", metavar="DIR", type=existing_folder, required=True, help="The model repository."
 )
-server_option = click.option(
-    "--server",
-    metavar="HOST:GRPC_PORT",
-    multiple=True,
-    callback=lambda _ctx, option, values: checked_addresses(option, values),
-    help="The server that shall take the release; again, or with commas, for several; a name with many addresses "
-    "stands for a server at each. Without it the release is only written: servers that run inline take it by "
-    "themselves.",
+
+
+def server_option(purpose: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option `--server`, and what a command asks servers for."""
+    several = "Repeat it, or use commas, for several; a name with many addresses means a server at each."
+    return click.option(
+        "--server",
+        metavar="HOST:GRPC_PORT",
+        multiple=True,
+        callback=lambda _ctx, option, values: checked_addresses(option, values),
+        help=f"{purpose} {several}",
+    )
+
+
+takers_option = server_option(
+    "A server that is to take the release. Without it the release is only written: servers that run inline take it by "
+    "themselves."
 )
 
 

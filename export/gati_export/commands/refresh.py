@@ -24,7 +24,7 @@ from gati_export.commands.common import (
     progress,
     repository_option,
     results,
-    server_option,
+    takers_option,
 )
 from gati_export.vigil import AGAIN, Vigil
 
@@ -35,7 +35,7 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 @click.command()
 @model_argument
 @repository_option
-@server_option
+@takers_option
 @click.option("--store", metavar="URL", help="Where the server keeps samples.  [default: DIR.gati/samples]")
 @click.option(
     "--window", type=click.IntRange(1), default=20_000, show_default=True, help="How many of the newest samples count."
@@ -45,7 +45,7 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
     metavar="AGE",
     envvar=STORE_AGE,
     callback=checked(parse_age),
-    help=f"How old samples may be: 30d, 12h, 90m, 45s, or {FOREVER}: any that are kept.  [default: {FOREVER}]",
+    help=f"How old a sample may be: 30d, 12h, 90m, 45s, or {FOREVER}: any that are kept.  [default: {FOREVER}]",
 )
 @click.option("--always", is_flag=True, help="Publish what is certified even where it would not be faster.")
 @click.option(

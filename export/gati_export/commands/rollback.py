@@ -10,7 +10,7 @@ import click
 from gati.chain import read_chain
 from gati.errors import PublishError
 from gati.options import json_option, write_json
-from gati_export.commands.common import announce, model_argument, repository_option, server_option
+from gati_export.commands.common import announce, model_argument, repository_option, takers_option
 from gati_export.publish import earlier
 from gati_export.rollout import publish_to
 from gati_export.sync import follow
@@ -19,7 +19,7 @@ from gati_export.sync import follow
 @click.command()
 @model_argument
 @repository_option
-@server_option
+@takers_option
 @click.option(
     "--to", "number", type=click.IntRange(1), help="The release to go back to.  [default: the one that served before]"
 )

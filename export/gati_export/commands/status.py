@@ -29,7 +29,7 @@ from gati_export.scrape import Reading, read_metrics
     callback=lambda _ctx, option, value: checked_address(option, value),
     help="The server's metrics.  [default: where the server of --repository has them, else 127.0.0.1:8002]",
 )
-@click.option("--once", is_flag=True, help="Print one table and end. So it is, too, where there is no terminal.")
+@click.option("--once", is_flag=True, help="Print one table and end, as is done where output is no terminal, too.")
 @click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between readings.")
 @json_option
 def status(

@@ -29,7 +29,7 @@ from gati_export.sync import Copy, Synced
     show_default=True,
     help="With --watch: seconds between two looks.",
 )
-@server_option
+@server_option("A server to tell of new releases, which chains in BLS mode need.")
 @json_option
 def sync(
     url: str, repository: Path, push: bool, watch: bool, every: float, server: str | None, json_path: Path | None

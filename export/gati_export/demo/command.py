@@ -29,12 +29,13 @@ DEFAULT_OUTPUT = Path("demo")
     type=click.IntRange(100, 40_000),
     default=2000,
     show_default=True,
-    help="Measured in each half, after 1,000 to a new release; the refresh needs some 1,500 in all to certify with.",
+    help="Requests measured before the refresh, and again after it. Each new release gets 1,000 more first. With fewer "
+    "than some 1,500 in all the refresh can't certify.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
 def demo(output: Path, requests: int, seed: int, json_path: Path | None) -> None:
-    """Run the whole of gati on handwritten digits, in some ten minutes.
+    """Run the whole of gati on handwritten digits, in four to seventeen minutes.
 
     Trains a small network, exports it, serves it on a real Triton, asks the plain model and the chain the same
     questions, refreshes the heads from that traffic while more requests come, asks again, and rolls back. Ends with a

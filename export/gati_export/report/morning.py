@@ -88,7 +88,7 @@ def _promise(day: Day, live: LiveChain) -> tuple[str, bool]:
     if day.closed:
         return _closed(day.closed, promised), True
     if day.bounds is None:
-        return "No request was answered in the last 24 hours.", False
+        return "No request of the last 24 hours is written down; servers write once a minute.", False
     lower, upper = day.bounds
     if lower > live.epsilon:
         return f"The promise is broken: more than {percent(lower)} of answers differ (promised: {promised}).", True
