@@ -208,6 +208,11 @@ DAMAGES = [
         "release.json is damaged",
     ),
     Damage(
+        "a name in a manifest that no text can hold",
+        lambda _chain, _number, files: with_manifests(files, lambda text: text.replace("{", '{"\\ud800": 1, ', 1)),
+        "release.json is damaged",
+    ),
+    Damage(
         "a manifest of another release",
         lambda _chain, number, files: with_manifests(
             files, lambda text: text.replace(f'"number": {number}', '"number": 1')

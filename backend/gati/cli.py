@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -11,7 +12,7 @@ from types import FrameType
 import click
 
 from gati import __version__
-from gati.errors import GatiError
+from gati.errors import GatiError, printable
 
 COMMANDS = {
     "export": ("gati_export.commands.export:export", "Cut a backbone, train heads, write a model repository."),
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         signal.signal(signal.SIGTERM, _end)
         arguments = sys.argv[1:]
+    _ask_loopback_directly()
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [a for a in arguments if a != "--debug"]
     try:
@@ -92,9 +94,16 @@ def _end(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def _ask_loopback_directly() -> None:
+    """Has nothing that is started here ask a proxy, that the environment may name, for a server on this machine."""
+    spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if spared != "*":
+        os.environ["no_proxy"] = ",".join(filter(None, [spared, "localhost", "127.0.0.1", "::1"]))
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, GatiError):
-        return str(error)
+        return printable(str(error))
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gati"):
         return f"Something is not installed that this needs ({error}): see README on installing it."
     if isinstance(error, OSError) and error.strerror:

@@ -78,4 +78,9 @@ class BenchError(GatiError):
 
 def first_line(error: Exception | str) -> str:
     """An error's first line: engines put whole stacks into their messages."""
-    return str(error).strip().split("\n", 1)[0][:300]
+    return printable(str(error).strip().split("\n", 1)[0][:300])
+
+
+def printable(text: str) -> str:
+    """Text that can be sent and logged: a file can name a character that is none, half of a surrogate pair, in JSON."""
+    return text.encode(errors="backslashreplace").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -39,7 +40,7 @@ class Request:
         inputs: The model's inputs by name, each [rows, ...], owned by this object.
         exact: Whether only the backbone may answer.
         reply: Called exactly once, with the answer or with what went wrong, and with whether no other request of its
-            flight waits any longer.
+            flight waits any longer. Does not raise.
         arrived: When, as `time.time()`.
         started: The same as `time.perf_counter()`, to measure from.
     """
@@ -139,13 +140,39 @@ class Flight:
 
     @property
     def bytes(self) -> int:
-        """How much its inputs take."""
-        return sum(value.nbytes for value in self.values.values())
+        """How much memory it holds."""
+        kept = {} if self.kept is None or self.kept is self.values else self.kept
+        return self.output.nbytes + sum(value.nbytes for part in (self.values, kept) for value in part.values())
 
     @property
     def replied(self) -> bool:
         """Whether no request waits for its reply any longer."""
         return not self._waiting
+
+    def waiting_rows(self) -> np.ndarray:
+        """Rows (indices) that have no answer yet."""
+        return np.arange(self.rows) if self.exit is NOBODY else np.flatnonzero(self.exit < 0)
+
+    def answered(self) -> Flight | None:
+        """Those of its requests that were replied to, as if no others had come with them; None where none was."""
+        if self.replied:
+            return self
+        places = [place for place in range(len(self.requests)) if place not in self._waiting]
+        if not places:
+            return None
+        rows, part = self.replied_rows, copy(self)
+        ends = [*accumulate(self.requests[place].rows for place in places)]
+        part.requests, part.rows, part._waiting = [self.requests[place] for place in places], ends[-1], []
+        part.spans = [slice(end - self.requests[place].rows, end) for place, end in zip(places, ends, strict=True)]
+        part.values = {name: value[rows] for name, value in self.values.items()}
+        if self.kept is not None:
+            whole = self.kept is self.values
+            part.kept = part.values if whole else {name: value[rows] for name, value in self.kept.items()}
+        for name in ("finite", "cacheable", "exit", "release", "output"):
+            setattr(part, name, getattr(self, name)[rows])
+        if self.drawn is not None:
+            part.drawn = self.drawn._replace(rows=self.drawn.rows[rows])
+        return part
 
     @property
     def replied_rows(self) -> np.ndarray:

@@ -12,7 +12,6 @@ begin with what makes the cut tensor of it.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from gati.chain import Tensor
 from gati.session import open_session, run
+from gati.temporary import temporary_folder
 from gati.weights import Weights
 
 TO_PLANES, TRANSPOSE, DEQUANTISE = "ReorderOutput", "Transpose", "DequantizeLinear"
@@ -183,7 +183,7 @@ def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort
 
     Large tensors of the model, perhaps taken `before`, are used up; those of the graph go to the weights.
     """
-    with tempfile.TemporaryDirectory(prefix="gati-") as folder:
+    with temporary_folder() as folder:
         given, path = Path(folder) / "given.onnx", Path(folder) / "optimised.onnx"
         before.take(model)
         before.lay_beside(model, given.parent)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from gati.breaker import Alarm, Breaker
@@ -77,22 +78,28 @@ class Ledger:
         self._journal = Journal(path.with_suffix(".jsonl"), EVENTS_KEPT)
         self._events: list[Event] = []
         self._touch_due = 0.0
+        self._lock = Lock()  # releases are loaded by one thread, and written down by another
         forget(path.parent)
 
     def open(self, release: Release) -> Breaker:
         """A breaker for a release that goes live: it goes on from what is known of the same heads."""
         heads = self._identity(release)
-        breaker = self._breakers.pop(heads, None) or self._resumed(release, heads)
-        breaker.went_live()
-        self._breakers[heads] = breaker
-        self._breakers = dict(list(self._breakers.items())[-HEADS_KEPT:])
-        self._release, self._live = release.number, breaker
-        self._alarm, self._due = breaker.alarm, 0.0
-        self._happened()
-        return breaker
+        with self._lock:
+            breaker = self._breakers.pop(heads, None) or self._resumed(release, heads)
+            breaker.went_live()
+            self._breakers[heads] = breaker
+            self._breakers = dict(list(self._breakers.items())[-HEADS_KEPT:])
+            self._release, self._live = release.number, breaker
+            self._alarm, self._due = breaker.alarm, 0.0
+            self._happened()
+            return breaker
 
     def keep(self, *, now: bool = False) -> None:
         """Writes what has changed, if an exit has closed, or the last time is some seconds ago, or `now`."""
+        with self._lock:
+            self._keep(now)
+
+    def _keep(self, now: bool) -> None:
         if self._live is None:
             return
         closed = self._live.alarm != self._alarm
@@ -145,10 +152,10 @@ class Ledger:
         self._events.append(Event(at, self._release, self._live.closed_exits, self._live.alarm))
 
     def _write_down(self) -> None:
-        events, self._events = self._events, []
         try:
-            for event in events:
-                self._journal.add(asdict(event))
+            while self._events:
+                self._journal.add(asdict(self._events[0]))
+                del self._events[0]
             if time.monotonic() >= self._touch_due:
                 self._touch_due = time.monotonic() + TOUCH_SECONDS
                 self._journal.touch()

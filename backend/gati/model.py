@@ -9,7 +9,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from gati.configuration import check_configuration
-from gati.errors import GatiError
+from gati.errors import GatiError, printable
 from gati.service import Service
 from gati.wire import Wire
 
@@ -28,7 +28,7 @@ class TritonPythonModel:
             self._service = Service(folder.parent, args["model_name"], pb_utils)
         except GatiError as error:
             # Triton prints the whole stack of an exception, unless it is its own.
-            raise pb_utils.TritonModelException(str(error)) from None
+            raise pb_utils.TritonModelException(printable(str(error))) from None
         self._wire = Wire(self._service.chain, self._service.live_release, pb_utils, self._service.tail)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gati.errors import GatiError
+from gati.files import replace
 
 existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -24,8 +25,12 @@ json_option = click.option(
 def write_json(path: Path | None, result: Any) -> None:
     """Writes a command's result where `--json` says."""
     if path is not None:
+        text = json.dumps(result, indent=2) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if path.is_file() or not path.exists():
+            replace(path, text)
+        else:  # a pipe, or a terminal
+            path.write_text(text, encoding="utf-8")
 
 
 def port_option(name: str, default: int) -> Callable[[Any], Any]:

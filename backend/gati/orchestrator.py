@@ -21,6 +21,7 @@ from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.live import LiveRelease
 from gati.state import HeadState
+from gati.steps import Missed
 
 
 class Observer(Protocol):
@@ -54,7 +55,7 @@ class Orchestrator:
         chain: The chain.
         live: Gives the live release.
         observer: Who is told what was served.
-        later: Takes audits, to be run by `audit` when the answers have left.
+        later: Takes audits, to be run by `audit` when the answers have left; of one at the end, nothing is left to run.
         draws: What requests are drawn for an audit; without it, none.
         cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
     """
@@ -135,8 +136,9 @@ class Orchestrator:
                 release.bypass.saw((flight.exit if flight.rows == 1 else flight.exit[flight.cacheable]).tolist())
             if flight.unjoined is not None:  # not the request's fault
                 self._observer.joined_failed(flight.unjoined)
-            self._observer.served(flight)
         finally:
+            if (answered := flight.answered()) is not None:  # who left at an early exit, though others then failed
+                self._observer.served(answered)
             if heads is not None:
                 self._follow_up(flight, release.breaker, audits)
 
@@ -187,10 +189,7 @@ class Orchestrator:
         others = np.count_nonzero(drawn.rows) - sum(len(audit.served) for audit in audits)
         breaker.settle(drawn.number, int(others))
         for audit in filter(lambda audit: len(audit.served), audits):
-            if audit.at == self._last:  # there is nothing left to run
-                self.audit(audit)
-            else:
-                self._later(audit)
+            self._later(audit)
 
     def _run_joined(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
         """Runs a flight through stages and heads joined; False where it has to go stage by stage.
@@ -199,11 +198,7 @@ class Orchestrator:
         which. Hits that were drawn are run on from their inputs, so that what is audited is what was served.
         """
         joined = release.joined
-        if joined is None or flight.rows > joined.rows or self._cut is not None:
-            return False
-        if len(release.breaker.open_exits) < len(release.state):
-            return False
-        if flight.rows > 1 and not flight.cacheable.all():
+        if joined is None or not self._joins(flight, release, joined.rows):
             return False
         left: list[tuple[np.ndarray, int]] = []
         since = time.perf_counter()
@@ -215,25 +210,35 @@ class Orchestrator:
             left.append((rows, exit_))
             since = time.perf_counter()
 
+        missed: Sequence[Missed] | None = None
         try:
             missed = joined.run(flight.values, release.state, leave)
         except Exception as error:
             if flight.replied:  # it was the last reply that failed
                 raise
             flight.unjoined = error
-            return False
         if flight.drawn is not None:
             for rows, exit_ in left:
                 if exit_ != self._last:
                     values = {name: value[rows] for name, value in flight.values.items()}
                     audits += audits_of(exit_, release, flight, rows, np.ones(len(rows), np.bool_), values, -1)
+        if missed is None:
+            return False
         _learn(flight, release, [(release.state[index], rows, keys) for index, rows, keys in missed])
         return True
 
+    def _joins(self, flight: Flight, release: LiveRelease, most: int) -> bool:
+        """Whether a flight is one for all heads of a release together, which take so many rows."""
+        if flight.rows > most or self._cut is not None or len(release.breaker.open_exits) < len(release.state):
+            return False
+        return flight.rows == 1 or bool(flight.cacheable.all())
+
     def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:
-        """Runs a flight to its end; adds to `audits` the hits that were drawn."""
-        rows = np.arange(flight.rows)
+        """Runs what is left of a flight to its end; adds to `audits` the hits that were drawn."""
+        rows = flight.waiting_rows()
         values: Mapping[str, Hidden] = flight.values
+        if len(rows) < flight.rows:
+            values = {name: value[rows] for name, value in flight.values.items()}
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         held = Held(flight)
         whole = release.whole if heads is None and self._cut is None else None

@@ -93,10 +93,11 @@ class Samples:
             chosen = part & finite
             if count := np.count_nonzero(chosen):
                 rows = slice(None) if count == len(chosen) else chosen
+                output = flight.output[span][rows]
                 self._keep(
                     Sample(
                         {name: value[rows] for name, value in kept.items()},
-                        flight.output[span][rows] if known else None,
+                        (output if output.size == flight.output.size else output.copy()) if known else None,
                         exits[rows],
                         flight.release[span][rows],
                         request.arrived,

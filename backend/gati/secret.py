@@ -7,6 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from gati.errors import PublishError
 from gati.lock import publisher_lock
 from gati.settings import workspace
 
@@ -15,15 +16,22 @@ def read_or_create_token(repository: Path) -> str:
     """The token that opens the model-control API, from a file that only its owner can read.
 
     Servers of one repository share it, and may start at the same time.
+
+    Raises:
+        PublishError: If the file is empty, or is being made by somebody who hangs.
+        OSError: If it can't be read or made.
     """
     path = workspace(repository) / "token"
     if not path.exists():
         with publisher_lock(repository):
             if not path.exists():
                 _write_token(path)
+    token = path.read_text(encoding="ascii").strip()
+    if not token:
+        raise PublishError(f"{path} holds no token.")
     with suppress(OSError):  # a mounted secret is read-only, and its owner's business
         path.chmod(0o600)
-    return path.read_text(encoding="ascii").strip()
+    return token
 
 
 def _write_token(path: Path) -> None:

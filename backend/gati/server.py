@@ -13,9 +13,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
 from gati.stubs import Stubs
+from gati.temporary import TEMPORARY, sweep
 from gati.triton import find_triton
 
 HOST = "127.0.0.1"
@@ -50,6 +52,10 @@ BUILD_SECONDS = 1800
 EXIT_SECONDS = 15
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks loopback, and not the proxy that the environment may name, which would be told the token."""
+NOT_ANSWERED = OSError, HTTPException, ValueError
+"""What comes of asking a server that is not up yet, or ends meanwhile."""
 
 
 class Server:
@@ -88,40 +94,47 @@ class Server:
         self.models = startup_models(self.repository)
         self.keeps_nothing = not _writable(workspace(self.repository))
         self.ports = choose(ports or Ports(), host)
-        free = ports is not None and 0 in asdict(ports).values()
-        self._own = tempfile.TemporaryDirectory(prefix="gati-")
-        self._slot = Slot(Path(self._own.name) if self.keeps_nothing else workspace(self.repository))
         try:
             self._token = read_or_create_token(self.repository)
         except (OSError, PublishError):  # nowhere to keep one: nobody but this process controls the server
             self._token = secrets.token_urlsafe(32)
-        self.log = log or self._slot.log
         if self.keeps_nothing:
             environment = {STORE: os.environ.get(STORE, NO_STORE)} | dict(environment or {})
-        backends, pulses = Path(self._own.name) / "backends", Path(self._own.name) / "pulses"
-        backends.mkdir()
-        pulses.mkdir()
-        self._pulses = Pulses(pulses, patience)
-        triton = find_triton()
-        triton.prepare(backends)
-        settings = triton.environment(backends) | dict(environment or {}) | {PULSE: str(pulses)}
-        for left in reversed(range(TRIES if free else 1)):
-            self._launch([str(triton.executable), *self._options(backends), *options], settings)
+        with ExitStack() as undo:
+            own = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="gati-")))
+            self._slot = Slot(own if self.keeps_nothing else workspace(self.repository))
+            undo.callback(self._slot.release)
+            self.log = log or self._slot.log
+            backends, pulses, self._temporary = own / "backends", own / "pulses", own / "temporary"
+            for folder in (backends, pulses, self._temporary):
+                folder.mkdir()
+            self._pulses = Pulses(pulses, patience)
+            triton = find_triton()
+            triton.prepare(backends)
+            given = {PULSE: str(pulses), TEMPORARY: str(self._temporary)}
+            settings = triton.environment(backends) | dict(environment or {}) | given
+            self._start(
+                lambda: [str(triton.executable), *self._options(backends), *options], settings, ports or Ports()
+            )
+            undo.callback(self._end)
+            self._stubs.killed()  # from now on it knows them
+            with suppress(OSError):  # a full disk keeps nobody from serving
+                pulses.with_name(UP).touch()
+                self._slot.announce(self.process.pid, asdict(self.ports))
+            self._undo = undo.pop_all()
+
+    def _start(self, command: Callable[[], list[str]], settings: Mapping[str, str], asked: Ports) -> None:
+        """Begins the program, anew on other ports where one that is free to choose is taken meanwhile; waits for it."""
+        for left in reversed(range(TRIES if 0 in asdict(asked).values() else 1)):
+            self._launch(command(), settings)
             try:
                 self._wait()
-                break
-            except PortTakenError:
-                if not left:
-                    self.stop()
+                return
+            except BaseException as error:
+                self._end()
+                if not (left and isinstance(error, PortTakenError)):
                     raise
-                self._stubs.clean()
-                self.ports = choose(ports or Ports(), host)
-            except BaseException:
-                self.stop()
-                raise
-        pulses.with_name(UP).touch()
-        self._stubs.killed()  # from now on it knows them
-        self._slot.announce(self.process.pid, asdict(self.ports))
+                self.ports = choose(asked, self.host)
 
     def _launch(self, command: list[str], settings: Mapping[str, str]) -> None:
         """Begins the program."""
@@ -186,30 +199,34 @@ class Server:
             UnavailableError: If one can't be loaded again.
         """
         models = self._stubs.killed()
+        if models:
+            sweep(self._temporary)
         for model in models:
             try:
                 self._control(f"models/{model}/unload")
                 self._control(f"models/{model}/load", START_SECONDS)
-            except (OSError, ValueError) as error:
+            except NOT_ANSWERED as error:
                 reason = f"The process of {model!r} was killed, and it can't be loaded again"
                 raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error
         return models
 
     def stop(self) -> int:
         """Lets the server answer what it has taken, and ends it; returns its exit code."""
+        with self._undo:
+            return self._end()
+
+    def _end(self) -> int:
         unloaded = False
         if self.process.poll() is None:
             unloaded = self._unload()
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(IDLE_SECONDS if unloaded else EXIT_SECONDS)
+            return self.process.wait(IDLE_SECONDS if unloaded else EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait()
-        self._stubs.clean()
-        self._slot.release()
-        self._own.cleanup()
-        return code
+            return self.process.wait()
+        finally:
+            self._stubs.clean()
 
     def _unload(self) -> bool:
         """Unloads all models, chains before what they call; returns whether none is left.
@@ -227,7 +244,7 @@ class Server:
                     if time.monotonic() > deadline:
                         return False
                     time.sleep(0.02)
-        except (OSError, ValueError):  # not up yet, or not any more
+        except NOT_ANSWERED:
             return False
         return True
 
@@ -238,7 +255,7 @@ class Server:
             b"{}",
             {HEADER: self._token},
         )
-        with urllib.request.urlopen(request, timeout=seconds) as response:
+        with DIRECT.open(request, timeout=seconds) as response:
             return json.loads(response.read() or b"null")
 
     def __enter__(self) -> Server:
@@ -263,7 +280,7 @@ def startup_models(repository: Path) -> list[str]:
         if chain.mode == "inline":
             models -= heads | {chain.segment_model(segment.index) for segment in chain.segments}
         else:
-            models -= {head for head in heads if not any(f.name.isdecimal() for f in (repository / head).iterdir())}
+            models -= {h for h in heads & models if not any(f.name.isdecimal() for f in (repository / h).iterdir())}
     return sorted(models)
 
 
@@ -290,9 +307,9 @@ def running_ports(repository: Path) -> Ports | None:
 def is_ready(http_port: int) -> bool:
     """Whether a server on loopback says that it is ready: its models were loaded when it began to listen."""
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{http_port}/v2/health/ready", timeout=1) as response:
+        with DIRECT.open(f"http://{HOST}:{http_port}/v2/health/ready", timeout=1) as response:
             return response.status == 200
-    except OSError:
+    except NOT_ANSWERED:
         return False
 
 

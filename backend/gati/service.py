@@ -20,7 +20,7 @@ from gati.chain import read_chain
 from gati.device import runner_on
 from gati.draws import NO_PROMISE, Draws
 from gati.drift import Drift
-from gati.errors import first_line
+from gati.errors import first_line, printable
 from gati.flight import Flight, Ran, Request
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
@@ -45,7 +45,7 @@ CLERK_PAUSE, CLERK_CROWD = 0.1, 32
 """Seconds, or flights, after which what was answered is counted, together: one by one, that took a tenth of a hit's
 time (measured), since it is done beside the next request, and a thread that slept finds nothing in the caches."""
 FLIGHTS_WAITING, LARGEST_WAITING = 64, 1 << 20
-"""Flights that may wait to be counted, and bytes of the inputs that each holds; others are counted by who serves."""
+"""Flights that may wait to be counted, and bytes that each may hold; others are counted by who serves."""
 
 
 class Service:
@@ -98,7 +98,7 @@ class Service:
             self.chain,
             lambda: self._releases.live,
             self,
-            lambda audit: self._auditor.add(partial(self._audit, audit)),
+            self._audit_later,
             Draws(settings.audit_share, self.chain.epsilon, self._audits_wait),
             cut,
         )
@@ -109,7 +109,8 @@ class Service:
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
         when_orphaned(self._leave)
         beat(os.environ)
-        self._ticker = Ticker(SECONDS, self._warn, self._look, self._report)
+        # Two threads: loading a large release takes long, and audits find what they find meanwhile.
+        self._tickers = [Ticker(SECONDS, self._warn, each) for each in (self._look, self._report)]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes requests; each is replied to as soon as it is answered, before or after this returns."""
@@ -138,7 +139,8 @@ class Service:
 
     def close(self) -> None:
         """Answers what was taken, writes what was recorded, and stops; in BLS mode, nothing can be audited any more."""
-        self._ticker.close()
+        for ticker in self._tickers:
+            ticker.close()
         self._workers.close()
         if self._bls is None:
             self._auditor.close()
@@ -206,6 +208,11 @@ class Service:
         self._minutes.audited(agreed.tolist())
         self._samples.audited(audit, outputs)
 
+    def _audit_later(self, audit: Audit) -> None:
+        """Leaves an audit to a thread of its own, unless there is nothing left to run."""
+        take = self._auditor.run if audit.at == len(self.chain.segments) - 1 else self._auditor.add
+        take(partial(self._audit, audit))
+
     def _audit(self, audit: Audit) -> None:
         """Runs an audit; where it can't be run, what it is about is recorded as hits are that nobody audits."""
         release = audit.release if self._bls is None else self._bls.detached(audit.release)
@@ -221,7 +228,7 @@ class Service:
 
     def _failed(self, error: Exception) -> None:
         """Logs what went wrong; the client was told already."""
-        self._logger.log_error(f"[gati] {self._model}: {type(error).__name__}: {error}")
+        self._logger.log_error(printable(f"[gati] {self._model}: {type(error).__name__}: {error}"))
 
     def _start_metrics(self) -> None:
         """Counters start at zero, so that a rate is known from the first request on."""
@@ -303,4 +310,4 @@ class Service:
         self._samples.taken(self._releases.live)
 
     def _warn(self, message: str) -> None:
-        self._logger.log_warn(f"[gati] {self._model}: {message}")
+        self._logger.log_warn(printable(f"[gati] {self._model}: {message}"))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LIST_SECONDS, LIST_TIMES = 300.0, 200
 """Seconds between two listings, at least, and how many times as long as one takes. For so long a budget may be exceeded
-by what other replicas write."""
+by what other replicas write. Where clocks differ, only the latter counts, so that shards keep their order."""
 REMEMBERED = 10_000
 """Shards whose names are remembered, the oldest: those are deleted next."""
 ABANDONED_NS = 600 * 10**9
@@ -42,7 +42,7 @@ class Shelf:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._due = 0.0  # by the monotonic clock
+        self._due = self._soon = 0.0  # by the monotonic clock
         self._oldest: deque[tuple[str, int]] = deque()
         self._younger = 0  # shards that are there besides
         self._bytes = 0
@@ -56,9 +56,10 @@ class Shelf:
         """
         fs, folder = open_store(self._url)
         put = _put if is_object_store(self._url) else _write_beside
-        if time.monotonic() >= self._due or time.time_ns() <= self._newest:  # or some clock is wrong
+        now = time.time_ns()
+        if time.monotonic() >= (self._due if now > self._newest else self._soon):  # some clock is wrong
             self._look(fs, folder)
-        number = max(time.time_ns(), self._newest + 1)
+        number = max(now, self._newest + 1)
         path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
         try:
             put(fs, path, table)
@@ -99,7 +100,8 @@ class Shelf:
             if file["name"].endswith(".part") and 0 < number_of(file["name"]) < abandoned:
                 _delete(fs, file["name"])
         took = time.monotonic() - began
-        self._due = time.monotonic() + max(LIST_SECONDS, LIST_TIMES * took)
+        self._soon = time.monotonic() + LIST_TIMES * took
+        self._due = max(self._soon, time.monotonic() + LIST_SECONDS)
 
     def _add(self, path: str, size: int) -> None:
         self._bytes += size

@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gati.files import replace
 from gati.settings import workspace
 
 RUNNING = "server*.json"
@@ -34,8 +35,12 @@ class Slot:
             return
 
     def announce(self, pid: int, ports: dict[str, int]) -> None:
-        """Writes down which process serves, and where it listens."""
-        self._file.write_text(json.dumps({"host": socket.gethostname(), "pid": pid, "ports": ports}) + "\n")
+        """Writes down which process serves, and where it listens.
+
+        Raises:
+            OSError: If that is not possible: others are then not told.
+        """
+        replace(self._file, json.dumps({"host": socket.gethostname(), "pid": pid, "ports": ports}) + "\n")
 
     def release(self) -> None:
         """Gives the place back, once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnxruntime as ort
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
 from gati.session import open_session
+from gati.temporary import temporary_folder
 
 FILE = "weights"
 LEAST = 1 << 12
@@ -96,7 +96,7 @@ class Weights:
         for name in gone:
             self._held[name] = _aligned(self._held[name])
         lent = {name: ort.OrtValue.ortvalue_from_numpy(self._held[name]) for name in gone}
-        with tempfile.TemporaryDirectory(prefix="gati-") as folder:
+        with temporary_folder() as folder:
             # Files beside it, since ONNX Runtime reads some, of an `If`'s branches or to optimise, before it has what
             # it is lent.
             for number, (name, tensor) in enumerate(gone.items()):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gati.chain import Chain
-from gati.errors import GatiError, RequestError
+from gati.errors import GatiError, RequestError, printable
 from gati.flight import Answer, Request
 from gati.tail import Tail
 
@@ -49,7 +49,7 @@ class Wire:
             try:
                 sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception as error:  # the client may be gone; nobody is left to be told
-                self._pb.Logger.log_warn(f"[gati] {self._chain.model}: a response was not taken: {error}")
+                self._log(f"a response was not taken: {error}", self._pb.Logger.log_warn)
 
         return send
 
@@ -77,7 +77,7 @@ class Wire:
         wanted = frozenset(request.requested_output_names())
 
         def reply(answer: Answer | GatiError, last: bool) -> None:
-            send(self._response(answer, wanted), last)
+            send(self._sendable(answer, wanted), last)
 
         try:
             asked, about = mode(request.parameters())
@@ -85,21 +85,18 @@ class Wire:
             inputs = {t.name: self._array(request, t.name).copy() for t in self._chain.inputs}
             if len({len(value) for value in inputs.values()}) != 1 or not len(next(iter(inputs.values()))):
                 raise RequestError("every input needs the same number of rows, and at least one.")
-            probed = self._probe(len(next(iter(inputs.values()))), about) if asked == PROBE else None
+            if asked != PROBE:
+                return Request(inputs, asked == EXACT, reply)
+            answer = self._probe(len(next(iter(inputs.values()))), about)
         except GatiError as error:
-            reply(error, False)
-            return None
+            answer = error
         except UnicodeDecodeError:  # Triton's HTTP front end lets it through
-            reply(RequestError("the request's parameters are no UTF-8."), False)
-            return None
+            answer = RequestError("the request's parameters are no UTF-8.")
         except Exception as error:  # what leaves `execute` fails all that Triton batched, and may answer one twice
-            self._pb.Logger.log_error(f"[gati] {self._chain.model}: a request could not be read: {error!r}")
-            reply(GatiError(f"{self._chain.model} could not read this request; the server's log says more."), False)
-            return None
-        if probed is not None:
-            reply(probed, False)
-            return None
-        return Request(inputs, asked == EXACT, reply)
+            self._log(f"a request could not be read: {error!r}")
+            answer = GatiError(f"{self._chain.model} could not read this request; the server's log says more.")
+        reply(answer, False)
+        return None
 
     def _probe(self, rows: int, asked: int) -> Answer:
         release, closed = self._live(asked)
@@ -111,6 +108,16 @@ class Wire:
         if tensor is None:
             raise RequestError(f"input {name!r} is missing.")
         return tensor.as_numpy()
+
+    def _sendable(self, answer: Answer | GatiError, wanted: frozenset[str]) -> Any:
+        """Triton's response, in any case: who waits for other requests of the batch can't help it."""
+        try:
+            return self._response(answer, wanted)
+        except Exception as error:
+            self._log(f"an answer could not be sent: {error!r}")
+            return self._refusal(
+                GatiError(f"{self._chain.model} could not send its answer; the server's log says more.")
+            )
 
     def _response(self, answer: Answer | GatiError, wanted: frozenset[str]) -> Any:
         if isinstance(answer, GatiError):
@@ -127,7 +134,10 @@ class Wire:
 
     def _refusal(self, error: GatiError) -> Any:
         code = getattr(self._pb.TritonError, error.status)
-        return self._pb.InferenceResponse(error=self._pb.TritonError(str(error), code))
+        return self._pb.InferenceResponse(error=self._pb.TritonError(printable(str(error)), code))
+
+    def _log(self, message: str, log: Callable[[str], None] | None = None) -> None:
+        (log or self._pb.Logger.log_error)(printable(f"[gati] {self._chain.model}: {message}"))
 
 
 def mode(parameters: str | None) -> tuple[str, int]:
@@ -141,7 +151,7 @@ def mode(parameters: str | None) -> tuple[str, int]:
     given = json.loads(parameters)
     value, asked = given.get(MODE, CACHED), given.get(ASKED, 0)
     if value not in (CACHED, EXACT, PROBE):
-        raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r}.")
+        raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r:.100}.")
     if not isinstance(asked, int):
-        raise RequestError(f"the parameter {ASKED} is the number of a release, not {asked!r}.")
+        raise RequestError(f"the parameter {ASKED} is the number of a release, not {asked!r:.100}.")
     return value, asked

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gati import cli
 from gati.errors import RepositoryError
+from gati.options import write_json
 
 HEAVY = "torch", "tritonclient", "onnx", "onnxruntime", "pyarrow", "scipy", "matplotlib", "gati_export"
 
@@ -51,6 +55,46 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert out.startswith(f"Usage: gati {name} ")
     assert "--json" in out
+
+
+def test_a_result_is_never_read_half_written(tmp_path: Path) -> None:
+    path, long = tmp_path / "said.json", ["word" * 1000] * 100
+    write_json(path, long)
+    reader = path.open()
+    write_json(path, [])
+    assert json.load(reader) == long and json.loads(path.read_text()) == []
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        write_json(pipe, ["short"])
+        assert json.loads(read.result(10)) == ["short"]
+
+
+@pytest.mark.parametrize(
+    ("set_", "spared"),
+    [({}, "localhost,127.0.0.1,::1"), ({"NO_PROXY": "a.b"}, "a.b,localhost,127.0.0.1,::1"), ({"no_proxy": "*"}, "*")],
+)
+def test_no_proxy_is_asked_for_this_machine(
+    set_: dict[str, str], spared: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert os.environ["no_proxy"] == spared
+    monkeypatch.setenv("no_proxy", "")  # undone as the test ends
+
+
+def test_a_command_that_lacks_something_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    monkeypatch.delitem(sys.modules, "gati_export.commands.status", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status"])
+    assert ended.value.code == 1 and "pip install -c constraints.txt '.[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from handmade import CERTIFICATE, toy_chain, toy_release
 
 from gati import ledger
 from gati.breaker import Breaker
-from gati.journal import FORGOTTEN_SECONDS
+from gati.journal import FORGOTTEN_SECONDS, Journal
 from gati.ledger import Event, Ledger
 from gati.release import ROLLBACK, HeadFile, Release
 from gati_export.history import decoded
@@ -209,6 +210,22 @@ def test_where_nothing_can_be_written_that_is_said_once_and_serving_goes_on(desk
     assert len(desk.warned) == 1
     assert "can't be written" in desk.warned[0]
     assert breaker.open_exits == ()
+
+
+def test_what_could_not_be_written_down_once_is_written_down_later(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaker = desk.ledger.open(RELEASE)
+    desk.ledger.keep()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Journal, "add", full)
+        trip(breaker, 0)
+        desk.ledger.keep()
+    desk.ledger.keep()
+    events = decoded(Event, desk.path.with_suffix(".jsonl"))
+    assert [(event.release, event.closed) for event in events] == [(3, ()), (3, (0, 1))]
 
 
 def test_what_happened_at_replicas_that_are_gone_for_a_week_is_forgotten_and_their_evidence_is_not(desk: Desk) -> None:

@@ -56,7 +56,13 @@ class House:
         self.rows = 1
         self.live = self.release(1)
         draws = Draws(audit, chain.epsilon, lambda: self.busy)
-        self.orchestrator = Orchestrator(chain, lambda: self.live, self, self.audits.append, draws, cut)
+        self.orchestrator = Orchestrator(chain, lambda: self.live, self, self.audit_later, draws, cut)
+
+    def audit_later(self, audit: Audit) -> None:
+        if audit.at == LAST:
+            self.orchestrator.audit(audit)
+        else:
+            self.audits.append(audit)
 
     def release(self, number: int) -> LiveRelease:
         state = {i: HeadState(self.shapes) for i in (0, 1)}
@@ -675,6 +681,37 @@ def test_what_is_left_of_a_batch_that_fails_goes_stage_by_stage() -> None:
     assert [event for event in house.events if event[0] == "reply"] == [("reply", "easy"), ("reply", "hard")]
     assert [house.exits(name) for name in ("easy", "hard")] == [[0], [LAST]]
     assert [str(error) for error in house.unjoined] == ["the second rung gives way"]
+
+
+def test_what_left_before_what_is_joined_failed_is_counted_and_audited_as_it_was_served() -> None:
+    house = cascading(rows=2, audit=1)
+    run = house.run
+
+    def half(inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[Missed]:
+        run(inputs, state, lambda rows, output, exit_: leave(rows, output, exit_) if exit_ == 0 else None)
+        house.ready.discard(0)  # stage by stage, the head would say something else
+        raise ValueError("the second rung gives way")
+
+    house.run = half  # type: ignore[method-assign]
+    house.orchestrator.serve([house.request("hard", [9, 1, 2, 0]), house.request("easy", [0, 1, 2, 0])])
+    (flight,) = house.flights
+    assert flight.exit.tolist() == [LAST, 0] and flight.release.tolist() == [BACKBONE, 1]
+    assert flight.output.argmax(1).tolist() == [1, 2] and house.labels("easy") == [2]
+    assert [(audit.index, audit.served.argmax(1).tolist()) for audit in house.audits] == [(0, [2])]
+
+
+def test_what_was_answered_before_others_of_its_batch_failed_is_counted() -> None:
+    house = House(fails={1: RequestError("no word of mine.")}, audit=1)
+    rows = house.request("easy", [0, 1, 2, 5], [0, 3, 3, 6]), house.request("hard", [2, 1, 2, 7])
+    house.orchestrator.serve([rows[1], rows[0]])
+    assert house.exits("easy") == [0, 0] and str(house.told["hard"]) == "no word of mine."
+    (flight,) = house.flights
+    assert flight.requests == [rows[0]] and flight.spans == [slice(0, 2)] and flight.rows == 2
+    assert flight.exit.tolist() == [0, 0] and flight.output.argmax(1).tolist() == [2, 3]
+    assert flight.kept_of(0)["x"][:, 3].tolist() == [5, 6] and flight.cacheable.tolist() == [True, True]
+    assert [exit_ for exit_, _ in flight.latencies()] == [0]
+    assert flight.drawn is not None and flight.drawn.rows.tolist() == [True, True]
+    assert [len(audit.served) for audit in house.audits] == [2]
 
 
 def test_what_a_batch_was_answered_is_what_is_audited() -> None:

@@ -340,6 +340,7 @@ def test_a_writer_whose_clock_is_behind_numbers_its_shards_after_the_others(
 ) -> None:
     table, url = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy"
     right, behind = Shelf(url), Shelf(url)
+    monkeypatch.setattr(shelves, "LIST_TIMES", 0)  # as if a listing took no time beside what passes between two
     paths = []
     for _ in range(3):
         paths.append(right.write(table, 1 << 20))
@@ -347,6 +348,19 @@ def test_a_writer_whose_clock_is_behind_numbers_its_shards_after_the_others(
             patch.setattr(time, "time_ns", lambda: 7)
             paths.append(behind.write(table, 1 << 20))
     assert paths == sorted(paths)
+
+
+def test_a_writer_whose_clock_is_behind_does_not_list_a_full_folder_for_each_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
+) -> None:
+    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
+    monkeypatch.setattr(shelves, "LIST_TIMES", 1e6)
+    ahead = Path(shelf.write(table, 1 << 20))
+    ahead.rename(ahead.with_name(f"{time.time_ns() + 60 * 10**9:020d}-1.parquet"))
+    listed.clear()
+    writer = Shelf(f"{tmp_path}/toy")
+    paths = [writer.write(table, 1 << 20) for _ in range(20)]
+    assert len(listed) == 1 and paths == sorted(paths)
 
 
 def test_a_folder_that_somebody_deletes_is_made_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gati.errors import PublishError
 from gati.secret import read_or_create_token
 from gati.settings import workspace
 from gati.slot import Slot, running
@@ -26,6 +27,14 @@ def repository(tmp_path: Path) -> Path:
 
 def place(repository: Path) -> Slot:
     return Slot(workspace(repository))
+
+
+def test_a_token_that_is_none_opens_nothing(repository: Path) -> None:
+    token = workspace(repository) / "token"
+    token.touch()
+    with pytest.raises(PublishError, match="holds no token"):
+        read_or_create_token(repository)
+    assert not token.read_bytes(), "it may be somebody else's, mounted here"
 
 
 def test_every_server_has_a_place_of_its_own_and_the_first_free_one(repository: Path) -> None:

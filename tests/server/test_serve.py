@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from gati.ports import Ports, choose
 from gati.proc import descendants
 from gati.server import HEADER, HOST, failure, running_ports
 from gati.settings import workspace
+from gati.slot import Slot
 from gati.stubs import SHARED_MEMORY, Stubs
 from gati_export.store import default_store, read_recent
 
@@ -57,6 +60,10 @@ class Running:
 Start = Callable[..., Running]
 
 
+PROXY = {"http_proxy": f"http://{HOST}:9", "HTTP_PROXY": f"http://{HOST}:9"}
+"""Nobody listens there: servers on this machine are not asked through a proxy, and none is told the token."""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `gati serve`, and ends what a test has left running."""
@@ -65,7 +72,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def run(repository: Path, *options: str, under: Sequence[str] = ()) -> Running:
         said = tmp_path / f"serve-{len(started)}.json"
         command = [*under, *GATI, "serve", str(repository), *FREE, "--json", str(said), *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=os.environ | PROXY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         started.append(process)
         until(lambda: process.poll() is not None or (said.exists() and said.read_text().endswith("}\n")))
         assert process.poll() is None, process.communicate()
@@ -328,6 +337,38 @@ def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
             server.Server(exported.copy(tmp_path / "fixed"), choose(Ports(0, 0, 0), HOST))
         assert len(tries) == 1  # who names ports wants these
     assert len(regions) >= 3 and not [region for region in regions if (SHARED_MEMORY / region).exists()]
+
+
+def test_a_full_disk_keeps_nobody_from_serving_and_what_goes_away_meanwhile_from_ending(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def cut_off(*_: object) -> None:
+        raise IncompleteRead(b"")
+
+    monkeypatch.setattr(Slot, "announce", full)
+    with server.Server(exported.copy(tmp_path), Ports(0, 0, 0)) as served:
+        assert server.is_ready(served.ports.http)
+        temporary = served._temporary
+        assert temporary.is_dir()
+        monkeypatch.setattr(served, "_control", cut_off)
+    assert served.process.poll() is not None and not temporary.exists()
+
+
+def test_a_server_that_can_not_be_watched_is_ended(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    launch = server.Server._launch
+    monkeypatch.setattr(
+        server.Server, "_launch", lambda served, *how: (launch(served, *how), started.append(served.process.pid))
+    )
+    monkeypatch.setattr(Stubs, "killed", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        server.Server(exported.copy(tmp_path), Ports(0, 0, 0))
+    assert len(started) == 1 and not _alive(started[0])
 
 
 def test_a_log_that_can_not_be_written_is_told(exported: Exported, tmp_path: Path) -> None:
