@@ -39,57 +39,76 @@ class Audit:
         return replace(self, rows=self.rows[some], values=values, served=self.served[some], kept=kept)
 
 
-class Held:
-    """Rows of a flight that were drawn to be answered by the backbone, if any, and what heads would have told them."""
+class DrawnHits:
+    """What heads say to the requests of a flight that were drawn: told as answers, or held, where the backbone answers.
 
-    def __init__(self, flight: Flight) -> None:
+    Args:
+        flight: The flight, when requests were drawn, if any.
+        release: Whose heads they are.
+        output: Name of the chain's output.
+        last: Index of its last segment.
+    """
+
+    def __init__(self, flight: Flight, release: LiveRelease, output: str, last: int) -> None:
         self._flight = flight
-        self._drawn = flight.drawn if flight.drawn is not None and flight.drawn.held else None
-        self._open = NOBODY if self._drawn is None else self._drawn.rows.copy()
-        self._said: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._release = release
+        self._output = output
+        self._last = last
+        self._told: list[Audit] = []
+        self._held: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._open = flight.drawn.rows.copy() if flight.drawn is not None and flight.drawn.held else NOBODY
 
     def hold(self, index: int, rows: np.ndarray, hit: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Takes in what a head says to rows of the flight; gives those that leave, bool [rows]: none that is held.
 
         The first head to be sure of a row would have answered it.
         """
-        if self._drawn is None:
+        drawn = self._flight.drawn
+        if drawn is None or not drawn.held:
             return hit
         first = hit & self._open[rows]
         if first.any():
-            self._said.append((index, rows[first], answers[first]))
+            self._held.append((index, rows[first], answers[first]))
             self._open[rows[first]] = False
-        return hit & ~self._drawn.rows[rows]
+        return hit & ~drawn.rows[rows]
 
-    def audits(self, release: LiveRelease, last: int, output: str) -> list[Audit]:
-        """What heads said, beside what the backbone has answered; recorded is its answer, as any."""
-        if self._drawn is None:
-            return []
-        flight, drawn = self._flight, self._drawn
-        return [
-            Audit(
-                index, release, rows, drawn, {output: flight.output[rows]}, said, None, flight.requests[0].arrived, last
-            )
-            for index, rows, said in self._said
+    def left(self, index: int, rows: np.ndarray, hit: np.ndarray, values: Mapping[str, Hidden] | None = None) -> None:
+        """Takes in which of some rows of the flight, bool [rows], a head has answered.
+
+        With what goes on of these rows there; without, they are to be run on from their inputs.
+        """
+        drawn = self._flight.drawn
+        if drawn is None:
+            return
+        chosen = np.flatnonzero(hit & drawn.rows[rows])
+        if len(chosen):
+            kept, rows = self._flight.kept, rows[chosen]
+            kept = kept and {name: value[rows] for name, value in kept.items()}
+            part, of = (rows, self._flight.values) if values is None else (chosen, values)
+            going_on, at = {name: value[part] for name, value in of.items()}, -1 if values is None else index
+            self._told.append(self._audit(index, rows, going_on, self._flight.output[rows], kept, at))
+
+    def audits(self) -> list[Audit]:
+        """Those of requests that were answered; of held ones, beside what the backbone has said to them."""
+        flight = self._flight
+        found = [
+            self._audit(index, rows, {self._output: flight.output[rows]}, said, None, self._last)
+            for index, rows, said in (self._held if flight.exit is not NOBODY else [])
         ]
+        if flight.replied:
+            return [*self._told, *found]
+        answered = (audit.among(flight.replied_rows) for audit in (*self._told, *found))
+        return [audit for audit in answered if len(audit.served)]
 
-
-def audits_of(
-    index: int,
-    release: LiveRelease,
-    flight: Flight,
-    rows: np.ndarray,
-    hit: np.ndarray,
-    values: Mapping[str, Hidden],
-    at: int,
-) -> list[Audit]:
-    """The hits that were drawn, if any, as one audit."""
-    if flight.drawn is None:
-        return []
-    chosen = np.flatnonzero(hit & flight.drawn.rows[rows])
-    if not len(chosen):
-        return []
-    left = {name: value[chosen] for name, value in values.items()}
-    rows = rows[chosen]
-    kept = flight.kept and {name: value[rows] for name, value in flight.kept.items()}
-    return [Audit(index, release, rows, flight.drawn, left, flight.output[rows], kept, flight.requests[0].arrived, at)]
+    def _audit(
+        self,
+        index: int,
+        rows: np.ndarray,
+        values: Mapping[str, Hidden],
+        served: np.ndarray,
+        kept: dict[str, np.ndarray] | None,
+        at: int,
+    ) -> Audit:
+        drawn, arrived = self._flight.drawn, self._flight.requests[0].arrived
+        assert drawn is not None
+        return Audit(index, self._release, rows, drawn, values, served, kept, arrived, at)

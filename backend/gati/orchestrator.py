@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from gati.agreement import parse_agreement
-from gati.audits import Audit, Held, audits_of
+from gati.audits import Audit, DrawnHits
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.device import Hidden
@@ -21,7 +21,6 @@ from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
 from gati.head import Heads, Prediction
 from gati.live import LiveRelease
 from gati.state import HeadState
-from gati.steps import Missed
 
 
 class Observer(Protocol):
@@ -125,13 +124,13 @@ class Orchestrator:
         heads = release.heads if release.breaker.open_exits and flight.answerable else None
         if heads is not None and release.bypass.takes(flight.rows):
             heads, flight.bypasses = None, True
-        audits: list[Audit] = []
+        if heads is not None:
+            self._draw(flight, release.breaker)
+        hits = DrawnHits(flight, release, self._chain.output.name, self._last)
+        held = flight.drawn is not None and flight.drawn.held
         try:
-            if heads is not None:
-                self._draw(flight, release.breaker)
-            held = flight.drawn is not None and flight.drawn.held
-            if heads is None or held or not self._run_joined(flight, release, audits):
-                self._walk(flight, release, heads, audits)
+            if heads is None or held or not self._run_joined(flight, release, hits):
+                self._walk(flight, release, heads, hits)
             if heads is not None and not held:  # of what is held, exits do not tell what heads said
                 release.bypass.saw((flight.exit if flight.rows == 1 else flight.exit[flight.cacheable]).tolist())
             if flight.unjoined is not None:  # not the request's fault
@@ -140,7 +139,7 @@ class Orchestrator:
             if (answered := flight.answered()) is not None:  # who left at an early exit, though others then failed
                 self._observer.served(answered)
             if heads is not None:
-                self._follow_up(flight, release.breaker, audits)
+                self._follow_up(flight, release.breaker, hits)
 
     def audit(self, audit: Audit) -> None:
         """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
@@ -168,7 +167,7 @@ class Orchestrator:
             chosen[rows] = True
             flight.drawn = Drawn(breaker.draw(len(rows)), chosen, held, price)
 
-    def _follow_up(self, flight: Flight, breaker: Breaker, audits: Sequence[Audit]) -> None:
+    def _follow_up(self, flight: Flight, breaker: Breaker, hits: DrawnHits) -> None:
         """Hands over the hits that were drawn. The others do not differ: the backbone answered.
 
         What nobody answered counts for nothing: heads would seem right to whom many send what the network can't run.
@@ -179,19 +178,19 @@ class Orchestrator:
         else:
             replied = flight.replied_rows
             answered = int(np.count_nonzero(flight.cacheable & replied))
-            audits = [audit.among(replied) for audit in audits]
             if drawn is not None:
                 breaker.take_back(drawn.number, int(np.count_nonzero(drawn.rows & ~replied)))
                 drawn = drawn._replace(rows=drawn.rows & replied)
         self._draws.answered(breaker, answered)
         if drawn is None:
             return
+        audits = hits.audits()
         others = np.count_nonzero(drawn.rows) - sum(len(audit.served) for audit in audits)
         breaker.settle(drawn.number, int(others))
-        for audit in filter(lambda audit: len(audit.served), audits):
+        for audit in audits:
             self._later(audit)
 
-    def _run_joined(self, flight: Flight, release: LiveRelease, audits: list[Audit]) -> bool:
+    def _run_joined(self, flight: Flight, release: LiveRelease, hits: DrawnHits) -> bool:
         """Runs a flight through stages and heads joined; False where it has to go stage by stage.
 
         So does what they can't run: that the stages can't either, or a head fails, and stage by stage it is seen
@@ -200,29 +199,22 @@ class Orchestrator:
         joined = release.joined
         if joined is None or not self._joins(flight, release, joined.rows):
             return False
-        left: list[tuple[np.ndarray, int]] = []
         since = time.perf_counter()
 
         def leave(rows: np.ndarray, output: np.ndarray, exit_: int) -> None:
             nonlocal since
             flight.ran.append(Ran(exit_, time.perf_counter() - since))
             flight.finish(rows, output, exit_, BACKBONE if exit_ == self._last else release.number)
-            left.append((rows, exit_))
+            if exit_ != self._last:
+                hits.left(exit_, rows, np.ones(len(rows), np.bool_))
             since = time.perf_counter()
 
-        missed: Sequence[Missed] | None = None
         try:
             missed = joined.run(flight.values, release.state, leave)
         except Exception as error:
             if flight.replied:  # it was the last reply that failed
                 raise
             flight.unjoined = error
-        if flight.drawn is not None:
-            for rows, exit_ in left:
-                if exit_ != self._last:
-                    values = {name: value[rows] for name, value in flight.values.items()}
-                    audits += audits_of(exit_, release, flight, rows, np.ones(len(rows), np.bool_), values, -1)
-        if missed is None:
             return False
         _learn(flight, release, [(release.state[index], rows, keys) for index, rows, keys in missed])
         return True
@@ -233,14 +225,13 @@ class Orchestrator:
             return False
         return flight.rows == 1 or bool(flight.cacheable.all())
 
-    def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, audits: list[Audit]) -> None:
-        """Runs what is left of a flight to its end; adds to `audits` the hits that were drawn."""
+    def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, hits: DrawnHits) -> None:
+        """Runs what is left of a flight to its end."""
         rows = flight.waiting_rows()
         values: Mapping[str, Hidden] = flight.values
         if len(rows) < flight.rows:
             values = {name: value[rows] for name, value in flight.values.items()}
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
-        held = Held(flight)
         whole = release.whole if heads is None and self._cut is None else None
         for stage in release.stages if whole is None else (whole,):
             values = self._advance(stage, values, flight.ran)
@@ -256,18 +247,16 @@ class Orchestrator:
             hit = prediction.hit & (flight.cacheable if len(rows) == flight.rows else flight.cacheable[rows])
             if prediction.key is not None:
                 keys.append((release.state[index], rows[~hit], prediction.key[~hit]))
-            hit = held.hold(index, rows, hit, prediction.answer)
-            hits = np.count_nonzero(hit)
-            if hits == len(rows):
+            hit = hits.hold(index, rows, hit, prediction.answer)
+            leaving = np.count_nonzero(hit)
+            if leaving == len(rows):
                 flight.finish(rows, prediction.answer, index, release.number)
-                audits += audits_of(index, release, flight, rows, hit, values, index)
-                rows = rows[:0]
+                hits.left(index, rows, hit, values)
                 break
-            if hits:
+            if leaving:
                 flight.finish(rows[hit], prediction.answer[hit], index, release.number)
-                audits += audits_of(index, release, flight, rows, hit, values, index)
+                hits.left(index, rows, hit, values)
                 rows, values = rows[~hit], {name: value[~hit] for name, value in values.items()}
-        audits += held.audits(release, self._last, self._chain.output.name)
         if heads is not None or flight.bypasses:
             _learn(flight, release, keys)
 
