@@ -127,7 +127,7 @@ class Ledger:
     def _resumed(self, release: Release, heads: str) -> Breaker:
         """A breaker that goes on from the file."""
         promise, together = (self._chain.epsilon, self._chain.delta), release.certificate.together
-        exits = sorted(head.index for head in release.heads)
+        exits = release.exits
         past = self._kept.get(heads)
         others = [known for known in self._kept if known.partition(":")[0] == str(release.origin)]
         if past is None and others:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gati.agreement import difference
 from gati.chain import Chain
 from gati.errors import IncompleteError, ReleaseRefused
@@ -25,6 +27,8 @@ from gati.errors import IncompleteError, ReleaseRefused
 FORMAT = 2
 LARGEST_MANIFEST, LARGEST_FILE = 1 << 20, 256 << 20
 """Bytes of a release.json, and of a head's file."""
+SHUT = float(np.finfo(np.float32).max)
+"""A threshold that no score reaches, and JSON can hold."""
 ROLLBACK = "rollback to "
 """How the reason of a release begins that publishes earlier heads again; the number follows."""
 STAYING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.ENODEV}
@@ -48,7 +52,9 @@ class Certificate:
         method: How the thresholds were chosen and the bound computed.
         fingerprint: SHA-256 over the calibration samples.
         agreement: When answers agree; see `gati.agreement`.
-        together: How many samples there are in the scene of one, on average over the samples: 1 where each is its own.
+        together: How many samples of a scene count for one in audits: as many as a scene has, long ones above all
+            (gati_export.splitting); 1 where each is its own.
+        parts: How samples were dealt out to those that train and those that certify (gati_export.splitting).
     """
 
     n: int
@@ -63,6 +69,7 @@ class Certificate:
     fingerprint: str
     agreement: str
     together: float = 1.0
+    parts: str = ""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Certificate:
@@ -75,10 +82,12 @@ class Certificate:
         together = float(fields.get("together", 1.0))
         if not 1 <= together < math.inf:
             raise ValueError(f"samples can't be {together} in a scene")
-        agreement = str(fields["agreement"])
-        return cls(**{**fields, "thresholds": thresholds, "agreement": agreement, "together": together})
+        texts = {name: str(fields.get(name, "")) for name in ("agreement", "parts")}
+        return cls(**{**fields, "thresholds": thresholds, "together": together, **texts})
 
     def __str__(self) -> str:
+        if self.thresholds and min(self.thresholds.values()) >= SHUT:
+            return "All heads are shut: the backbone answers every request."
         independent = f", {self.observations} independent ones among them" if self.observations < self.n else ""
         return (
             f"At most {self.epsilon:.2%} of answers {difference(self.agreement)}, with {1 - self.delta:.0%} "
@@ -139,6 +148,12 @@ class Release:
     def origin(self) -> int:
         """The release that its heads were first published as: itself, unless it is a rollback."""
         return int(self.reason.removeprefix(ROLLBACK)) if self.reason.startswith(ROLLBACK) else self.number
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The cut points where its heads answer, rising: none where all of them are shut."""
+        thresholds = self.certificate.thresholds
+        return tuple(sorted(head.index for head in self.heads if thresholds.get(head.index, 0.0) < SHUT))
 
     def to_json(self) -> str:
         """The text of release.json."""

@@ -62,7 +62,10 @@ class Samples:
             )
 
     def served(self, flight: Flight) -> None:
-        """Records what was answered: misses with the backbone's answer, hits without one."""
+        """Records what was answered: misses with the backbone's answer, hits without one.
+
+        What no head may answer, as it is not finite or was asked to be exact, is not what heads are certified for.
+        """
         if self._content is None or flight.kept is None:
             return
         for place in range(len(flight.requests)):
@@ -84,13 +87,13 @@ class Samples:
     def _record(self, flight: Flight, place: int) -> None:
         """Records the rows of the request at this place."""
         request, span = flight.requests[place], flight.spans[place]
-        kept, exits, finite = flight.kept_of(place), flight.exit[span], flight.finite[span]
+        kept, exits, cacheable = flight.kept_of(place), flight.exit[span], flight.cacheable[span]
         missed = exits == self._last
         hit = ~missed
         if flight.drawn is not None:
             hit &= ~flight.drawn.rows[span]  # recorded when they are audited
         for part, known in ((missed, True), (hit, False)):
-            chosen = part & finite
+            chosen = part & cacheable
             if count := np.count_nonzero(chosen):
                 rows = slice(None) if count == len(chosen) else chosen
                 output = flight.output[span][rows]

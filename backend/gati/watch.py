@@ -157,8 +157,7 @@ class ReleaseWatch:
         return LiveRelease(number, stages, heads, state, self._breaker(release))
 
     def _new_breaker(self, release: Release) -> Breaker:
-        exits = sorted(head.index for head in release.heads)
-        return Breaker(self._chain.epsilon, self._chain.delta, exits, None, release.certificate.together)
+        return Breaker(self._chain.epsilon, self._chain.delta, release.exits, None, release.certificate.together)
 
     def _stamp(self, number: int) -> tuple:
         """What a release looks like from outside; while that doesn't change, nor does the verdict on it."""

@@ -172,7 +172,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
         chain = replace(chain, memory=int(plan.memory_share * whole))
     terms = Terms.of(chain, plan.terms.seed)
     extra = _extra(plan, backbone)
-    parts = split(samples, find_runs(samples), extra=extra is not None, epsilon=terms.epsilon, delta=terms.delta)
+    parts = split(samples, find_runs(samples), extra=extra is not None, terms=terms)
     trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
     chain, accelerator, notes = _compile(plan, staged, chain, paths, head, report)

@@ -24,7 +24,7 @@ from gati_export.publish import Draft, OvertakenError
 from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
-from gati_export.standing import Live, Standing, judge, live_release
+from gati_export.standing import Live, Standing, judge, live_release, shut
 from gati_export.store import Recorded, misfits, read_recent
 from gati_export.sync import follow
 from gati_export.terms import Terms
@@ -163,7 +163,9 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
 
     def learned_from(some: Recorded) -> Trained:
         notes.samples = some.window.samples
-        return train_heads(chain, paths, some.samples, parted(some, terms), terms, report, heads, known=known)
+        parts = parted(some, terms)
+        way = live.parts if live else None
+        return train_heads(chain, paths, some.samples, parts, terms, report, heads, known=known, way=way)
 
     recorded, trained = without_broken(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
     samples, parts = recorded.samples, parted(recorded, terms)
@@ -175,16 +177,16 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
     if trained.certificate is None:
         write(repository, learned)
-        stays = "the live release stays" if live else "the backbone goes on alone"
-        aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
-        raise PublishError(f"Nothing is published, {stays}: {trained.why_not}{aside}")
+        return _shut(plan, notes, live, learned, recorded, report, trained.why_not or "")
     closed = live.closed if live is not None else ()
     why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
     rollout = against = None
     if publish or plan.always:
         against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
+        if against and notes.standing is not None and notes.standing.untenable:
+            return _shut(plan, notes, live, learned, recorded, report, against)
         try:
-            rollout = None if against else _publish(plan, trained, recorded, report, live.number if live else 0)
+            rollout = None if against else _publish(plan, _draft(trained, recorded, live), report)
         except OvertakenError as error:
             against = str(error)
         why = against or why
@@ -198,6 +200,28 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
             raise
         turn = replace(turn, why=f"{why} That could not be written down ({error.strerror}).")
     return Refreshed(learned, turn, rollout, against is not None, recorded.left_out)
+
+
+def _shut(
+    plan: Plan, notes: _Notes, live: Live | None, learned: Report, recorded: Recorded, report: Progress, why_not: str
+) -> Refreshed:
+    """Ends a turn that has nothing to publish: shuts the live release where that should not even serve alone.
+
+    Raises:
+        PublishError: If it may, or there is none.
+    """
+    assert notes.trained is not None
+    standing = notes.standing
+    if live is None or standing is None or not standing.untenable:
+        stays = "the live release stays" if live else "the backbone goes on alone"
+        aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
+        raise PublishError(f"Nothing is published, {stays}: {why_not}{aside}")
+    draft = shut(live, standing, plan.chain, len(notes.trained.outputs), recorded.window)
+    rollout = _publish(plan, draft, report)
+    why = f"The live release differs on {standing.differs:.2%} of the held-out samples, and is shut: {why_not}"
+    turn = notes.turn(rollout.release, why)
+    note(plan.repository, plan.chain.model, turn)
+    return Refreshed(learned, turn, rollout, left_out=recorded.left_out)
 
 
 def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:
@@ -247,10 +271,13 @@ def _expected(trained: Trained) -> float:
     return sum(trained.segment_seconds) / trained.speedup
 
 
-def _publish(plan: Plan, trained: Trained, recorded: Recorded, report: Progress, compared: int) -> Rollout:
+def _draft(trained: Trained, recorded: Recorded, live: Live | None) -> Draft:
     if trained.certificate is None:
         raise PublishError("What has no certificate is not published.")
-    draft = Draft(trained.heads, trained.certificate, recorded.window, "refresh", compared)
+    return Draft(trained.heads, trained.certificate, recorded.window, "refresh", live.number if live else 0)
+
+
+def _publish(plan: Plan, draft: Draft, report: Progress) -> Rollout:
     follow(plan.repository)
     return publish_to(plan.repository, plan.chain, draft, plan.server, lambda step: report(f"Publish: {step}", 1))
 

@@ -27,6 +27,9 @@ SHARES = 0.60, 0.15
 EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
 """The same where there are other samples to train on, and where these come in runs, which those others don't show."""
 
+TERMS = Terms()
+INPUTS = "inputs"
+
 FEWEST = 5
 """Runs with an input in common are one observation, unless the input is in so many."""
 AMPLE = 3
@@ -45,7 +48,11 @@ class Split:
         calibrate: Likewise.
         groups: The run of every sample, and of those joined with it, int [n]. None is in two parts.
         inputs: What every sample asks, int [n]: the same number for copies.
-        together: How many samples the run of one has, on average over the samples: 1 where there are no runs.
+        together: How many samples are to count for one where tests would have runs of one size: that of the run of one,
+            on average over pairs of samples of a run, so that long runs among many short ones count as what they are.
+            1 where there are no runs.
+        way: How it was done. What trained heads that were learned from samples split in the same way never calibrates
+            later; "" where samples come in runs, of which one decides that hangs on what else there is.
     """
 
     train: np.ndarray
@@ -54,6 +61,7 @@ class Split:
     groups: np.ndarray
     inputs: np.ndarray
     together: float = 1.0
+    way: str = ""
 
     @property
     def fresh(self) -> Fresh:
@@ -81,35 +89,42 @@ def split(
     runs: np.ndarray | None = None,
     *,
     extra: bool = False,
-    epsilon: float = Terms.epsilon,
-    delta: float = Terms.delta,
+    terms: Terms = TERMS,
+    content: str = INPUTS,
 ) -> Split:
     """Splits samples by their content: 60 % train, 15 % tune, 25 % calibrate.
 
-    What an input does is decided by its content, whenever it is seen: so no copy of a sample that calibrates as the
-    only one of its kind was ever trained on, nor was a sample of the same run. Copies go with it; but where too little
-    could be certified so, they are dealt out to this part and those behind it: some of those that train also tune and
-    calibrate.
+    What an input does is decided by its content and a key, whenever it is seen: so no copy of a sample that calibrates
+    as the only one of its kind was ever trained on, nor was a sample of the same run. Copies go with it; but where too
+    little could be certified so, they are dealt out to this part and those behind it: some of those that train also
+    tune and calibrate.
 
     Args:
         samples: Model inputs by name, n rows each.
         runs: The run of each sample, int [n], as `find_runs` gives them; None if each is its own.
         extra: Whether there are others to train on, so that more of these can tune and calibrate.
-        epsilon: Largest share of answers that may differ.
-        delta: 1 − confidence of that.
+        terms: What heads are to keep to, and the key.
+        content: What samples are of.
     """
     found = list(digests(samples, range(count(samples))))
     contents: dict[bytes, int] = {}
     inputs = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
     runs = np.arange(len(found)) if runs is None else runs
     first = shares(runs, extra=extra)
-    dealt = _dealt_out(inputs, runs, partial(_ample, kept=1 - sum(first), epsilon=epsilon, delta=delta))
+    dealt = _dealt_out(inputs, runs, partial(_ample, kept=1 - sum(first), epsilon=terms.epsilon, delta=terms.delta))
     groups = _joined(np.where(dealt, len(found) + np.arange(len(found)), inputs), runs)
-    own, drawn = (np.digitize(draws, np.cumsum(first)) for draws in _draws(groups, found, dealt))
+    drawn_by = [_keyed(digest, terms.key) for digest in found]
+    own, drawn = (np.digitize(draws, np.cumsum(first)) for draws in _draws(groups, drawn_by, dealt))
     part = np.where(drawn < own, -1, drawn)
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
     sizes = np.unique(runs, return_counts=True)[1]
-    return Split(train, tune, calibrate, groups, inputs, float((sizes**2).sum() / len(found)))
+    way = f"{content}, {_keyed(b'', terms.key).hex()[:16]}" if len(sizes) == len(found) else ""
+    return Split(train, tune, calibrate, groups, inputs, float((sizes**3).sum() / (sizes**2).sum()), way)
+
+
+def _keyed(digest: bytes, key: bytes) -> bytes:
+    """A digest that tells nobody without the key which part it draws: else clients could choose what calibrates."""
+    return hashlib.blake2b(digest, key=key[: hashlib.blake2b.MAX_KEY_SIZE], digest_size=32).digest()
 
 
 def _dealt_out(inputs: np.ndarray, runs: np.ndarray, ample: Callable[[np.ndarray], bool]) -> np.ndarray:

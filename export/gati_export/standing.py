@@ -11,13 +11,15 @@ import numpy as np
 from gati.agreement import parse_agreement
 from gati.chain import Chain
 from gati.errors import RepositoryError
-from gati.release import head_path
+from gati.release import SHUT, Certificate, Window, head_path
 from gati.tryout import newest_release
 from gati_export.activations import open_segments
 from gati_export.candidates import timed
 from gati_export.certificate import Fresh, certify
 from gati_export.day import read_day
 from gati_export.evidence import measured_in
+from gati_export.headfile import with_threshold
+from gati_export.publish import Draft
 from gati_export.refutation import refuted
 from gati_export.replay import Said, replay
 from gati_export.report.data import Report, read
@@ -44,7 +46,8 @@ class Live:
         heads: ONNX files of its heads, rising by cut point.
         thresholds: Theirs.
         report: What was learned for it; None where that is not known.
-        closed: Exits that audits have closed at some replica, as far as that is known.
+        closed: Exits that answer nothing: audits have closed them at some replica, as far as that is known.
+        parts: How the samples were split that they were learned from.
     """
 
     number: int
@@ -52,6 +55,7 @@ class Live:
     thresholds: Mapping[int, float]
     report: Report | None
     closed: Sequence[int] = ()
+    parts: str = ""
 
     @property
     def models(self) -> list[tuple[int, str, bytes]]:
@@ -70,12 +74,15 @@ class Standing:
         differs: Share of the answers that don't agree with the backbone's.
         broken: Whether these samples show, at the promise's own confidence, that the promise is not kept.
         lapsed: Whether they no longer show that it is; see `LAPSE`.
+        untenable: Whether it should not even serve where nothing can take its place: it is broken, or has lapsed on
+            samples of which more differ than was promised. Where they are merely too few, it goes on.
     """
 
     seconds: float
     differs: float
     broken: bool
     lapsed: bool = False
+    untenable: bool = False
 
 
 def live_release(repository: Path, chain: Chain) -> Live | None:
@@ -89,8 +96,10 @@ def live_release(repository: Path, chain: Chain) -> Live | None:
         report = read(repository, chain.model, release.origin)
     except RepositoryError:  # it was made elsewhere, or its report is gone
         report = None
-    closed = read_day(repository, chain.model, release=release.number).closed_exits(release.number)
-    return Live(release.number, heads, release.certificate.thresholds, report, closed)
+    found = read_day(repository, chain.model, release=release.number).closed_exits(release.number)
+    closed = sorted({*found, *indices} - {*release.exits} | {*found})
+    certificate = release.certificate
+    return Live(release.number, heads, certificate.thresholds, report, closed, certificate.parts)
 
 
 def judge(
@@ -147,7 +156,31 @@ def standing(
     """
     delta = min(LAPSE * terms.delta, 0.5)
     lapsed = certify(wrong[None], groups, terms.epsilon, delta, fresh, within) is None
-    return Standing(float(seconds.mean()), float(wrong.mean()), refuted(wrong, groups, terms), lapsed)
+    broken, differs = refuted(wrong, groups, terms), float(wrong.mean())
+    return Standing(float(seconds.mean()), differs, broken, lapsed, broken or (lapsed and differs > terms.epsilon))
+
+
+def shut(live: Live, standing: Standing, chain: Chain, calibrating: int, window: Window) -> Draft:
+    """The live release with all heads shut, so that the backbone answers until others are certified.
+
+    They stay, for the next ones to go on from. Whatever they would say, no answer differs.
+    """
+    heads = {index: with_threshold(model, SHUT) for index, model in live.heads.items()}
+    certificate = Certificate(
+        n=calibrating,
+        observations=calibrating,
+        errors=0,
+        bound=0.0,
+        epsilon=chain.epsilon,
+        delta=chain.delta,
+        thresholds=dict.fromkeys(heads, SHUT),
+        hits=0.0,
+        method=f"no head answers: they would differ on {standing.differs:.2%} of these samples",
+        fingerprint="",
+        agreement=chain.agreement,
+        parts=live.parts,
+    )
+    return Draft(heads, certificate, window, "refresh", live.number)
 
 
 def served(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from gati.agreement import DEFAULT
@@ -25,6 +26,8 @@ class Terms:
         p99: Seconds that 99 % of requests may take at most; None for any.
         views: Images to train on at least: views are added where samples are fewer.
         seed: The same seed, samples and machine speed give the same heads.
+        key: What decides, with a sample's content, whether it trains or certifies: the chain's segments, which clients
+            don't know.
     """
 
     epsilon: float = 0.01
@@ -35,6 +38,7 @@ class Terms:
     p99: float | None = None
     views: int = ENOUGH
     seed: int = 0
+    key: bytes = b""
 
     @classmethod
     def of(cls, chain: Chain, seed: int) -> Terms:
@@ -48,4 +52,5 @@ class Terms:
             p99=chain.p99,
             views=chain.views,
             seed=seed,
+            key=hashlib.sha256("".join(chain.digests()).encode()).digest(),
         )

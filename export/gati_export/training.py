@@ -92,6 +92,7 @@ def train_heads(
     init: Mapping[int, bytes] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
     known: Measured | None = None,
+    way: str | None = None,
 ) -> Trained:
     """Trains, chooses and certifies heads; images are also shifted and mirrored to train on, where they are few.
 
@@ -102,11 +103,11 @@ def train_heads(
         split: Their parts.
         terms: What to keep to.
         progress: Told what is being done and how far that is.
-        init: Earlier heads by cut point, whose weights training goes on from where they fit, unless samples come in
-            runs: which of a run decides its part hangs on the window, so that what trained these heads may certify
-            now. They are asked, too, what they say to the calibration samples.
+        init: Earlier heads by cut point, whose weights training goes on from where they fit, unless what trained them
+            may certify now (`Split.way`). They are asked, too, what they say to the calibration samples.
         extra: More samples to train on, and for nothing else.
         known: Times that need not be measured again.
+        way: How the samples had been split that the earlier heads were learned from; None for as these are.
 
     Returns:
         The heads. A chain without any, because samples are too few or nothing pays, is a result too.
@@ -130,7 +131,7 @@ def train_heads(
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
     lookups = known.heads if known else {}
-    start = {} if _share_in_runs(split) else init or {}
+    start = {} if _share_in_runs(split) or way not in (None, split.way) else init or {}
     candidates = fit_candidates(
         chain, sessions, samples, split, families, times, progress, terms.seed, start, numbers, lookups
     )
@@ -256,7 +257,7 @@ def decide(
     return Trained(
         heads={head.cut: with_threshold(head.model, thresholds[head.cut]) for head in used},
         families={head.cut: head.name for head in used},
-        certificate=_certificate(verdict, thresholds, float(1 - shares[-1]), terms, digest, split.together),
+        certificate=_certificate(verdict, thresholds, float(1 - shares[-1]), terms, digest, split),
         why_not=None,
         segment_seconds=tuple(candidates.times.segments.tolist()),
         speedup=plain / mean,
@@ -292,7 +293,7 @@ def _none_pays(terms: Terms, candidates: Candidates, choice: Choice) -> str:
 
 
 def _certificate(
-    verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str, together: float
+    verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str, split: Split
 ) -> Certificate:
     return Certificate(
         n=verdict.n,
@@ -306,7 +307,8 @@ def _certificate(
         method=verdict.method,
         fingerprint=digest,
         agreement=terms.agreement,
-        together=together,
+        together=split.together,
+        parts=split.way,
     )
 
 

@@ -70,9 +70,10 @@ def objection(
 
 def parted(recorded: Recorded, terms: Terms) -> Split:
     """Splits recorded samples; see gati_export.splitting."""
-    samples = recorded.samples
-    contents = samples if recorded.content.cut is None else sketches(samples)
-    return split(contents, find_runs(samples), epsilon=terms.epsilon, delta=terms.delta)
+    samples, cut = recorded.samples, recorded.content.cut
+    if cut is None:
+        return split(samples, find_runs(samples), terms=terms)
+    return split(sketches(samples), find_runs(samples), terms=terms, content=f"features {cut}")
 
 
 def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple[Recorded, Used]:

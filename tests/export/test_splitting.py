@@ -16,6 +16,7 @@ from gati_export.demo.digits import pools, views
 from gati_export.ragged import gathered
 from gati_export.runs import find_runs
 from gati_export.splitting import Split, fingerprint, split
+from gati_export.terms import Terms
 
 RUN = 30
 
@@ -79,14 +80,16 @@ def parts_of(split: Split) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("extra", [False, True])
 def test_copies_stay_together_where_inputs_that_count_once_certify_enough(extra):
     values = np.random.default_rng(0).permutation(np.repeat(np.arange(1500), 4))
-    parts = split({"x": values[:, None]}, extra=extra, epsilon=0.05)
+    parts = split({"x": values[:, None]}, extra=extra, terms=Terms(epsilon=0.05))
     assert np.array_equal(np.equal.outer(parts.groups, parts.groups), np.equal.outer(values, values))
     assert sorted(np.concatenate(parts_of(parts))) == list(range(6000)) and (parts.fresh.turns > 0).all()
     held_out = len(parts.calibrate)
     verdict = certify(np.zeros((1, held_out), bool), parts.groups[parts.calibrate], 0.05, 0.05, parts.fresh)
     assert verdict is not None and (verdict.n, verdict.observations) == (held_out, held_out // 4)
     assert "no training" not in verdict.method, "none of them is any other's copy"
-    again = split({"x": values[values < 1000][:, None]}, extra=extra, epsilon=0.05)  # a part stays a content's own
+    again = split(
+        {"x": values[values < 1000][:, None]}, extra=extra, terms=Terms(epsilon=0.05)
+    )  # a part stays a content's own
     for part, later in zip(parts_of(parts), parts_of(again), strict=True):
         assert set(values[values < 1000][later]) == {value for value in values[part] if value < 1000}
 
@@ -99,7 +102,7 @@ def test_copies_stay_together_where_inputs_that_count_once_certify_enough(extra)
     ],
 )
 def test_copies_are_dealt_out_where_they_would_leave_too_little(times, why):
-    parts = split({"x": np.repeat(np.arange(len(times)), times)[:, None]}, epsilon=0.05)
+    parts = split({"x": np.repeat(np.arange(len(times)), times)[:, None]}, terms=Terms(epsilon=0.05))
     assert np.array_equal(parts.groups, np.arange(times.sum())), why
 
 
@@ -139,8 +142,10 @@ def test_a_text_is_the_same_whatever_it_is_padded_to():
 
 def test_each_content_draws_its_part_by_its_digest():
     samples = {"x": np.arange(500, dtype=np.float32)[:, None]}
-    drawn = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8]) / 2**64 for row in samples["x"]]
-    parts = split(samples, np.arange(500))
+    digests = [hashlib.sha256(row.tobytes()).digest() for row in samples["x"]]
+    keyed = [hashlib.blake2b(digest, key=b"secret", digest_size=32).digest() for digest in digests]
+    drawn = [int.from_bytes(digest[:8]) / 2**64 for digest in keyed]
+    parts = split(samples, np.arange(500), terms=Terms(key=b"secret"))
     assert parts.train.tolist() == [i for i, share in enumerate(drawn) if share < 0.6]
     assert parts.calibrate.tolist() == [i for i, share in enumerate(drawn) if share >= 0.75]
     assert np.array_equal(parts.groups, np.arange(500)) and (parts.fresh.turns == 1).all()

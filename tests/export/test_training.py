@@ -310,7 +310,7 @@ def test_a_memory_is_tried_and_heads_begin_anew_where_samples_come_in_runs(trial
     in_runs = split(film, find_runs(film))
     mixed = with_extra(film, in_runs, others)  # extra samples, and views, are no runs
     copies = {"x": np.tile(others["x"], (3, 1))}
-    together, dealt_out = (split(copies, epsilon=epsilon) for epsilon in (0.5, 0.001))
+    together, dealt_out = (split(copies, terms=Terms(epsilon=epsilon)) for epsilon in (0.5, 0.001))
     assert len(np.unique(together.groups)) == 3000 and len(np.unique(dealt_out.groups)) == 9000
     given = (film, in_runs), mixed, (others, split(others, find_runs(others))), (copies, together), (copies, dealt_out)
     for rows, parts in given:

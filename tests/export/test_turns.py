@@ -57,6 +57,24 @@ def test_what_is_published_is_faster_or_replaces_what_broke_its_promise(
     assert decided is publish and why in said
 
 
+@pytest.mark.parametrize(
+    ("wrong", "n", "lapsed", "untenable"),
+    [
+        (0, 1000, False, False),
+        (0, 100, True, False),
+        (9, 1000, True, False),
+        (11, 1000, True, True),
+        (30, 1000, True, True),
+    ],
+    ids=["it holds", "too few to tell", "it may hold", "it seems not to hold", "it is broken"],
+)
+def test_a_release_that_would_not_be_certified_once_more_is_untenable_where_samples_speak_against_it(
+    wrong: int, n: int, lapsed: bool, untenable: bool
+) -> None:
+    found = standing(np.ones(n), np.arange(n) < wrong, np.arange(n), Terms())
+    assert (found.lapsed, found.untenable) == (lapsed, untenable)
+
+
 def test_exits_that_are_closed_are_named_where_times_are_compared() -> None:
     said, decided = verdict(Standing(0.004, 0.001, False), 0.003, (1, 2))
     assert decided and said.endswith("3 ms a request, the live release 4 ms, with exits 1 and 2 closed.")

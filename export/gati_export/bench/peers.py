@@ -53,7 +53,7 @@ def peer_heads(
     if of_numbers(chain.agreement):
         return {}, ["peers: their heads answer with classes, and this chain's answers are numbers."]
     terms = replace(Terms.of(chain, 0), memory=None, p99=None)
-    parts = split(samples, find_runs(samples), extra=extra is not None, epsilon=terms.epsilon, delta=terms.delta)
+    parts = split(samples, find_runs(samples), extra=extra is not None, terms=terms)
     found: dict[str, dict[int, bytes]] = {}
     notes = []
     for peer, family in CERTIFIED.items():
