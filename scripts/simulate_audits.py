@@ -14,6 +14,7 @@ import numpy as np
 from gati.breaker import Breaker
 from gati.draws import Draws
 from gati.settings import Settings
+from gati_export.splitting import together
 from gati_export.terms import Terms
 
 USUAL = Settings.audit_share
@@ -39,8 +40,11 @@ class Seen(NamedTuple):
 @click.option("--requests", default=20_000, show_default=True, help="Of a stream, at most.")
 @click.option("--good", default=0, show_default=True, help="Requests before that, of which 0.3 % differ.")
 @click.option("--run", default=1, show_default=True, help="Requests of a scene, which are all answered alike.")
-@click.option("--together", type=float, help="How many of them are taken for one.  [default: all]")
-def main(shares: str, streams: int, requests: int, good: int, run: int, together: float | None) -> None:
+@click.option(
+    "--among", default=1.0, show_default=True, help="Share of the requests that are of scenes; others are not."
+)
+@click.option("--together", type=float, help="How many are taken for one.  [default: as a certificate says of such]")
+def main(shares: str, streams: int, requests: int, good: int, run: int, among: float, together: float | None) -> None:
     """Prints a line for each share of differing answers."""
     terms = Terms()
     click.echo(
@@ -50,7 +54,7 @@ def main(shares: str, streams: int, requests: int, good: int, run: int, together
     for percent in shares.split(","):
         differs = np.r_[np.full(good, BEFORE), np.full(requests, float(percent) / 100)]
         seeds = map(np.random.default_rng, range(streams))
-        seen = [_stream(differs, good, terms, random, run, together or run) for random in seeds]
+        seen = [_stream(differs, good, terms, random, run, together, among) for random in seeds]
         until, *shares_seen = np.array(seen).T
         median, most = (f"{n:,.0f}" if np.isfinite(n) else "-" for n in np.quantile(until, [0.5, 0.9], method="higher"))
         drawn, held, soon, all_ = (np.mean(each) for each in shares_seen)
@@ -66,12 +70,15 @@ def _stream(
     terms: Terms,
     random: np.random.Generator,
     run: int = 1,
-    together: float = 1.0,
+    taken: float | None = None,
+    among: float = 1.0,
 ) -> Seen:
     """A stream, looked at from its first request that is not among the good ones."""
-    breaker, draws = Breaker(terms.epsilon, terms.delta, (0,), together=together), Draws(USUAL, terms.epsilon)
-    chance, scenes = random.random(len(differs)), random.random(len(differs) // run + 1)
-    differed = np.repeat(scenes, run)[: len(differs)] < differs
+    chance, scenes = random.random(len(differs)), random.random(len(differs) + 1)
+    sizes = _sizes(len(differs), run, among, random)
+    differed = np.repeat(scenes[: len(sizes)], sizes)[: len(differs)] < differs
+    breaker = Breaker(terms.epsilon, terms.delta, (0,), together=taken or together(sizes))
+    draws = Draws(USUAL, terms.epsilon)
     drawn, held = np.zeros((2, len(differs)), bool)
     until = len(differs)
     for place, each in enumerate(chance):
@@ -92,6 +99,15 @@ def _stream(
         np.count_nonzero(otherwise[:SOON]) / SOON,
         np.count_nonzero(otherwise) / (len(differs) - good),
     )
+
+
+def _sizes(requests: int, run: int, among: float, random: np.random.Generator) -> np.ndarray:
+    """How many requests come of each scene, one after the other, int [scenes]: as many as it takes, and some more."""
+    if among == 1:
+        return np.full(requests // run + 1, run)
+    long = random.random(requests) < among / (among + run * (1 - among))
+    sizes = np.where(long, run, 1)
+    return sizes[: np.searchsorted(np.cumsum(sizes), requests) + 1]
 
 
 if __name__ == "__main__":

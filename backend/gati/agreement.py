@@ -51,6 +51,16 @@ def parse_agreement(text: str) -> Agreement:
     return agree
 
 
+def check_classes(text: str, classes: int) -> None:
+    """Refuses an agreement that any answer with so many scores would meet.
+
+    Raises:
+        AgreementError: If it is one.
+    """
+    if top := _TOP.fullmatch(text.strip()):
+        _check_top(int(top[1]), classes)
+
+
 def of_numbers(text: str) -> bool:
     """Whether an agreement is about numbers, and not about which class has the largest score."""
     return _WITHIN.fullmatch(text.strip()) is not None
@@ -78,13 +88,17 @@ def _rule(name: str) -> Agreement:
     raise AgreementError(f"Agreement {name!r} is not one of top-1, top-K, within X and package.module:function.")
 
 
+def _check_top(k: int, classes: int) -> None:
+    if k >= classes:
+        raise AgreementError(
+            f"Any answer meets top-{k} of {classes}; take fewer, or say within X where outputs are no scores."
+        )
+
+
 def _top(k: int) -> Agreement:
     def agree(served: np.ndarray, backbone: np.ndarray) -> np.ndarray:
         classes = served.shape[-1] if served.ndim > 1 else 1
-        if k >= classes:
-            raise AgreementError(
-                f"Any answer meets top-{k} of {classes}; take fewer, or say within X where outputs are no scores."
-            )
+        _check_top(k, classes)
         best = served.argmax(-1)[..., None]
         score = np.take_along_axis(backbone, best, -1)
         ahead = (backbone > score) | ((backbone == score) & (np.arange(classes) < best))

@@ -24,6 +24,8 @@ from gati.steps import Leave, Missed, Step, apart, common_versions, of_head
 
 ANSWER, EXIT = "answer", "exit"
 ROW = np.arange(1)
+WEIGHTS_APART = 4
+"""The version of ONNX's format from which the weights of an `If`'s branches need not be inputs of the graph."""
 
 
 class Cascade:
@@ -80,7 +82,9 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
             _value(of_head(step.last, name), TensorProto.FLOAT, shape) for name, shape in step.spec.state.items()
         )
     opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=max(step.stage.ir_version for step in steps))
+    return helper.make_model(
+        graph, opset_imports=opsets, ir_version=max(WEIGHTS_APART, *(step.stage.ir_version for step in steps))
+    )
 
 
 @dataclass(frozen=True)

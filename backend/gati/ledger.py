@@ -85,6 +85,8 @@ class Ledger:
         """A breaker for a release that goes live: it goes on from what is known of the same heads."""
         heads = self._identity(release)
         with self._lock:
+            if self._live is not None and self._live.alarm != self._alarm:
+                self._happened()  # it closed exits of the release before, a moment ago
             breaker = self._breakers.pop(heads, None) or self._resumed(release, heads)
             breaker.went_live()
             self._breakers[heads] = breaker

@@ -52,11 +52,15 @@ def run_up_to(
     return {value: array for value, array in zip(values, results, strict=True) if isinstance(array, np.ndarray)}
 
 
+NEWER_IR = 8
+"""The least version of ONNX's format that pieces are written in: before 4, weights had to be inputs, too."""
+
+
 def model_of(whole: ir.Model, graph: ir.Graph) -> ir.Model:
     """A model of a piece of a whole one's graph."""
     return ir.Model(
         graph,
-        ir_version=whole.ir_version,
+        ir_version=max(whole.ir_version, NEWER_IR),
         producer_name=whole.producer_name,
         producer_version=whole.producer_version,
         domain=whole.domain,

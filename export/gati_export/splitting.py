@@ -119,7 +119,16 @@ def split(
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
     sizes = np.unique(runs, return_counts=True)[1]
     way = f"{content}, {_keyed(b'', terms.key).hex()[:16]}" if len(sizes) == len(found) else ""
-    return Split(train, tune, calibrate, groups, inputs, float((sizes**3).sum() / (sizes**2).sum()), way)
+    return Split(train, tune, calibrate, groups, inputs, together(sizes), way)
+
+
+def together(sizes: np.ndarray) -> float:
+    """See `Split`, for runs of so many samples, int [runs].
+
+    The mean over samples, which tells how much less these say than as many independent ones, is too little where few
+    runs hold many of them: then a breaker's false-alarm rate is above delta (`scripts/simulate_audits.py --among`).
+    """
+    return float((sizes.astype(float) ** 3).sum() / (sizes.astype(float) ** 2).sum())
 
 
 def _keyed(digest: bytes, key: bytes) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import Agreement, of_numbers, parse_agreement
+from gati.agreement import Agreement, check_classes, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import Progress, collect, first_segment, learnable, open_segments
@@ -119,6 +119,7 @@ def train_heads(
         AgreementError: If agreement can't be judged as asked.
     """
     parse_agreement(terms.agreement)  # before the work, not after it
+    check_classes(terms.agreement, chain.output.shape[0])
     numbers = of_numbers(terms.agreement)
     families = chosen_families(terms.families, _share_in_runs(split) > MANY or _has_copies(split), numbers)
     sessions = open_segments(segment_paths)

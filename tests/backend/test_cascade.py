@@ -174,6 +174,17 @@ def left(cascade: Cascade, x: np.ndarray) -> tuple:
     return told.pop()
 
 
+def test_stages_in_a_format_of_old_are_joined() -> None:
+    """Where weights had to be inputs of the graph, too, which those of an `If`'s branches can't be."""
+    before, behind = stage("x", "h", 13), stage("h", "y", 13)
+    for model in (before, behind):
+        model.ir_version = 3
+    steps = [Step(0, before, head(18, 5), HeadSpec({}, ("y", "score", "hit"))), Step(1, behind)]
+    whole = assemble(steps, [Tensor("x", "FP32", (2,))], OUTPUT)
+    cascade = Cascade(open_session(whole.SerializeToString()), steps)
+    assert left(cascade, np.full((1, 2), 1.0, np.float32)) == ([0], [[4.0] * 2], 1)
+
+
 @pytest.mark.parametrize("version", [18, 20, 21])
 def test_versions_go_together_where_they_mean_the_same(version: int) -> None:
     """And stages may share a weight of one name."""

@@ -127,6 +127,14 @@ def test_what_happened_is_written_down_in_order_through_restarts(desk: Desk) -> 
     assert [event.at for event in events] == sorted(event.at for event in events)
 
 
+def test_exits_that_closed_just_before_a_release_went_live_are_written_down(desk: Desk) -> None:
+    trip(desk.ledger.open(RELEASE), 1)
+    desk.ledger.open(toy_release(CHAIN, 4))
+    desk.ledger.keep()
+    events = decoded(Event, desk.path.with_suffix(".jsonl"))
+    assert [(event.release, event.closed) for event in events] == [(3, ()), (3, (1,)), (4, ())]
+
+
 def test_a_release_of_the_same_number_with_other_heads_is_another(desk: Desk) -> None:
     trip(desk.ledger.open(RELEASE), 0)
     desk.ledger.keep()

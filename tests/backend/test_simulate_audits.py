@@ -30,6 +30,19 @@ def test_heads_that_differ_twice_as_often_as_promised_are_soon_found_out_and_goo
     assert held.mean() == 0
 
 
+def test_heads_that_keep_their_promise_are_left_alone_where_some_scenes_are_far_longer_than_most() -> None:
+    differs = np.full(10_000, TERMS.epsilon)
+    closed = {
+        taken: np.array([script._stream(differs, 0, TERMS, random, 50, taken, 0.2).until for random in seeds()])
+        for taken in (None, 10.8)
+    }
+    assert np.isfinite(closed[None]).sum() <= 2 < np.isfinite(closed[10.8]).sum()
+
+
+def seeds() -> list[np.random.Generator]:
+    return [np.random.default_rng(seed) for seed in range(20)]
+
+
 def test_it_prints_a_line_for_each_share() -> None:
     done = CliRunner().invoke(
         script.main, ["--shares", "0,20", "--streams", "4", "--requests", "2000", "--good", "100", "--run", "5"]

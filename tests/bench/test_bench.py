@@ -161,6 +161,7 @@ def test_page_says_what_came_out_and_escapes_it() -> None:
         kept(result_of(("plain", 4.0), ("chain-inline", 4.2), ("oracle", 4.0 - 1e-15)), ORACLE) is None
     )  # nor does it
     assert kept(result_of(("plain", 8.92), ("chain-inline", 2.32), ("allowed", 3.4)), ALLOWED) == 1  # all, give or take
+    assert kept(result_of(("plain", 3.4), ("chain-inline", 1.8), ("oracle", 3.0)), ORACLE) is None  # it can't be
     assert kept(result_of(("plain", 4.0), ("chain-inline", 5.4), ("oracle", 1.0)), ORACLE) is None
     other = sentence(result_of(("plain", 8.0), ("chain-inline", 4.0), ("chain-int8", 3.0)))
     assert other.startswith("chain-inline answers 2.00 times as fast")  # not another network, of no promise

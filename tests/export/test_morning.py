@@ -218,7 +218,9 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert told(0.02, 0.04).startswith("The promise is broken: more than 2.0% of answers differ (promised: 1%).")
     assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M} UTC." in told(0.0, 0.008)
     assert "Release 2 is the newest; when last heard of, " in told(0.0, 0.008, release=1)
-    assert told(0.0, 1.0, release=0).endswith("No release is live: the backbone answers.")
+    assert told(0.0, 1.0, release=0).endswith("replicas served the backbone alone.")
+    bare = morning(Day(NOW, {"a": [minute(0.1, 0, 0.0, 1.0)]}, {}), replace(live(), published=None), (), {})
+    assert "No release is live: the backbone answers." in bare.more
     assert told(0.0, 0.02, held=20).endswith(
         "While audits were in doubt about heads, 20.0% of requests were left to the backbone."
     )

@@ -18,7 +18,7 @@ from lessons import threshold_of
 
 from gati.chain import Chain, Segment, Tensor, sha256_of
 from gati.content import inputs_of
-from gati.errors import BackboneError, SamplesError
+from gati.errors import AgreementError, BackboneError, SamplesError
 from gati.release import Window
 from gati.session import open_session
 from gati_export import lessons, training
@@ -210,6 +210,8 @@ def test_too_few_samples_leave_a_chain_without_heads(trial):
     assert "to learn from" in (train_heads(*trial, rows, skewed, TERMS, quiet).why_not or "")
     with pytest.raises(SamplesError, match="epsilon"):
         train_heads(*trial, rows, split(rows), replace(TERMS, epsilon=0.0), quiet)
+    with pytest.raises(AgreementError, match=f"Any answer meets top-9 of {CLASSES}"):
+        train_heads(*trial, rows, split(rows), replace(TERMS, agreement="top-9"), quiet)
 
 
 def test_a_backbone_that_could_not_be_cut_has_no_heads(trial, tmp_path):

@@ -70,6 +70,7 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
     opened = asked(again, images)
     assert opened.release is not None
     assert opened.release.tolist() == [number] * 32
+    assert eventually(lambda: not again.reading().closed)
     assert eventually(lambda: _closes(again, images, liar))
     # what the killed server had audited last may be lost: what differs below, this one found
     mended = heads | {liar: remembering_head(chain, liar)}

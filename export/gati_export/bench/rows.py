@@ -91,14 +91,16 @@ def serves(name: str) -> bool:
     return name not in studies and not name.startswith("hit-")
 
 
-LEAST_SAVED = 0.01
-"""Share of the plain model's latency, below which what a limit would save is noise, and a share of it says nothing."""
+LEAST_SAVED, MOST_SAVED = 0.01, 1.25
+"""Share of the plain model's latency, below which what a limit would save is noise, and a share of it says nothing; and
+share of that, above which what the chain saves is."""
 
 
 def kept(result: Result, limit: str) -> float | None:
     """The share of the latency that a limit would save which the fastest chain does save, at concurrency 1, 0..1.
 
-    None where that says nothing: the chain saves none, or the limit, or the machine was not idle.
+    None where that says nothing: the chain saves none, or the limit, or the machine was not idle, and the chain seems
+    faster than its limit.
     """
     plain, least, engine = result.row(PLAIN), result.row(limit), result.row(ENGINE)
     chains = [row.mean_ms for row in map(result.row, SERVED) if row is not None]
@@ -107,7 +109,7 @@ def kept(result: Result, limit: str) -> float | None:
     if engine is not None and engine.mean_ms > plain.mean_ms:
         return None
     saved = (plain.mean_ms - min(chains)) / (plain.mean_ms - least.mean_ms)
-    return min(saved, 1.0) if saved > 0 else None
+    return min(saved, 1.0) if 0 < saved <= MOST_SAVED else None
 
 
 def load_name(concurrency: int | None, rate: float | None) -> str:

@@ -124,11 +124,12 @@ def _release(day: Day, live: LiveChain) -> str:
     if not numbers:
         return ""
     newest = max(numbers)
+    if live.release is not None and live.release > newest:  # it came within the last minute, or nobody is asked
+        heard = short(max(minute.at for minute in day.latest.values()))
+        served = f"release {newest}" if newest else "the backbone alone"
+        return f"Release {live.release} is the newest; when last heard of, {heard}, replicas served {served}."
     if not newest:
         return "No release is live: the backbone answers."
-    if live.release is not None and live.release > newest:  # it came within the last minute, or nobody serves
-        heard = short(max(minute.at for minute in day.latest.values()))
-        return f"Release {live.release} is the newest; when last heard of, {heard}, replicas served release {newest}."
     since = f" since {short(day.went_live[newest].isoformat())}" if newest in day.went_live else ""
     behind = [replica for replica, minute in day.latest.items() if minute.release < newest]
     return f"Release {newest} serves{since}{', but not yet on ' if behind else ''}{', '.join(behind)}."
