@@ -97,7 +97,7 @@ def live_release(repository: Path, chain: Chain) -> Live | None:
     except RepositoryError:  # it was made elsewhere, or its report is gone
         report = None
     found = read_day(repository, chain.model, release=release.number).closed_exits(release.number)
-    closed = sorted({*found, *indices} - {*release.exits} | {*found})
+    closed = sorted({*found} | ({*indices} - {*release.exits}))
     certificate = release.certificate
     return Live(release.number, heads, certificate.thresholds, report, closed, certificate.parts)
 

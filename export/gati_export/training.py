@@ -132,7 +132,8 @@ def train_heads(
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
     lookups = known.heads if known else {}
-    start = {} if _share_in_runs(split) or way not in (None, split.way) else init or {}
+    alike = way is None or way == split.way != ""
+    start = init or {} if alike and not _share_in_runs(split) else {}
     candidates = fit_candidates(
         chain, sessions, samples, split, families, times, progress, terms.seed, start, numbers, lookups
     )
