@@ -109,8 +109,10 @@ class Service:
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
         when_orphaned(self._leave)
         beat(os.environ)
-        # Two threads: loading a large release takes long, and audits find what they find meanwhile.
-        self._tickers = [Ticker(SECONDS, self._warn, each) for each in (self._look, self._report)]
+        # Inline, loading a large release takes long, and audits find what they find meanwhile. In BLS mode Triton loads
+        # it, and both ask Triton.
+        ticking = [(self._look,), (self._report,)] if inline else [(self._look, self._report)]
+        self._tickers = [Ticker(SECONDS, self._warn, *each) for each in ticking]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes requests; each is replied to as soon as it is answered, before or after this returns."""
