@@ -173,7 +173,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
     comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
     if live is not None and comparable and trained.candidates.heads:
         live = _as_it_serves(plan, live)
-        notes.standing = judge(live, chain, paths, samples, parts, terms, trained)
+        notes.standing = judge(live, chain, paths, samples, parts, terms, trained, recorded.times)
     learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
     if trained.certificate is None:
         write(repository, learned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from gati.release import SHUT, Certificate, Window, head_path
 from gati.tryout import newest_release
 from gati_export.activations import open_segments
 from gati_export.candidates import timed
-from gati_export.certificate import Fresh, certify
+from gati_export.certificate import Fresh, certify, there_and_needed
 from gati_export.day import read_day
 from gati_export.evidence import measured_in
 from gati_export.headfile import with_threshold
@@ -48,6 +48,7 @@ class Live:
         report: What was learned for it; None where that is not known.
         closed: Exits that answer nothing: audits have closed them at some replica, as far as that is known.
         parts: How the samples were split that they were learned from.
+        until: When the newest of these was served; None where that is not known.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Live:
     report: Report | None
     closed: Sequence[int] = ()
     parts: str = ""
+    until: np.datetime64 | None = None
 
     @property
     def models(self) -> list[tuple[int, str, bytes]]:
@@ -98,8 +100,15 @@ def live_release(repository: Path, chain: Chain) -> Live | None:
         report = None
     found = read_day(repository, chain.model, release=release.number).closed_exits(release.number)
     closed = sorted({*found} | ({*indices} - {*release.exits}))
-    certificate = release.certificate
-    return Live(release.number, heads, certificate.thresholds, report, closed, certificate.parts)
+    certificate, until = release.certificate, _moment(release.window.until)
+    return Live(release.number, heads, certificate.thresholds, report, closed, certificate.parts, until)
+
+
+def _moment(text: str | None) -> np.datetime64 | None:
+    try:
+        return None if text is None else np.datetime64(text.removesuffix("Z"), "s")
+    except ValueError:  # the release was made elsewhere
+        return None
 
 
 def judge(
@@ -110,6 +119,7 @@ def judge(
     split: Split,
     terms: Terms,
     trained: Trained,
+    times: np.ndarray | None = None,
 ) -> Standing:
     """Judges the live release by the calibration samples, as the next one is.
 
@@ -124,6 +134,7 @@ def judge(
         terms: What heads are to keep to.
         trained: What was learned from them going on from its heads: what these said, and the heads that want to replace
             them, whose times tell theirs; those of other families are taken from the release's report, or measured.
+        times: When samples were served, [n]: what may have trained the release is no witness to its promise.
     """
     candidates = trained.candidates
     measured = measured_in(live.report) if live.report else None
@@ -133,7 +144,31 @@ def judge(
     said = [trained.earlier[head.cut] for head in heads]
     exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], trained.outputs, terms)
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
-    return standing(seconds, wrong, split.groups[split.calibrate], terms, split.fresh, trained.within)
+    witnesses = _unseen(live, times, split, terms)
+    parts = replace(split, calibrate=split.calibrate[witnesses])
+    groups, wrong = parts.groups[parts.calibrate], wrong[witnesses]
+    found = standing(seconds[witnesses], wrong, groups, terms, parts.fresh, trained.within)
+    return replace(found, seconds=float(seconds.mean()))
+
+
+def _unseen(live: Live, times: np.ndarray | None, split: Split, terms: Terms) -> np.ndarray:
+    """Which of the samples that calibrate have not trained the live release, bool [calibrate].
+
+    None has where those that it was learned from were split in the same way; else, those of later runs have not. All
+    are taken where these are too few to tell.
+    """
+    everything = np.ones(len(split.calibrate), bool)
+    if times is None or live.until is None or live.parts == split.way != "":
+        return everything
+    trained = split.groups[times < live.until + np.timedelta64(1, "s")]
+    unseen = ~np.isin(split.groups[split.calibrate], trained)
+    parts = replace(split, calibrate=split.calibrate[unseen])
+    there, needed = there_and_needed(parts.groups[parts.calibrate], terms.epsilon, _lapse(terms), parts.fresh)
+    return unseen if there >= needed else everything
+
+
+def _lapse(terms: Terms) -> float:
+    return min(LAPSE * terms.delta, 0.5)
 
 
 def standing(
@@ -154,8 +189,7 @@ def standing(
         fresh: See gati_export.certificate.
         within: Likewise: errors of the live release come in groups as those of the next one do.
     """
-    delta = min(LAPSE * terms.delta, 0.5)
-    lapsed = certify(wrong[None], groups, terms.epsilon, delta, fresh, within) is None
+    lapsed = certify(wrong[None], groups, terms.epsilon, _lapse(terms), fresh, within) is None
     broken, differs = refuted(wrong, groups, terms), float(wrong.mean())
     return Standing(float(seconds.mean()), differs, broken, lapsed, broken or (lapsed and differs > terms.epsilon))
 

@@ -42,6 +42,7 @@ class Recorded:
     Attributes:
         content: What they hold.
         samples: That, by name, n rows each.
+        times: When they were served, [n].
         window: What they span.
         mark: What is recorded from then on comes after it.
         left_out: Shards that were passed over: damaged, or of another model that had the name.
@@ -49,6 +50,7 @@ class Recorded:
 
     content: Content
     samples: dict[str, np.ndarray]
+    times: np.ndarray
     window: Window
     mark: str
     left_out: int = 0
@@ -56,7 +58,8 @@ class Recorded:
     def without(self, rows: np.ndarray) -> Recorded:
         """The same without some of the samples."""
         samples = {name: np.delete(values, rows, axis=0) for name, values in self.samples.items()}
-        return replace(self, samples=samples, window=replace(self.window, samples=count(samples)))
+        window = replace(self.window, samples=count(samples))
+        return replace(self, samples=samples, times=np.delete(self.times, rows), window=window)
 
 
 def default_store(repository: Path) -> str:
@@ -108,7 +111,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     samples = {name: joined([part.samples[name] for part in parts])[-limit:] for name in parts[0].samples}
     times = np.concatenate([part.times for part in parts])[-limit:]
     window = Window(_public(url), len(times), _iso(times.min()), _iso(times.max()))
-    return Recorded(parts[0].content, samples, window, _mark(names[-1]), left_out)
+    return Recorded(parts[0].content, samples, times, window, _mark(names[-1]), left_out)
 
 
 def misfits(shards: int) -> str:
@@ -185,8 +188,15 @@ class _Part:
 
     def since(self, time_: float) -> _Part:
         """What was served since then."""
-        young = self.times >= np.datetime64(int(time_ * 1e6), "us")
-        return _Part(self.content, {name: value[young] for name, value in self.samples.items()}, self.times[young])
+        return self.at(self.times >= np.datetime64(int(time_ * 1e6), "us"))
+
+    def in_order(self) -> _Part:
+        """The same as it was served: audited hits are recorded later than the requests around them."""
+        return self.at(np.argsort(self.times, kind="stable"))
+
+    def at(self, rows: np.ndarray) -> _Part:
+        """These rows."""
+        return _Part(self.content, {name: value[rows] for name, value in self.samples.items()}, self.times[rows])
 
 
 def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
@@ -203,7 +213,7 @@ def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
         samples = {tensor.name: _rows_of(table, tensor) for tensor in content.tensors}
     except (OSError, ValueError, SamplesError):
         return None
-    return _Part(content, samples, table[TIME].to_numpy())
+    return _Part(content, samples, table[TIME].to_numpy()).in_order()
 
 
 def _rows_of(table: pa.Table, tensor: Tensor) -> np.ndarray:

@@ -156,6 +156,18 @@ def test_samples_past_an_age_are_not_read(tmp_path: Path) -> None:
         read_recent(str(tmp_path), CHAIN, 10, 60)
 
 
+def test_samples_are_read_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    """An audited hit is recorded when the backbone has answered, later than requests that came after it."""
+    kept = samples(tmp_path)
+    for start, ago in ((0, 30), (2, 10), (1, 20), (3, 0)):
+        kept.served(aged(start, ago))
+    kept.close()
+    recorded = read_recent(str(tmp_path), CHAIN, 10)
+    assert recorded.samples["x"][:, 0].tolist() == [0, 4, 8, 12]
+    assert (np.diff(recorded.times) > np.timedelta64(0, "s")).all()
+    assert recorded.without(np.array([1])).times.tolist() == np.delete(recorded.times, 1).tolist()
+
+
 def test_a_shard_that_was_written_before_the_clock_was_set_hides_nothing(tmp_path: Path) -> None:
     for start, ago in enumerate((1800, 1700, time.time() - 100, time.time() - 102, 1600)):
         kept = samples(tmp_path)

@@ -184,6 +184,34 @@ def test_scenes_count_once_in_judging_the_live_release(trial, trained):
     assert not judge(guessing, *trial, rows, one_scene, TERMS, gone_on(trial, heads, rows)).broken
 
 
+def test_samples_that_may_have_trained_the_live_release_do_not_speak_for_it(trial, trained):
+    heads, _, rows = trained
+    parts, n = split(rows), len(rows["x"])
+    times = np.datetime64("2026-01-01T00:00:00", "us") + np.arange(n) * np.timedelta64(1, "s")
+    gone = gone_on(trial, heads, rows)
+    guessing = live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf), parts=parts.way)
+
+    def differs(last: int | None, way: str = "") -> float:
+        until = None if last is None else times[last].astype("datetime64[s]")
+        these = replace(parts, way=way)
+        return judge(replace(guessing, until=until), *trial, rows, these, TERMS, gone, times).differs
+
+    wrong = np.zeros(n, bool)
+    wrong[parts.calibrate] = served_wrong(heads, gone)
+    everything = differs(None)
+    assert everything == pytest.approx(wrong[parts.calibrate].mean())
+    late = parts.calibrate[parts.calibrate > n // 3]
+    assert differs(n // 3) == pytest.approx(wrong[late].mean()) != pytest.approx(everything)
+    assert differs(n - 9) == everything, "too few came later to tell"
+    assert differs(n // 3, parts.way) == everything, "what trained it does not calibrate"
+
+
+def served_wrong(heads: Trained, gone: Trained) -> np.ndarray:
+    """Where the first head answers otherwise than the backbone does, of the samples that calibrate."""
+    first = gone.earlier[min(heads.heads)]
+    return first.answers.argmax(axis=1) != gone.outputs.argmax(axis=1)
+
+
 def test_inputs_that_are_asked_again_and_again_hinder_no_certificate(trial):
     popular = 1 / np.arange(1, 3001)
     asked = np.random.default_rng(0).choice(3000, 3000, p=popular / popular.sum())
@@ -264,7 +292,7 @@ def test_recorded_samples_that_the_network_breaks_on_are_left_out(trial):
     rows = samples(700, 6)["x"]
     broken = np.insert(rows, [0, 300, 700], np.float32(3e38), axis=0)
     window = Window("store", len(broken), "", "")
-    recorded = Recorded(inputs_of(trial.chain), {"x": broken}, window, "")
+    recorded = Recorded(inputs_of(trial.chain), {"x": broken}, np.arange(len(broken)), window, "")
     terms, seen = replace(TERMS, families="pooled"), []
 
     def use(some: Recorded):
