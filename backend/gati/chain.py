@@ -107,6 +107,8 @@ class Chain:
         outputs: What the backbone gives, where that is not its scores alone; see `served`.
         tail: SHA-256 of `tail.onnx` beside the manifest, which makes of scores what else is served; empty without one.
         labels: SHA-256 of the file that names an output's classes, in the order of `served`; empty for one without.
+        trained: SHA-256 of `trained.bin` beside the manifest, which tells samples that were given to train on alone;
+            they train whenever they are served, and certify nothing. Empty without any.
     """
 
     model: str
@@ -126,6 +128,7 @@ class Chain:
     outputs: tuple[Tensor, ...] = ()
     tail: str = ""
     labels: tuple[str, ...] = ()
+    trained: str = ""
 
     @property
     def served(self) -> tuple[Tensor, ...]:
@@ -190,6 +193,18 @@ class Chain:
             RepositoryError: If it can't be read, or is another one.
         """
         return _read(self.tail_path(repository), self.tail)
+
+    def trained_path(self, repository: Path) -> Path:
+        """Where the file lies that tells samples to train on alone, if there are any."""
+        return chain_path(repository, self.model).with_name("trained.bin")
+
+    def read_trained(self, repository: Path) -> bytes:
+        """That file, held against its digest; empty without one.
+
+        Raises:
+            RepositoryError: If it can't be read, or is another one.
+        """
+        return _read(self.trained_path(repository), self.trained) if self.trained else b""
 
     def labels_path(self, repository: Path, place: int) -> Path:
         """Where the file lies that names the classes of an output, by its place among those that are served."""

@@ -23,7 +23,7 @@ def with_extra(
     Returns:
         All samples, the new ones last, and their parts.
     """
-    held_out = set(digests(samples, np.concatenate([split.tune, split.calibrate])))
+    held_out = set(digests(samples, split.held_out))
     fresh = [row for row, digest in enumerate(digests(more, range(count(more)))) if digest not in held_out]
     both = {name: joined([rows, more[name][fresh]]) for name, rows in samples.items()}
     return both, split.grown(len(fresh))

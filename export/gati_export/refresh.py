@@ -157,7 +157,7 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         notes.live = live_release(repository, chain)  # there may be another now
     live = notes.live
     paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
-    terms = Terms.of(chain, plan.seed)
+    terms = Terms.of(chain, plan.seed, chain.read_trained(repository))
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
 

@@ -18,14 +18,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gati_export.certificate import Fresh, there_and_needed
-from gati_export.ragged import count, is_ragged, unpadded
+from gati_export.ragged import count, unpadded
 from gati_export.runs import by_appearance
-from gati_export.terms import Terms
+from gati_export.terms import MARK, Terms
 
 SHARES = 0.60, 0.15
 """Of the samples, those that train and those that tune; the rest, 25 %, calibrates."""
 EXTRA_SHARES, RUN_SHARES = (0.0, 0.30), (0.10, 0.27)
 """The same where there are other samples to train on, and where these come in runs, which those others don't show."""
+
+DIGEST = "bytes and shapes"
+"""What a sample's digest is of: another one draws other parts."""
 
 TERMS = Terms()
 INPUTS = "inputs"
@@ -62,6 +65,11 @@ class Split:
     inputs: np.ndarray
     together: float = 1.0
     way: str = ""
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """What tunes or calibrates, int [...]."""
+        return np.concatenate([self.tune, self.calibrate])
 
     @property
     def fresh(self) -> Fresh:
@@ -106,7 +114,7 @@ def split(
         terms: What heads are to keep to, and the key.
         content: What samples are of.
     """
-    found = list(digests(samples, range(count(samples))))
+    found = [*digests(samples, range(count(samples)))]
     contents: dict[bytes, int] = {}
     inputs = np.array([contents.setdefault(digest, len(contents)) for digest in found], np.int64)
     runs = np.arange(len(found)) if runs is None else runs
@@ -116,9 +124,11 @@ def split(
     drawn_by = [_keyed(digest, terms.key) for digest in found]
     own, drawn = (np.digitize(draws, np.cumsum(first)) for draws in _draws(groups, drawn_by, dealt))
     part = np.where(drawn < own, -1, drawn)
+    trained = np.array([digest[:MARK] in terms.trained for digest in drawn_by])
+    part[np.isin(groups, groups[trained])] = 0
     train, tune, calibrate = (np.flatnonzero(part == which) for which in range(3))
     sizes = np.unique(runs, return_counts=True)[1]
-    way = f"{content}, {_keyed(b'', terms.key).hex()[:16]}" if len(sizes) == len(found) else ""
+    way = f"{content} by {DIGEST}, {_keyed(b'', terms.key).hex()[:16]}" if len(sizes) == len(found) else ""
     return Split(train, tune, calibrate, groups, inputs, together(sizes), way)
 
 
@@ -129,6 +139,11 @@ def together(sizes: np.ndarray) -> float:
     runs hold many of them: then a breaker's false-alarm rate is above delta (`scripts/simulate_audits.py --among`).
     """
     return float((sizes.astype(float) ** 3).sum() / (sizes.astype(float) ** 2).sum())
+
+
+def marks(samples: Mapping[str, np.ndarray], index: Sequence[int] | np.ndarray, terms: Terms) -> frozenset[bytes]:
+    """What tells the rows at `index` from others, but not what they are; see `Terms.trained`."""
+    return frozenset(_keyed(digest, terms.key)[:MARK] for digest in digests(samples, index))
 
 
 def _keyed(digest: bytes, key: bytes) -> bytes:
@@ -189,18 +204,16 @@ def fingerprint(samples: Mapping[str, np.ndarray], index: np.ndarray) -> str:
 
 
 def digests(samples: Mapping[str, np.ndarray], index: Sequence[int] | np.ndarray) -> Iterator[bytes]:
-    """SHA-256 of each row's bytes over all inputs, which are taken in the order of their names; padding is left out."""
+    """SHA-256 of each row's bytes and shapes over all inputs, in the order of their names; padding is left out.
+
+    It is the same whatever else there is: a text is itself among texts of its length, and among longer ones.
+    """
     arrays = [samples[name] for name in sorted(samples)]
-    ragged = [place for place, array in enumerate(arrays) if is_ragged(array)]
     for row in index:
-        rows = [array[row] for array in arrays]
-        for place, short in zip(ragged, unpadded([rows[place] for place in ragged]), strict=True):
-            rows[place] = short
         digest = hashlib.sha256()
-        for place, each in enumerate(rows):
+        for each in unpadded([array[row] for array in arrays]):
             digest.update(each.tobytes())
-            if place in ragged:
-                digest.update(str(each.shape).encode())
+            digest.update(str(each.shape).encode())
         yield digest.digest()
 
 

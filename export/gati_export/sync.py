@@ -299,6 +299,8 @@ def _files(chain: Chain) -> Iterator[_File]:
         yield _File(key, LARGEST_MANIFEST, lambda there, key=key, config=config: check_config(there / key, config))
     if chain.tail:
         yield _File(str(chain.tail_path(Path())), LARGEST_FILE, chain.read_tail)
+    if chain.trained:
+        yield _File(str(chain.trained_path(Path())), LARGEST_FILE, chain.read_trained)
     for place in chain.labelled:
         yield _File(str(chain.labels_path(Path(), place)), LARGEST_FILE, partial(chain.read_labels, place=place))
 

@@ -9,6 +9,8 @@ from gati.agreement import DEFAULT
 from gati.chain import Chain
 from gati_export.families import AUTO
 
+MARK = 8
+"""Bytes that tell a sample from others."""
 ENOUGH = 20_000
 """Samples to train on that are aimed at, if nothing else is asked for."""
 
@@ -28,6 +30,7 @@ class Terms:
         seed: The same seed, samples and machine speed give the same heads.
         key: What decides, with a sample's content, whether it trains or certifies: the chain's segments, which clients
             don't know.
+        trained: Marks of samples that train whatever part they would have by that (gati_export.splitting.marks).
     """
 
     epsilon: float = 0.01
@@ -39,10 +42,11 @@ class Terms:
     views: int = ENOUGH
     seed: int = 0
     key: bytes = b""
+    trained: frozenset[bytes] = frozenset()
 
     @classmethod
-    def of(cls, chain: Chain, seed: int) -> Terms:
-        """What a chain's heads are to keep to, as its export had it."""
+    def of(cls, chain: Chain, seed: int, trained: bytes = b"") -> Terms:
+        """What a chain's heads are to keep to, as its export had it; for `trained`, see `Chain.read_trained`."""
         return cls(
             epsilon=chain.epsilon,
             delta=chain.delta,
@@ -53,4 +57,5 @@ class Terms:
             views=chain.views,
             seed=seed,
             key=hashlib.sha256("".join(chain.digests()).encode()).digest(),
+            trained=frozenset(trained[start : start + MARK] for start in range(0, len(trained), MARK)),
         )

@@ -167,7 +167,7 @@ def enlarged(
 
 def _share_in_runs(split: Split) -> float:
     """How many inputs resemble others before them: views and extra samples, which only train, don't tell."""
-    rows = np.concatenate([split.tune, split.calibrate])
+    rows = split.held_out
     inputs = np.unique([split.groups[rows], split.inputs[rows]], axis=1)[0]  # of each group
     return 1 - len(np.unique(inputs)) / max(len(inputs), 1)
 

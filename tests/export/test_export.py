@@ -40,6 +40,7 @@ from gati_export.heads import weights_of
 from gati_export.images import parse_decode
 from gati_export.mode import CLEARLY, faster
 from gati_export.staging import staging_area
+from gati_export.terms import Terms
 
 SHAPE, CLASSES = (3, 4, 5), 4
 FEW = 20
@@ -264,6 +265,8 @@ def test_samples_to_train_on_may_be_of_other_shapes(gati, tmp_path):
     for name, length in (("eight.npz", 8), ("twelve.npz", 12)):
         np.savez(tmp_path / name, image=np.random.default_rng(0).normal(size=(FEW, length, 6)).astype(np.float32))
     assert gati("any.onnx", samples="eight.npz", train_samples="twelve.npz").code == 0
+    chain = read_chain(tmp_path / "models", "any")
+    assert len(Terms.of(chain, 0, chain.read_trained(tmp_path / "models")).trained) == FEW, "they certify nothing later"
 
 
 BAG = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from gati_client.workload import film, frames, hot
 from gati_export.certificate import certify
 from gati_export.demo.digits import pools, views
-from gati_export.ragged import gathered
+from gati_export.ragged import gathered, joined
 from gati_export.runs import find_runs
-from gati_export.splitting import Split, fingerprint, split
+from gati_export.splitting import MARK, Split, digests, fingerprint, marks, split
 from gati_export.terms import Terms
 
 RUN = 30
@@ -142,7 +143,7 @@ def test_a_text_is_the_same_whatever_it_is_padded_to():
 
 def test_each_content_draws_its_part_by_its_digest():
     samples = {"x": np.arange(500, dtype=np.float32)[:, None]}
-    digests = [hashlib.sha256(row.tobytes()).digest() for row in samples["x"]]
+    digests = [hashlib.sha256(row.tobytes() + b"(1,)").digest() for row in samples["x"]]
     keyed = [hashlib.blake2b(digest, key=b"secret", digest_size=32).digest() for digest in digests]
     drawn = [int.from_bytes(digest[:8]) / 2**64 for digest in keyed]
     parts = split(samples, np.arange(500), terms=Terms(key=b"secret"))
@@ -221,6 +222,45 @@ def independent(kind: str, seed: int) -> dict[str, np.ndarray]:
     if kind == "categories":
         return {"x": random.integers(0, 4, (1000, 5))}
     return {"ids": random.zipf(1.3, (1000, 20)).clip(max=30_000), "length": random.random((1000, 1), np.float32)}
+
+
+def test_texts_draw_the_same_part_whatever_texts_there_are_beside_them():
+    """What trained heads must not calibrate later, among texts of other lengths than those that it came with."""
+    random = np.random.default_rng(0)
+    texts = random.integers(1, 30_000, (1000, 16))
+    padded = np.pad(texts, ((0, 0), (0, 8)))
+    ones = np.ones_like(texts)
+    alone = {"ids": texts, "mask": ones}
+    among = {
+        "ids": joined([texts, random.integers(1, 30_000, (100, 24))]),
+        "mask": joined([ones, np.ones((100, 24), int)]),
+    }
+    filled = {"ids": padded, "mask": np.pad(ones, ((0, 0), (0, 8)))}
+    first = split(alone)
+    for other in (split(among), split(filled)):
+        assert other.way == first.way
+        for part in ("train", "tune", "calibrate"):
+            known = getattr(other, part)
+            np.testing.assert_array_equal(known[known < 1000], getattr(first, part))
+
+
+@pytest.mark.parametrize("size", [1, 3], ids=["samples", "runs"])
+def test_what_was_given_to_train_on_alone_certifies_nothing_later(size):
+    random = np.random.default_rng(0)
+    given, served = (random.normal(size=(300, 4)) for _ in range(2))
+    terms = Terms(key=b"a network's")
+    terms = replace(terms, trained=marks({"x": given}, range(300), terms))
+    assert len(terms.trained) == 300 and {len(mark) for mark in terms.trained} == {MARK}
+    both = {"x": np.concatenate([given, served])[random.permutation(600)]}
+    runs = np.arange(600) // size
+    parts = split(both, runs, terms=terms)
+    known = set(digests({"x": given}, range(300)))
+    assert not known & set(digests(both, parts.held_out))
+    assert len(parts.calibrate) > 10
+    for part in (parts.train, parts.tune, parts.calibrate):
+        assert not set(runs[part]) & set(runs[np.setdiff1d(np.arange(600), part)]), "a run came apart"
+    before = split(both, runs, terms=replace(terms, trained=frozenset()))
+    assert set(parts.calibrate) < set(before.calibrate)
 
 
 @pytest.mark.parametrize("kind", ["digits", "popular digits", "clusters", "one number", "categories", "text"])

@@ -46,6 +46,7 @@ from gati_export.repository import write_repository
 from gati_export.rollout import publish_to, settle
 from gati_export.store import count_since, read_recent
 from gati_export.sync import Copy, follow
+from gati_export.terms import Terms
 
 TOY = toy_chain()
 TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
@@ -343,6 +344,16 @@ def test_the_names_of_its_classes_come_with_a_chain(store: Store, exported: Expo
     refused = Copy(tmp_path / "other", Origin(url)).pull().refused
     assert len(refused) == 1 and "labels-0.txt is not the one that chain.json names" in refused[0]
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_what_tells_samples_that_only_train_comes_with_a_chain(exported: Exported, url: str, tmp_path: Path) -> None:
+    repository, marks = exported.copy(tmp_path / "publisher"), b"8 bytes." * 3
+    chain = replace(exported.chain, trained=hashlib.sha256(marks).hexdigest())
+    chain.trained_path(repository).write_bytes(marks)
+    write_repository(repository, chain)
+    Copy(repository, Origin(url)).push()
+    assert chain.read_trained(pulled(url, tmp_path / "pod")) == marks
+    assert Terms.of(chain, 0, marks).trained == {b"8 bytes."}
 
 
 def test_keys_that_lead_out_of_the_folder_lead_nowhere(
