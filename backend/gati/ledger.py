@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -121,7 +121,12 @@ class Ledger:
 
         Their files don't: a release's number is in them. Their thresholds and the samples behind these do.
         """
-        certificate = asdict(release.certificate)
+        # a field that certificates did not have yet when this was written down says nothing if it has its default
+        certificate = {
+            field.name: value
+            for field in fields(release.certificate)
+            if (value := getattr(release.certificate, field.name)) != field.default
+        }
         said = [release.origin, release.segments, [head.index for head in release.heads], certificate]
         digest = hashlib.sha256(json.dumps([*said, self._chain.epsilon, self._chain.delta]).encode()).hexdigest()
         return f"{release.origin}:{digest}"

@@ -110,7 +110,7 @@ class Recorder:
         """Takes a sample; drops it, and counts, when the writer is too far behind, or nothing is in it. Never waits."""
         empty = not all(value.size for value in sample.values.values())
         with self._wake:
-            full = self._queued + sample.nbytes > QUEUE_BYTES
+            full = bool(self._queued) and self._queued + sample.nbytes > QUEUE_BYTES  # one alone may be larger
             if not full and not empty:
                 self._queue.append(sample)
                 self._queued += sample.nbytes

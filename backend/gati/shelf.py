@@ -94,7 +94,7 @@ class Shelf:
         self._oldest = deque(nsmallest(REMEMBERED, shards, key=lambda shard: number_of(shard[0])))
         self._younger = len(shards) - len(self._oldest)
         self._bytes = sum(size for _, size in shards)
-        self._newest = max((number_of(file["name"]) for file in files), default=0)
+        self._newest = max([self._newest, *(number_of(file["name"]) for file in files)])
         abandoned = max(self._newest, time.time_ns()) - ABANDONED_NS
         for file in files:
             if file["name"].endswith(".part") and 0 < number_of(file["name"]) < abandoned:

@@ -20,7 +20,6 @@ from gati.release import Release
 from gati.server import HEADER
 from gati.settings import workspace
 from gati.wire import ASKED, EXIT, MODE, PROBE, RELEASE
-from gati_export.origin import origin_of
 
 LOAD_SECONDS = 60.0
 """How long a server may take to load a head as a model of Triton's."""
@@ -134,9 +133,9 @@ class Control:
             The release that is live then: this one, or a later one.
 
         Raises:
-            PublishError: If it answers, and does not take it within `LIVE_SECONDS`.
-            UnavailableError: If the server goes away meanwhile, or has not answered for long (a `LateError`), or serves
-                a copy perhaps that has not been brought up to date yet (likewise).
+            PublishError: If it refuses it, and says why.
+            UnavailableError: If the server goes away meanwhile, or has not answered for long (a `LateError`), or does
+                not serve it within `LIVE_SECONDS` (likewise): a copy, or what a network's disk shows, may be old.
         """
         if chain.mode == "bls":
             for head in release.heads:
@@ -158,9 +157,7 @@ class Control:
             self._probe(chain, release.number)
         except ReleaseRefused as error:
             raise PublishError(f"{self.address} {goes_on}: {error}") from error
-        if origin_of(self._repository) is not None:
-            raise LateError(f"{self.address} {goes_on}: its copy is not up to date yet, or its log says why.")
-        raise PublishError(f"{self.address} {goes_on}; its log says why.")
+        raise LateError(f"{self.address} {goes_on}: what it reads is not up to date yet, or its log says why.")
 
     def __enter__(self) -> Control:
         return self

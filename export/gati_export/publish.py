@@ -29,6 +29,7 @@ from gati.lock import publisher_lock
 from gati.quarantine import clear, forget, move_out, next_number, refused
 from gati.release import (
     ROLLBACK,
+    SHUT,
     Certificate,
     HeadFile,
     Release,
@@ -38,7 +39,7 @@ from gati.release import (
     valid_releases,
 )
 from gati.settings import workspace
-from gati.tryout import try_out
+from gati.tryout import newest_release, try_out
 from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
 from gati_export.staging import out_of_reach
@@ -50,6 +51,9 @@ KEPT = 10
 SECOND_NS = 10**9
 
 Step = Callable[[str], None]
+
+
+OVERTAKEN = "Release {} was published meanwhile, by a rollback perhaps{}, and nothing was compared with it."
 
 
 class OvertakenError(PublishError):
@@ -74,6 +78,11 @@ class Draft:
     window: Window
     reason: str
     compared: int | None = None
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether none of its heads answers anything."""
+        return min(self.certificate.thresholds.values(), default=0.0) >= SHUT
 
 
 def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _: None, least: int = 1) -> Release:
@@ -106,6 +115,7 @@ def _publish(repository: Path, chain: Chain, draft: Draft, step: Step, least: in
         number = max(next_number(repository, chain), least)
         if origin is not None:
             number = origin.claim(chain, number)
+            _check_alone(origin, chain, draft.compared, number)
         release = _stage(staging, chain, draft, number, step)
         step("check")
         _check(staging, chain, release)
@@ -127,11 +137,16 @@ def _publish(repository: Path, chain: Chain, draft: Draft, step: Step, least: in
 
 
 def _check_compared(repository: Path, chain: Chain, compared: int | None) -> None:
-    newest = next((release.number for release in valid_releases(repository, chain)), 0)
-    if compared is not None and newest not in (0, compared):
-        raise OvertakenError(
-            f"Release {newest} was published meanwhile, by a rollback perhaps, and nothing was compared with it."
-        )
+    newest = newest_release(repository, chain)  # and no other: what can't be opened was compared with nothing, ever
+    if compared is not None and newest is not None and newest.number != compared:
+        raise OvertakenError(OVERTAKEN.format(newest.number, ""))
+
+
+def _check_alone(origin: Origin, chain: Chain, compared: int | None, number: int) -> None:
+    """Holds the number that was taken in an object store against what others have put there since it was looked at."""
+    between = [] if compared is None else [one for one in origin.numbers(chain) if compared < one < number]
+    if newer := [one for one in between if origin.is_complete(chain, one)]:
+        raise OvertakenError(OVERTAKEN.format(newer[0], ", or can't be taken here"))
 
 
 def _put(origin: Origin, chain: Chain, release: Release, staging: Path) -> None:

@@ -38,8 +38,8 @@ def publish_to(
     """Publishes a draft and, where servers are named, sees that every replica takes it.
 
     One that is down or slow is waited for no longer than its time: it has the release from the disk later. A release
-    that a living one does not take is withdrawn: all go on with the one before, there and at the next start. But a
-    rollback stays where any takes it, since what it goes back from is worse; the others are told of.
+    that a living one refuses is withdrawn: all go on with the one before, there and at the next start. But a rollback,
+    and a release that is shut, stay where any takes them, since what was before is worse; the others are told of.
 
     Args:
         repository: The model repository.
@@ -54,12 +54,13 @@ def publish_to(
     if servers is None:
         return Rollout(publish(repository, chain, draft, step), [])
     back = draft.reason.startswith(ROLLBACK)
+    stays = back or draft.is_shut
     # where nobody is there, that is found out before anything is published
     there = _answering(repository, chain, servers) if back else settle(repository, chain, servers)
     release = publish(repository, chain, draft, step, max(_serving(there).values(), default=0) + 1)
     step("take")
     outcomes = Replicas(repository, chain, resolved(servers)).take(release)
-    if _refusing(outcomes) and not (back and _serving(outcomes)):
+    if _refusing(outcomes) and not (stays and _serving(outcomes)):
         raise PublishError(_withdrawn(repository, chain, release, outcomes))
     if not _serving(outcomes):
         later = "the next start takes it" if all(one.state == "down" for one in outcomes) else "it is taken later"
@@ -77,13 +78,18 @@ def settle(repository: Path, chain: Chain, servers: str) -> list[Outcome]:
 
     Raises:
         UnavailableError: If none answers.
+        PublishError: If they serve what lies in an object store and can't be taken from there.
     """
     asked = _answering(repository, chain, servers)
     serving = _serving(asked)
-    follow(repository)  # or a release that another publisher has put there would be withdrawn
+    reasons: list[str] = []
+    follow(repository, reasons.append)  # or a release that another publisher has put there would be withdrawn
     newest = newest_release(repository, chain)  # read after they were asked: what one serves was on disk by then
-    if newest is not None and newest.number < max(serving.values()):
-        newest = withdraw(repository, chain, max(serving.values()), again=True)
+    if newest is not None and newest.number < (served := max(serving.values())):
+        if (origin := origin_of(repository)) is not None and origin.is_complete(chain, served):
+            why = " ".join(reasons) or "another sync may be at work"
+            raise PublishError(f"Release {served}, which is served, can't be taken from {origin.url}: {why}")
+        newest = withdraw(repository, chain, served, again=True)
     behind = tuple(address for address, number in serving.items() if newest is not None and number < newest.number)
     if newest is None or not behind:
         return asked

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from dataclasses import dataclass
 
 from gati.errors import UnavailableError
+from gati.server import DIRECT
 
 LINE = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -75,7 +75,7 @@ def read_metrics(address: str, model: str) -> Reading:
         UnavailableError: If no server answers there, or it does not serve such a chain.
     """
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
+        with DIRECT.open(f"http://{address}/metrics", timeout=5) as response:
             text = response.read().decode()
     except (OSError, ValueError) as error:
         raise UnavailableError(f"No Triton metrics answer on {address}: is the server up?") from error

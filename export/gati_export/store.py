@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +93,7 @@ def read_recent(store: str, chain: Chain, limit: int, age: float | None = None, 
     for part in _each(names[::-1], partial(_read, fs, chain), url):
         if part is None:
             left_out += 1
+        if part is None or part is GONE:
             continue
         young = part if age is None else part.since(time.time() - age)
         if age is not None and not len(young.times):
@@ -119,19 +121,27 @@ def misfits(shards: int) -> str:
     return f"{shards} file{'s' * (shards > 1)} left out: damaged, or of another model of this name"
 
 
-def count_since(store: str, chain: Chain, mark: str) -> tuple[int, str, str]:
+def count_since(store: str, chain: Chain, mark: str, enough: float = math.inf) -> tuple[int, str, str]:
     """Counts the samples in the shards that came after a mark ("": all).
 
+    Where all shards are before it, the clock was ahead when it was taken, and they count as if there were none.
+
     Returns:
-        How many they are; the mark of the newest of these shards, or the given one where there are none; and the mark
-        of the oldest shard of all that are there, "" where none is.
+        How many they are, counted up to `enough`; the mark of the newest of these shards, or the given one where there
+        are none; and the mark of the oldest shard of all that are there, "" where none is.
 
     Raises:
         UnavailableError: If the store can't be reached.
     """
     fs, url, names = _shards(store, chain)
+    if names and _mark(names[-1]) < mark:
+        mark = ""
     new = [name for name in names if _mark(name) > mark]
-    rows = sum(_each(new, partial(_rows, fs), url))
+    rows = 0
+    for found in _each(new[::-1], partial(_rows, fs), url):
+        rows += found
+        if rows >= enough:
+            break
     return rows, _mark(new[-1]) if new else mark, _mark(names[0]) if names else ""
 
 
@@ -174,7 +184,9 @@ def _rows(fs: Any, name: str) -> int:
     try:
         with fs.open(name, "rb") as file:
             return pq.read_metadata(file).num_rows
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if _is_fault(error, fs):
+            raise
         return 0
 
 
@@ -199,6 +211,19 @@ class _Part:
         return _Part(self.content, {name: value[rows] for name, value in self.samples.items()}, self.times[rows])
 
 
+GONE = _Part(Content(None, ()), {}, np.empty(0, "datetime64[us]"))
+"""In the place of a shard that was deleted since it was listed, as the store's budget or age had it."""
+
+
+def _is_fault(error: Exception, fs: Any) -> bool:
+    """Whether an object store would not give a shard, which may be good; of a local disk, all others can be read.
+
+    What can't make sense of a shard raises an OSError, too, but a plain one.
+    """
+    damaged = not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)
+    return not damaged and not isinstance(error, FileNotFoundError) and "file" not in fs.protocol
+
+
 def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
     try:
         with fs.open(name, "rb") as file:
@@ -211,7 +236,11 @@ def _read(fs: Any, chain: Chain, name: str) -> _Part | None:
                 return None  # another model's, which took other inputs
             table = shard.read(columns=wanted)
         samples = {tensor.name: _rows_of(table, tensor) for tensor in content.tensors}
-    except (OSError, ValueError, SamplesError):
+    except FileNotFoundError:
+        return GONE
+    except (OSError, ValueError, SamplesError) as error:
+        if _is_fault(error, fs):
+            raise
         return None
     return _Part(content, samples, table[TIME].to_numpy()).in_order()
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gati import ledger
 from gati.breaker import Breaker
 from gati.journal import FORGOTTEN_SECONDS, Journal
 from gati.ledger import Event, Ledger
-from gati.release import ROLLBACK, HeadFile, Release
+from gati.release import ROLLBACK, Certificate, HeadFile, Release
 from gati_export.history import decoded
 
 CHAIN = toy_chain()
@@ -101,6 +101,21 @@ def test_the_next_release_opens_again(desk: Desk) -> None:
     assert desk.restarted().open(toy_release(CHAIN, 4)).open_exits == (0, 1)
     assert desk.restarted().open(RELEASE).open_exits == (), "the file is of the old one until there is more to say"
     assert not desk.warned
+
+
+def test_exits_stay_closed_through_an_update_that_certificates_say_more_after(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Later(Certificate):
+        more: str = ""
+
+    trip(desk.ledger.open(RELEASE), 1)
+    desk.ledger.keep(now=True)
+    later = replace(RELEASE, certificate=Later(**asdict(RELEASE.certificate)))
+    assert desk.restarted().open(later).closed_exits == (1,)
+    other = replace(later, certificate=replace(later.certificate, more="told"))
+    assert desk.restarted().open(other).closed_exits == (), "these are other heads"
 
 
 def test_what_happened_is_written_down_in_order_through_restarts(desk: Desk) -> None:

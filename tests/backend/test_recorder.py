@@ -30,6 +30,7 @@ from gati import shelf as shelves
 from gati.expiry import parse_age
 from gati.recorder import Recorder, Sample, shard
 from gati.shelf import Shelf
+from gati_export import store as reading
 from gati_export.samples import load_samples
 from gati_export.store import count_since, read_recent
 
@@ -150,6 +151,18 @@ def test_a_store_that_hangs_makes_nobody_wait_and_costs_only_what_does_not_fit(
     kept.recorder.close()
     assert sum(kept.dropped) == lost
     assert read_recent(str(tmp_path), CHAIN, 10_000).window.samples == 2000 - lost
+
+
+def test_a_request_that_is_larger_than_all_that_may_wait_is_kept_where_nothing_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service whose every request is as large would learn nothing else."""
+    monkeypatch.setattr(module, "QUEUE_BYTES", sample(0).nbytes - 1)
+    kept = Kept(str(tmp_path))
+    kept.recorder.record(sample(0))
+    kept.recorder.record(sample(1))
+    kept.recorder.close()
+    assert sum(kept.dropped) == 2 == read_recent(str(tmp_path), CHAIN, 100).window.samples
 
 
 def test_what_waits_counts_with_its_answers() -> None:
@@ -425,6 +438,34 @@ def test_a_clock_that_was_ahead_keeps_nothing_beyond_its_age(tmp_path: Path, mon
     monkeypatch.setattr(time, "time", lambda: now + 3700)
     Shelf(url).sweep(3600)
     assert not ahead.exists() and not after.exists()
+
+
+def test_what_is_new_is_counted_up_to_what_is_enough_the_newest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read = f"{tmp_path}/toy", list[str]()
+    for number in range(5):
+        write_shard(url, shard(CHAIN, [sample(number)]), 1 << 20)
+    rows = reading._rows
+    monkeypatch.setattr(reading, "_rows", lambda fs, name: read.append(name) or rows(fs, name))
+    count, mark, oldest = count_since(str(tmp_path), CHAIN, "", enough=3)
+    assert count == 4 and len(read) == 2
+    names = sorted(path.name for path in (tmp_path / "toy").iterdir())
+    assert (mark, oldest) == (names[-1], names[0])
+
+
+def test_what_was_learned_while_the_clock_was_ahead_hides_nothing_that_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, shelf, now = f"{tmp_path}/toy", Shelf(f"{tmp_path}/toy"), time.time_ns()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now + 86_400 * 10**9)
+        ahead = Path(shelf.write(shard(CHAIN, [sample(0)]), 1 << 20))
+    mark = count_since(str(tmp_path), CHAIN, "")[1]
+    ahead.unlink()  # at its age, in a quiet night
+    for writer in (Shelf(url), shelf):
+        writer.write(shard(CHAIN, [sample(1)]), 1 << 20)
+        assert count_since(str(tmp_path), CHAIN, mark)[0] >= 2
 
 
 def test_a_store_that_can_not_be_swept_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 import pytest
 from conftest import MODEL, Exported
-from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files
+from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, release_files, with_models
 from publishers import publish_changes, publish_limited, publish_until, race, run
 from running import gati
 
@@ -369,6 +369,15 @@ def test_what_was_compared_with_another_release_is_not_published(repository: Pat
     with pytest.raises(OvertakenError, match="Release 2 was published meanwhile"):
         publish(repository, chain, replace(draft, compared=1))
     assert folders(repository) == before and not staged(repository)
+
+
+def test_a_release_that_can_not_be_opened_was_published_by_nobody_meanwhile(repository: Path, chain: Chain) -> None:
+    """Its manifest is in order, and what it lists is there: whoever refreshes has compared with the one before it."""
+    files = release_files(chain, 2, marked_draft(chain, 2))
+    place(repository, chain, 2, with_models(chain, 2, files, lambda model: b"no head" + model))
+    assert live(repository, chain).number == 2
+    assert publish(repository, chain, replace(marked_draft(chain, 3), compared=1)).number == 3
+    assert numbers_on_disk(repository, chain) == [3, 1]
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 from conftest import MODEL, Exported, Serve
 from drafts import ALWAYS, DAMAGES, damaged, marked_draft, release_files
 from drafts import place as lay
@@ -25,6 +26,8 @@ from handmade import label_tail, toy_chain, write_shard
 from handmade import toy_sample as sample
 from publishers import SECONDS, run, start
 from running import eventually, started
+from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
 from stores import KEY, SECRET, Store
 
 import gati_export.publish as publishing
@@ -41,7 +44,7 @@ from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
 from gati_export import control, refusals
 from gati_export.origin import Origin
-from gati_export.publish import earlier, prune, publish, withdraw
+from gati_export.publish import OvertakenError, earlier, prune, publish, withdraw
 from gati_export.repository import write_repository
 from gati_export.rollout import publish_to, settle
 from gati_export.store import count_since, read_recent
@@ -139,6 +142,39 @@ def test_of_many_small_shards_the_newest_are_waited_for_together(url: str, monke
     assert max(at_once) > 4 and len(set(read)) == len(read) <= reading.AHEAD
 
 
+@pytest.mark.parametrize("code", ["SlowDown", "InternalError", "ExpiredToken", "AccessDenied"])
+def test_samples_that_a_store_does_not_give_are_not_taken_for_damaged(
+    url: str, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    write_shard(f"{url}/toy", shard(TOY, [sample(0)]), 1 << 20)
+
+    call = S3FileSystem._call_s3
+
+    async def refuse(self: S3FileSystem, method: str, *args: Any, **named: Any) -> Any:
+        if method != "get_object":
+            return await call(self, method, *args, **named)
+        error = {"Error": {"Code": code, "Message": "Not now"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+        raise translate_boto_error(ClientError(error, "GetObject"))
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", refuse)
+    with pytest.raises(UnavailableError, match=rf"^{url}/toy can't be used"):
+        read_recent(url, TOY, 100)
+    with pytest.raises(UnavailableError, match=rf"^{url}/toy can't be used"):
+        count_since(url, TOY, "")
+
+
+def test_samples_that_are_deleted_as_they_are_read_are_not_taken_for_damaged(store: Store, url: str) -> None:
+    """A budget deletes the oldest of them, again and again, where it has room for less than a window."""
+    names = [write_shard(f"{url}/toy", shard(TOY, [sample(number)]), 1 << 20) for number in range(3)]
+    listed = store.files.ls(f"{url}/toy", detail=False)
+    store.files.rm(names[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3FileSystem, "ls", lambda *_, **__: listed)
+        recorded = read_recent(url, TOY, 100)
+        assert (recorded.window.samples, recorded.left_out) == (4, 0)
+        assert count_since(url, TOY, "")[0] == 4
+
+
 def test_a_store_that_is_away_makes_nobody_wait_and_is_written_again_when_it_is_back(
     store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +229,7 @@ def test_a_server_that_refuses_a_release_is_told_from_one_whose_copy_is_late(
     pod = pulled(url, tmp_path / "pod")
     running = started(exported, serve, tmp_path, "inline", pod)
     asked = publisher, chain, marked_draft(chain, 8, TWO_HEADS), running.served.grpc
-    with pytest.raises(UnavailableError, match="goes on with 1: its copy is not up to date yet"):
+    with pytest.raises(UnavailableError, match="goes on with 1: what it reads is not up to date yet"):
         publish_to(*asked)
     assert Origin(url).numbers(chain) == [2, 1]
 
@@ -206,6 +242,45 @@ def test_a_server_that_refuses_a_release_is_told_from_one_whose_copy_is_late(
     assert Origin(url).numbers(chain) == [4, 2, 1]
     pulled(url, pod)
     assert eventually(lambda: running.live() == 4)
+
+
+def test_what_is_served_and_can_not_be_taken_here_is_not_withdrawn_from_all(
+    exported: Exported, serve: Serve, publisher: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = exported.chain
+    pod, stale = pulled(url, tmp_path / "pod"), pulled(url, tmp_path / "stale")
+    running = started(exported, serve, tmp_path, "inline", pod)
+    number = put(publisher, chain, 7).number
+    pulled(url, pod)
+    assert eventually(lambda: running.live() == number)
+
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(syncing, "check_release", short)
+        wanted = rf"^Release {number}, which is served, can't be taken from s3://.*: .*no memory\.$"
+        with pytest.raises(PublishError, match=wanted):
+            settle(stale, chain, running.served.grpc)
+    assert Origin(url).numbers(chain) == [number, 1]
+    settle(stale, chain, running.served.grpc)
+    assert numbers(stale, chain) == [number, 1]
+
+
+def test_what_another_copy_has_published_meanwhile_is_not_published_over(
+    publisher: Path, chain: Chain, url: str, tmp_path: Path
+) -> None:
+    other = pulled(url, tmp_path / "other")
+    draft = replace(marked_draft(chain, 8, TWO_HEADS), compared=1)
+
+    def between(step: str) -> None:
+        if step == "stage":
+            put(other, chain)
+
+    with pytest.raises(OvertakenError, match="Release 2 was published meanwhile, by a rollback perhaps, or can't be"):
+        publish(publisher, chain, draft, between)
+    assert Origin(url).numbers(chain) == [2, 1]
+    assert publish(publisher, chain, replace(draft, compared=None)).number == 4, "whoever asks for it goes over it"
 
 
 # What is wrong there

@@ -11,19 +11,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import MODEL, Exported
-from drafts import in_mode, marked_draft
+from drafts import in_mode, marked_draft, place, release_files
 from publishers import publish_until, run
 from running import eventually, gati
 
 from gati.chain import Chain, Mode
 from gati.errors import PublishError, UnavailableError
-from gati.release import numbers_on_disk, valid_releases
+from gati.release import SHUT, numbers_on_disk, valid_releases
 from gati.server import HOST, Ports, Server, running_ports
 from gati_client import Client
 from gati_export import control
@@ -149,6 +149,21 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "PROBE_SECONDS", 1.0)
 
 
+@contextmanager
+def one_more(exported: Exported, folder: Path, refuses: int = 0) -> Iterator[str]:
+    """The address of a replica on a disk of its own, which sees nothing of the others', or a damaged release."""
+    apart = opened(exported, folder, "inline", 1)
+    if refuses:
+        files = release_files(apart.chain, refuses, marked_draft(apart.chain, 0))
+        spoilt = {name: content + b"!" if "model" in name[1] else content for name, content in files.items()}
+        place(apart.repository, apart.chain, refuses, spoilt)
+    try:
+        yield apart.addresses[0]
+    finally:
+        apart.servers[0].process.kill()  # quicker than its end
+        apart.stop()
+
+
 def states(rollout: Rollout) -> list[str]:
     return [replica.state for replica in rollout.replicas]
 
@@ -208,15 +223,12 @@ def test_a_release_that_one_replica_refuses_is_taken_back_from_all(
     three: Fleet, exported: Exported, tmp_path: Path, hasty: None
 ) -> None:
     old = three.put(41).release
-    apart = opened(exported, tmp_path, "inline", 1)  # not on the shared disk: it answers, and sees no release
-    try:
-        everyone = ",".join([*three.addresses, *apart.addresses])
+    with one_more(exported, tmp_path, old.number + 1) as fourth:
+        everyone = ",".join([*three.addresses, fourth])
         with three.load(0, 1, 2), pytest.raises(PublishError) as refused:
             publish_to(three.repository, three.chain, marked_draft(three.chain, 42), everyone)
-    finally:
-        apart.servers[0].process.kill()  # quicker than its end
-        apart.stop()
-    assert str(refused.value).startswith(f"{apart.addresses[0]} did not take release {old.number + 1} ")
+    assert str(refused.value).startswith(f"{fourth} did not take release {old.number + 1} ")
+    assert "is damaged" in str(refused.value)
     assert str(refused.value).endswith(
         f"Release {old.number + 1} is withdrawn, and {old.number + 2} brings back the heads of {old.number}, "
         "so that all replicas serve the same."
@@ -230,18 +242,39 @@ def test_a_rollback_stays_where_one_replica_does_not_take_it(
     three: Fleet, exported: Exported, tmp_path: Path, hasty: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = three.put(43).release, three.put(44).release
-    apart = opened(exported, tmp_path, "inline", 1)
-    try:
-        everyone = ",".join([*three.addresses, *apart.addresses])
-        assert gati("rollback", MODEL, "--repository", three.repository, "--server", everyone) == 1
-    finally:
-        apart.servers[0].process.kill()
-        apart.stop()
-    said = capsys.readouterr()
     number = bad.number + 1
+    with one_more(exported, tmp_path, number) as fourth:
+        everyone = ",".join([*three.addresses, fourth])
+        assert gati("rollback", MODEL, "--repository", three.repository, "--server", everyone) == 1
+    said = capsys.readouterr()
     assert f"Release {number} of digits is live on 3 of 4 replicas: rollback to {good.number}." in said.out
-    assert f"{apart.addresses[0]}  refuses: " in said.out and "Not all replicas have gone back" in said.err
+    assert f"{fourth}  refuses: " in said.out and "Not all replicas have gone back" in said.err
     assert three.live() == [number] * 3 and three.marks() == [43] * 3
+
+
+def test_a_release_that_is_shut_stays_where_one_replica_does_not_take_it(
+    three: Fleet, exported: Exported, tmp_path: Path, hasty: None
+) -> None:
+    """What it takes the place of breaks its promise: that must not come back on those that have gone on."""
+    broken = three.put(47).release
+    draft = marked_draft(three.chain, 48, dict.fromkeys(three.chain.heads[:1], SHUT))
+    shut = replace(draft, certificate=replace(draft.certificate, thresholds=dict.fromkeys(draft.heads, SHUT)))
+    with one_more(exported, tmp_path, broken.number + 1) as fourth:
+        rollout = publish_to(three.repository, three.chain, shut, ",".join([*three.addresses, fourth]))
+    assert states(rollout) == ["live", "live", "live", "refuses"]
+    assert three.live() == [broken.number + 1] * 3 and 47 not in three.marks()
+
+
+def test_a_replica_whose_disk_shows_a_release_late_is_no_reason_to_withdraw_it(
+    three: Fleet, exported: Exported, tmp_path: Path, hasty: None
+) -> None:
+    """A network's file system may show a new folder a minute after it was made."""
+    with one_more(exported, tmp_path) as fourth:
+        draft = marked_draft(three.chain, 49)
+        rollout = publish_to(three.repository, three.chain, draft, ",".join([*three.addresses, fourth]))
+    assert states(rollout) == ["live", "live", "live", "slow"]
+    assert "what it reads is not up to date yet, or its log says why" in rollout.replicas[-1].reason
+    assert three.live() == [rollout.release.number] * 3 and three.marks() == [49] * 3
 
 
 def test_a_release_that_is_served_and_lost_on_disk_is_followed_by_a_higher_one(three: Fleet) -> None:

@@ -127,7 +127,8 @@ def refresh(
     if watch:
         os.nice(nice)
         os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
-        fresh_since, last = partial(count_since, store, chain), partial(last_turn, repository, model)
+        fresh_since = partial(count_since, store, chain, enough=fresh)
+        last = partial(last_turn, repository, model)
         Vigil(_once(context), fresh_since, last, fresh, every, click.echo).keep()
         return
     with _again_where_away():
