@@ -166,9 +166,10 @@ def _checked(
             "export both 1 - p and p), and numbers where it is told what agreement means: --agreement 'within X'."
         )
     if scores.ndim != 2 or len(scores) != 1 or not scores.size:
+        drop = " Leave out what drops that dimension, a squeeze say." if scores.shape == (1,) else ""
         raise BackboneError(
             f"Output {output.name!r} has shape {list(scores.shape)} for one row; gati serves classifiers and "
-            "regressions, whose output is [batch, classes] or [batch, numbers]."
+            f"regressions, whose output is [batch, classes] or [batch, numbers].{drop}"
         )
     output = Tensor(output.name, output.dtype, (scores.shape[1],))
     fixed = fixed or not _takes_two(trial, samples, scores.shape[1])

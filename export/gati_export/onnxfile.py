@@ -38,6 +38,7 @@ def read(path: Path) -> ir.Model:
     if empty:
         raise BackboneError(f"{path.name} holds no network; it is not an ONNX file, or was cut short.")
     passes.RemoveInitializersFromInputsPass()(model)
+    passes.TopologicalSortPass()(model)  # ONNX Runtime does that itself, so that some converters leave it out
     _free_unknown(model)
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     for tensor in weights:

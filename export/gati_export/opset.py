@@ -33,8 +33,9 @@ def up_to_date(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) -> 
     """
     if backbone.model.graph.opset_imports.get("", OPSET) >= OPSET:
         return backbone
-    found = backbone.model.clone()
+    found = backbone.model
     try:
+        found = found.clone()
         _convert(found)
         sizes = (1,) if backbone.max_batch == 1 else (1, BATCH)
         batches = [backbone.batch(samples, size) for size in sizes]

@@ -238,6 +238,12 @@ def integers() -> onnx.ModelProto:
     return graph.model("y", dtype=onnx.TensorProto.INT32)
 
 
+def squeezed() -> onnx.ModelProto:
+    graph = Graph()
+    graph.node("Squeeze", graph.linear(graph.input("x", ["n", 6]), 6, 1), graph.constant([1], np.int64), name="y")
+    return graph.model("y", shape=["n"])
+
+
 def image_output() -> onnx.ModelProto:
     graph = Graph()
     graph.linear(graph.input("x", ["n", 2, 6]), 6, 4, name="y")
@@ -313,6 +319,10 @@ def no_inputs() -> onnx.ModelProto:
         (integers(), r"'y' is tensor\(int32\), and no scores lead to it"),
         (image_output(), r"shape \[1, 2, 4\]"),
         (one_class(), "'y' is one number.*both 1 - p and p.*within X"),
+        (
+            squeezed(),
+            r"shape \[1\] for one row.* or \[batch, numbers\]\. Leave out what drops that dimension, a squeeze",
+        ),
         (new_opset(), r"ONNX Runtime can't run m.onnx \(ONNX Runtime only"),
         (passes_through(), "nothing to cut"),
         (no_inputs(), "no inputs"),

@@ -21,6 +21,8 @@ from gati.session import CPU
 from gati_export import latency
 from gati_export.backbone import load_backbone
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.latency import _Halves as Halves
+from gati_export.latency import _undisturbed as undisturbed
 from gati_export.latency import measure_heads
 from gati_export.rungs import Rungs
 from gati_export.segments import cut, write_segments
@@ -52,6 +54,22 @@ def test_heads_with_state_are_measured_on_blocks(
     assert [node.op_type for node in passed[chain.segments[0].output.name].nodes] == [TO_PLANES]
     heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
     assert all(seconds > 0 for seconds in measure_heads(chain, paths, heads, samples))
+
+
+def test_what_was_disturbed_is_measured_again_and_the_least_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the network seemed to be before the second cut, while something else ran; so all behind it did, too."""
+    monkeypatch.setattr(latency, "PAUSE", 0.0)
+    seen = {0: [0.2], 1: [0.93, 0.95, 0.41], 2: [0.7], 3: [0.99, 1.3, 1.2, 1.1]}
+    asked: list[int] = []
+
+    def measured(index: int) -> Halves:
+        asked.append(index)
+        return Halves(seen[index].pop(0), 0.4 if index in (1, 3) else 0.3, 0.05)
+
+    found = undisturbed(range(4), measured)
+    assert [halves.before for halves in found] == [0.2, 0.41, 0.7, 0.99]
+    assert asked == [0, 1, 2, 3, 1, 3, 1, 3, 3], "and four times at most"
+    assert found[3].added == pytest.approx(0.34) and found[0].added == 0
 
 
 def test_rungs_are_measured_on_a_device(

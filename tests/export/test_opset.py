@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import Graph
 
@@ -38,6 +39,26 @@ def test_an_older_backbone_is_cut_at_the_version_of_heads(tmp_path: Path, versio
     segments = write_segments(cut(found, points), lambda index: tmp_path / str(index))
     assert len(segments) > 2
     assert check_segments(found, [tmp_path / str(each.index) / "model.onnx" for each in segments], ROWS) <= 1e-6
+
+
+@pytest.mark.parametrize("version", [13, OPSET, 21])
+def test_operators_in_any_order_are_cut_as_those_in_order(tmp_path: Path, version: int) -> None:
+    """ONNX Runtime sorts them itself, so that converters to half precision, say, leave it to it."""
+    graph = Graph(opset=version)
+    hidden = graph.node("Relu", graph.linear(graph.input("x", ["n", 6]), 6, 8))
+    graph.linear(graph.node("Relu", graph.linear(hidden, 8, 8)), 8, 4, name="y")
+    path, rows = graph.save(tmp_path / "net.onnx", "y"), {"x": np.ones((3, 6), np.float32)}
+    whole = find_cutpoints(up_to_date(load_backbone(str(path), rows, tmp_path), rows), rows)
+    model = onnx.load(path)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    backbone = up_to_date(load_backbone(str(path), rows, tmp_path), rows)
+    points = find_cutpoints(backbone, rows)
+    assert [point.tensor for point in points] == [point.tensor for point in whole] and len(points) >= 3
+    segments = write_segments(cut(backbone, points), lambda index: tmp_path / str(index))
+    assert check_segments(backbone, [tmp_path / str(each.index) / "model.onnx" for each in segments], rows) == 0
 
 
 def test_a_recent_one_stays_as_it_is(tmp_path: Path) -> None:
