@@ -28,6 +28,7 @@ import numpy as np
 
 from gati.betting import log_gains, lower_bound, refuted, upper_bound
 from gati.budget import START, Budget
+from gati.decode import decode
 from gati.doubt import Doubt
 
 LEAST = 1 / 4
@@ -272,9 +273,9 @@ class Breaker:
         """Goes on from what an earlier breaker said."""
         try:
             blocks = [Block(number, drawn, agreed, differed) for number, drawn, agreed, *differed in past["blocks"]]
-            alarm = past["alarm"] and Alarm(**past["alarm"])
+            alarm = past["alarm"] and decode(Alarm, past["alarm"], "alarm", exact=True)
             left = float(past.get("left", START))
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"{error!r}") from error
         counts = [count for block in blocks for count in (block.number, block.drawn, block.agreed, *block.differed)]
         numbers = [block.number for block in blocks]

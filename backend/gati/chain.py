@@ -6,15 +6,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from gati.agreement import DEFAULT
-from gati.errors import RepositoryError
+from gati.decode import decode
+from gati.errors import RepositoryError, first_line
 
 FORMAT = 1
-MODES = ("inline", "bls")
 Mode = Literal["inline", "bls"]
 Engine = Literal["onnxruntime", "tensorrt"]
 
@@ -254,35 +254,28 @@ class Chain:
             fields = json.loads(text)
             if fields.pop("format") != FORMAT:
                 raise RepositoryError("chain.json was written by another version of gati; export the model again.")
-            chain = cls(
-                **{
-                    **fields,
-                    "inputs": tuple(_tensor(t) for t in fields["inputs"]),
-                    "output": _tensor(fields["output"]),
-                    "segments": tuple(_segment(s) for s in fields["segments"]),
-                    "outputs": tuple(_tensor(t) for t in fields.get("outputs", ())),
-                    "labels": tuple(fields.get("labels", ())),
-                }
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RepositoryError(f"chain.json is damaged ({error}); export the model again.") from error
-        if [segment.index for segment in chain.segments] != list(range(len(chain.segments))):
-            raise RepositoryError("chain.json is damaged (its segments are not in order); export the model again.")
-        if chain.labels and len(chain.labels) != len(chain.served):
-            raise RepositoryError("chain.json is damaged (it has labels of other outputs); export the model again.")
-        if chain.mode not in MODES or not chain.segments:
-            raise RepositoryError(f"chain.json names no segments or an unknown mode ({chain.mode!r}).")
+            chain: Chain = decode(cls, fields, "chain", exact=True)
+            _check(chain)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise RepositoryError(f"chain.json is damaged ({first_line(error)}); export the model again.") from error
+        if not chain.segments:
+            raise RepositoryError("chain.json names no segments; export the model again.")
         return chain
 
 
-def _tensor(fields: dict[str, Any]) -> Tensor:
-    if fields["dtype"] not in DTYPES:
-        raise ValueError(f"unknown datatype {fields['dtype']!r}")
-    return Tensor(fields["name"], fields["dtype"], tuple(fields["shape"]))
+def _check(chain: Chain) -> None:
+    """What types alone don't say.
 
-
-def _segment(fields: dict[str, Any]) -> Segment:
-    return Segment(**{**fields, "inputs": tuple(fields["inputs"]), "output": _tensor(fields["output"])})
+    Raises:
+        ValueError: If a datatype is unknown, or the parts of a chain contradict each other.
+    """
+    for tensor in (*chain.inputs, *chain.served, chain.output, *(segment.output for segment in chain.segments)):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"unknown datatype {tensor.dtype!r}")
+    if [segment.index for segment in chain.segments] != list(range(len(chain.segments))):
+        raise ValueError("its segments are not in order")
+    if chain.labels and len(chain.labels) != len(chain.served):
+        raise ValueError("it has labels of other outputs")
 
 
 def _read(path: Path, expected: str) -> bytes:

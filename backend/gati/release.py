@@ -9,20 +9,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gati.agreement import difference
 from gati.chain import Chain
-from gati.errors import IncompleteError, ReleaseRefused
+from gati.decode import decode
+from gati.errors import IncompleteError, ReleaseRefused, first_line
 
 FORMAT = 2
 LARGEST_MANIFEST, LARGEST_FILE = 1 << 20, 256 << 20
@@ -67,23 +66,9 @@ class Certificate:
     hits: float
     method: str
     fingerprint: str
-    agreement: str
+    agreement: str = ""
     together: float = 1.0
     parts: str = ""
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Certificate:
-        """From JSON's fields, whose keys are strings.
-
-        Raises:
-            ValueError: If a number is none.
-        """
-        thresholds = {int(index): float(threshold) for index, threshold in fields["thresholds"].items()}
-        together = float(fields.get("together", 1.0))
-        if not 1 <= together < math.inf:
-            raise ValueError(f"samples can't be {together} in a scene")
-        texts = {name: str(fields.get(name, "")) for name in ("agreement", "parts")}
-        return cls(**{**fields, "thresholds": thresholds, "together": together, **texts})
 
     def __str__(self) -> str:
         if self.thresholds and min(self.thresholds.values()) >= SHUT:
@@ -167,24 +152,17 @@ class Release:
             ReleaseRefused: If it is damaged or of an unknown format.
         """
         try:
-            fields: dict[str, Any] = json.loads(text)
+            fields = json.loads(text)
             if fields.pop("format") != FORMAT:
                 raise ValueError("unknown format")
-            release = cls(
-                **{
-                    **fields,
-                    "number": int(fields["number"]),
-                    "segments": tuple(fields["segments"]),
-                    "heads": tuple(HeadFile(int(head["index"]), str(head["sha256"])) for head in fields["heads"]),
-                    "certificate": Certificate.from_json(fields["certificate"]),
-                    "window": Window(**fields["window"]),
-                }
-            )
+            release: Release = decode(cls, fields, "release", exact=True)
+            if release.certificate.together < 1:
+                raise ValueError(f"samples can't be {release.certificate.together} in a scene")
             if release.origin > release.number:
                 raise ValueError("it goes back to a later release")
             return release
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ReleaseRefused(f"release.json is damaged ({error}).") from error
+            raise ReleaseRefused(f"release.json is damaged ({first_line(error)}).") from error
 
 
 def head_folder(repository: Path, chain: Chain, index: int, number: int) -> Path:

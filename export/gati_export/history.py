@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gati.decode import decode
 from gati.journal import Journal, entries
 from gati.settings import workspace
-from gati_export.report.decode import decode
 
 Line = TypeVar("Line")
 

@@ -384,6 +384,7 @@ GOOD = [0, 9, 8, 1, 0, 0]
     [
         {},
         {"alarm": None},
+        {"alarm": {"exit": 0, "drawn": "9", "differed": 1, "lower": 0.1}, "blocks": [GOOD]},
         {"alarm": None, "blocks": []},
         {"alarm": None, "blocks": 3},
         {"alarm": None, "blocks": [[0, 9]]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,25 @@ def test_a_field_that_holds_anything_is_read_or_refused(field: str, value: Any) 
         pytest.param({"segments": []}, "names no segments", id="no segments"),
         pytest.param({"surplus": 1}, "damaged", id="unknown field"),
         pytest.param({"output": {"name": "y", "dtype": "BF16", "shape": [4]}}, "unknown datatype", id="datatype"),
+        pytest.param({"engine": "abacus"}, "unknown engine", id="unknown engine"),
+        pytest.param({"epsilon": "e"}, "chain.epsilon is not a number", id="text for a number"),
+        pytest.param({"epsilon": float("nan")}, "chain.epsilon is not finite", id="number that is none"),
+        pytest.param({"delta": 10**400}, "damaged", id="number too large"),
+        pytest.param({"max_batch": "32"}, "chain.max_batch is not a whole number", id="text for a whole number"),
+        pytest.param({"max_batch": 32.0}, "chain.max_batch is not a whole number", id="fraction for a whole number"),
+        pytest.param({"max_batch": True}, "chain.max_batch is not a whole number", id="truth for a whole number"),
+        pytest.param({"tail": None}, "chain.tail is not a text", id="nothing for a text"),
+        pytest.param({"labels": "abc"}, "chain.labels is not a list", id="text for a list"),
+        pytest.param(
+            {"output": {"name": "y", "dtype": "FP32", "shape": ["4"]}},
+            "chain.output.shape\\[0\\] is not a whole number",
+            id="text for a size",
+        ),
+        pytest.param(
+            {"output": {"name": "y", "dtype": "FP32", "shape": [4], "scale": 2}},
+            "chain.output has an unknown field 'scale'",
+            id="unknown field of a tensor",
+        ),
     ],
 )
 def test_a_chain_that_this_version_can_not_run_is_refused(change: dict[str, Any], says: str) -> None:
@@ -128,12 +148,30 @@ def _write(repository: Path, chain: Chain) -> Path:
     return path
 
 
-@pytest.mark.parametrize("index", [1, -1, "../../secret", None])
-def test_segments_are_where_their_place_says_and_nowhere_else(index: Any) -> None:
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        (1, "not in order"),
+        (-1, "not in order"),
+        ("../../secret", "index is not a whole number"),
+        (None, "index is not a whole number"),
+    ],
+)
+def test_segments_are_where_their_place_says_and_nowhere_else(index: Any, says: str) -> None:
     fields = json.loads(toy_chain().to_json())
     fields["segments"][0]["index"] = index
-    with pytest.raises(RepositoryError, match="not in order"):
+    with pytest.raises(RepositoryError, match=says):
         Chain.from_json(json.dumps(fields))
+
+
+def test_what_an_older_chain_does_not_say_has_its_default() -> None:
+    chain = toy_chain()
+    fields = json.loads(chain.to_json()) | {"delta": 1}
+    for later in ("agreement", "families", "memory", "p99", "views", "engine", "outputs", "tail", "labels"):
+        del fields[later]
+    assert Chain.from_json(json.dumps(fields)) == replace(
+        chain, delta=1.0, **{f.name: f.default for f in dataclasses.fields(Chain) if f.name not in fields}
+    )
 
 
 @pytest.mark.parametrize("model", ["../models/toy", "/etc", "other"])

@@ -80,6 +80,16 @@ def test_a_field_that_holds_anything_is_read_or_refused(field: str, value: Any) 
         pytest.param({"certificate": CERTIFICATE | {"thresholds": {"x": 0.5}}}, id="threshold of no cut point"),
         pytest.param({"certificate": CERTIFICATE | {"thresholds": {"0": "high"}}}, id="threshold that is none"),
         pytest.param({"certificate": CERTIFICATE | {"threshold": 0.5}}, id="certificate with more"),
+        pytest.param({"certificate": CERTIFICATE | {"n": "a"}}, id="count that is a text"),
+        pytest.param({"certificate": CERTIFICATE | {"epsilon": "e"}}, id="promise that is a text"),
+        pytest.param({"certificate": CERTIFICATE | {"bound": float("nan")}}, id="bound that is no number"),
+        pytest.param({"certificate": CERTIFICATE | {"errors": True}}, id="count that is a truth"),
+        pytest.param({"number": "3"}, id="number that is a text"),
+        pytest.param({"number": 3.0}, id="number that is a fraction"),
+        pytest.param({"segments": "abc"}, id="segments that are a text"),
+        pytest.param({"created": 7}, id="time that is a number"),
+        pytest.param({"window": {"source": "store", "samples": "500"}}, id="window that counts no samples"),
+        pytest.param({"surplus": 1}, id="unknown field"),
         pytest.param({"certificate": CERTIFICATE | {"together": 0.5}}, id="less than one sample in a scene"),
         pytest.param({"certificate": CERTIFICATE | {"together": float("nan")}}, id="samples in a scene that are none"),
     ],
@@ -91,8 +101,11 @@ def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any]) -> No
 
 def test_samples_are_their_own_scenes_where_a_certificate_does_not_say() -> None:
     fields = json.loads(TEXT)
-    del fields["certificate"]["together"]
-    assert Release.from_json(json.dumps(fields)).certificate.together == 1
+    for later in ("together", "agreement", "parts"):
+        del fields["certificate"][later]
+    fields["certificate"]["hits"] = 1
+    certificate = Release.from_json(json.dumps(fields)).certificate
+    assert (certificate.together, certificate.agreement, certificate.parts, certificate.hits) == (1, "", "", 1)
 
 
 def test_thresholds_are_by_cut_point() -> None:

@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gati.decode import decode
 from gati.errors import RepositoryError
 from gati.files import replace
 from gati.release import Certificate, release_number
 from gati.settings import workspace
-from gati_export.report.decode import decode
 
 FORMAT = 1
 NONE = 0
