@@ -191,7 +191,7 @@ def ways_of(bed: Bed, plain: Way, feeds: dict[str, np.ndarray], lives: Mapping[s
         ways["plain, CUDA graph"] = lambda: captured.run(feeds, {}, unheard)
     ways["chain, no lookups"] = orchestrated(bed.chain, lives["all miss"], feeds, exact=True)
     for name, live in lives.items():
-        ways[f"{name}, sync"] = orchestrated(bed.chain, replace(live, joined=None), feeds)
+        ways[f"{name}, sync"] = orchestrated(bed.chain, replace(live, shortcuts=None), feeds)
         if live.joined is not None and count(feeds) <= live.joined.rows:
             ways[f"{name}, joined"] = orchestrated(bed.chain, live, feeds)
         ways[f"{name}, async"] = bed.beside(live, feeds)
@@ -211,7 +211,10 @@ def exported(repository: Path, model: str, samples: Path, device: str, batches: 
         whole, sizes = Step(chain.segments[-1].index, onnx.load(plain)), sizes_up_to(chain.max_batch)
         captured = Ladder([whole], chain, runner, captured=True, sizes=sizes)
         ways["plain, CUDA graph"] = lambda: captured.run(feeds, {}, unheard)
-    ways |= {"sync": orchestrated(chain, replace(live, joined=None), feeds), "joined": orchestrated(chain, live, feeds)}
+    ways |= {
+        "sync": orchestrated(chain, replace(live, shortcuts=None), feeds),
+        "joined": orchestrated(chain, live, feeds),
+    }
     for batch in batches:
         milliseconds: dict[str, list[float]] = {name: [] for name in ways}
         for turn, (name, way) in product(range(-1, TURNS), ways.items()):
@@ -222,7 +225,7 @@ def exported(repository: Path, model: str, samples: Path, device: str, batches: 
                 if turn >= 0:
                     milliseconds[name].append((time.perf_counter() - started) * 1e3)
         _show(_rows(model, batch, milliseconds))
-        one, other = (_answers(chain, where, rows, batch) for where in (live, replace(here, joined=None)))
+        one, other = (_answers(chain, where, rows, batch) for where in (live, replace(here, shortcuts=None)))
         elsewhere, otherwise = (np.count_nonzero(a != b) for a, b in zip(one, other, strict=True))
         click.echo(f"Of {PICTURES}, {elsewhere} left elsewhere than on the processor, {otherwise} got another answer.")
 

@@ -18,12 +18,11 @@ import numpy as np
 
 from gati.chain import Chain, as_sent
 from gati.device import Hidden
-from gati.engine import Stage
+from gati.engine import Shortcuts, Stage
 from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError, first_line
 from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
 from gati.live import LiveRelease
 from gati.release import Release, head_path
-from gati.shortcuts import NO_SHORTCUTS, Shortcuts
 
 CHAIN_VERSION = SEGMENT_VERSION = 1
 INVALID = "onnx runtime error 2:"
@@ -130,7 +129,7 @@ class BlsHeads:
         self._names = {index: [chain.output.name, HIT] + [KEY] * (KEY in spec.outputs) for index, spec in specs.items()}
 
     def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
-        """Looks a batch up; see gati.head. A head that is not ready is a miss, and one that fails is told of."""
+        """Looks a batch up; see gati.engine. A head that is not ready is a miss, and one that fails is told of."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         try:
             values = self._calls.run(self._chain.head_model(index), self._number, feeds, self._names[index])
@@ -139,8 +138,8 @@ class BlsHeads:
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
     def load_shortcuts(self) -> Shortcuts:
-        """Between models apart there are none; see gati.head."""
-        return NO_SHORTCUTS
+        """Between models apart there are none; see gati.engine."""
+        return Shortcuts()
 
 
 class BlsCalls:

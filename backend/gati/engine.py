@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from gati.costs import Costs
 from gati.device import Hidden
-from gati.head import Heads, HeadSpec
+from gati.head import HeadSpec, Prediction
 from gati.release import Release
+from gati.steps import Joined
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,33 @@ class Stage:
     last: int
     inputs: tuple[str, ...]
     run: Callable[[Mapping[str, Hidden]], Hidden]
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What takes less than going from stage to head to stage, as far as a release has it (gati.shortcuts).
+
+    Attributes:
+        joined: Stages and heads as one, for as many rows as that takes.
+        whole: The backbone as one stage, for rows that no head is asked about.
+        costs: Measures what rows take; None where heads are asked in any case.
+    """
+
+    joined: Joined | None = None
+    whole: Stage | None = None
+    costs: Costs | None = None
+
+
+class Heads(Protocol):
+    """The heads of one release, loaded."""
+
+    def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
+        """Looks a batch up; None where the head is not ready, which is a miss."""
+        ...
+
+    def load_shortcuts(self) -> Shortcuts:
+        """Loads what takes less than stages and these heads apart; takes a while."""
+        ...
 
 
 class Engine(Protocol):

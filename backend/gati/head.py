@@ -7,22 +7,17 @@ and `hit` BOOL [batch]. A head may ask for state by extra inputs (gati.state), a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
 from gati.chain import Chain, Tensor
-from gati.device import Hidden
 from gati.errors import ReleaseRefused, first_line
 from gati.inspection import inspect
 from gati.session import CPU, Device, open_session, run
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
-
-if TYPE_CHECKING:
-    from gati.shortcuts import Shortcuts
 
 SCORE, HIT, KEY = "score", "hit", "key"
 THRESHOLD = "threshold"
@@ -43,18 +38,6 @@ class Prediction(NamedTuple):
     answer: np.ndarray
     hit: np.ndarray
     key: np.ndarray | None
-
-
-class Heads(Protocol):
-    """The heads of one release, loaded."""
-
-    def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
-        """Looks a batch up; None where the head is not ready, which is a miss."""
-        ...
-
-    def load_shortcuts(self) -> Shortcuts:
-        """Loads what takes less than stages and these heads apart, as far as there is any (gati.shortcuts)."""
-        ...
 
 
 @dataclass(frozen=True)

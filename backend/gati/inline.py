@@ -14,15 +14,15 @@ from onnx import ModelProto
 
 from gati.chain import Chain
 from gati.device import Hidden, Runner
-from gati.engine import Stage
+from gati.engine import Shortcuts, Stage
 from gati.errors import RepositoryError, first_line
 from gati.fuse import LARGEST, fuse, join, stages
 from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
 from gati.layout import InseparableError, Split, open_on_passed, probe, split
-from gati.plan import OpenHead, Plan, stage_of
+from gati.loaded import LoadedStages, OpenHead, stage_of
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
-from gati.shortcuts import ShortcutLoader, Shortcuts
+from gati.shortcuts import ShortcutLoader
 from gati.state import HeadState
 from gati.weights import Weights
 
@@ -54,23 +54,23 @@ class InlineEngine:
         self._recorded = tuple(recorded)
         self._as_run = not recorded and self._runner.device == CPU
         self._say = say
-        self._plans: WeakValueDictionary[tuple[int, ...], Plan] = WeakValueDictionary()
+        self._loaded: WeakValueDictionary[tuple[int, ...], LoadedStages] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
         """Fuses segments with no head between them; stages that are live already are shared. See gati.engine.
 
         What passes between stages is for them and the heads of the same cut points alone.
         """
-        return self._plan(cuts).stages
+        return self._stages_for(cuts).stages
 
-    def _plan(self, cuts: Sequence[int]) -> Plan:
+    def _stages_for(self, cuts: Sequence[int]) -> LoadedStages:
         key = tuple(sorted({*cuts}))
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = self._load(key, as_run=self._as_run)
-        return plan
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            loaded = self._loaded[key] = self._load(key, as_run=self._as_run)
+        return loaded
 
-    def _load(self, cuts: Sequence[int], as_run: bool) -> Plan:
+    def _load(self, cuts: Sequence[int], as_run: bool) -> LoadedStages:
         models = [self._chain.read_segment(self._repository, segment.index) for segment in self._chain.segments]
         parts = stages(len(models), cuts, [len(model) for model in models])
         if as_run and len(parts) > 1:
@@ -79,13 +79,13 @@ class InlineEngine:
             except Exception as error:  # ONNX Runtime's own, too; what can't be cut as it runs is cut as it lies there
                 self._say(f"cut points cost more than they need to: {first_line(error)}")
         opened = tuple(self._stage(part, self._open(models, part)) for part in parts)
-        return Plan(opened, files=[[self._path(index) for index in part] for part in parts])
+        return LoadedStages(opened, files=[[self._path(index) for index in part] for part in parts])
 
-    def _cut_as_run(self, models: Sequence[bytes], parts: Sequence[range]) -> Plan:
+    def _cut_as_run(self, models: Sequence[bytes], parts: Sequence[range]) -> LoadedStages:
         feeds = {tensor.name: probe(tensor) for tensor in self._chain.inputs}
         found = cut_as_run(self._chain, models, parts, feeds)
         opened = zip(parts, found.sessions, strict=True)
-        return Plan(tuple(self._stage(part, session) for part, session in opened), found)
+        return LoadedStages(tuple(self._stage(part, session) for part, session in opened), found)
 
     def _stage(self, part: range, session: ort.InferenceSession) -> Stage:
         return stage_of(session, self._chain, part[-1], self._runner)
@@ -114,31 +114,31 @@ class InlineEngine:
         cuts = tuple(sorted(head.index for head in release.heads))
         with ThreadPoolExecutor(1, "gati-load") as pool:  # ONNX Runtime lets others run while it opens a graph
             opened = {index: pool.submit(self._open_head, index, release.number) for index in cuts}
-            plan = self._plan([*cuts, *self._recorded])
+            loaded = self._stages_for([*cuts, *self._recorded])
             apart = {index: head.result() for index, head in opened.items()}
         try:
-            heads = self._as_passed(plan, apart)
+            heads = self._as_passed(loaded, apart)
         except InseparableError as error:
             self._say(f"cut points cost more than they need to: a head can't be opened as they run: {error}")
-            plan = self._plans[cuts] = self._load(cuts, as_run=False)
+            loaded = self._loaded[cuts] = self._load(cuts, as_run=False)
             heads = apart
         specs = {index: head.spec for index, head in heads.items()}
-        return InlineHeads(self._chain, plan, heads, self._runner, self._say, joins=not self._recorded), specs
+        return InlineHeads(self._chain, loaded, heads, self._runner, self._say, joins=not self._recorded), specs
 
     def _open_head(self, index: int, number: int) -> OpenHead:
         file = head_path(self._repository, self._chain, index, number).read_bytes()
         session, spec = open_head(file, self._chain, index, self._runner.device)
         return OpenHead(session, spec, ModelProto.FromString(file))
 
-    def _as_passed(self, plan: Plan, heads: Mapping[int, OpenHead]) -> dict[int, OpenHead]:
+    def _as_passed(self, loaded: LoadedStages, heads: Mapping[int, OpenHead]) -> dict[int, OpenHead]:
         """Heads such that they read what passes at their cut points."""
         found = dict(heads)
         for index, head in heads.items():
             cut = self._chain.segments[index].output
-            passed = plan.passed(cut.name)
-            if plan.split is not None and passed is not None:
+            passed = loaded.passed(cut.name)
+            if loaded.split is not None and passed is not None:
                 session, model = open_on_passed(head.model.SerializeToString(), cut, passed)
-                rows = np.repeat(plan.split.values[cut.name], max(1, self._chain.max_batch), axis=0)
+                rows = np.repeat(loaded.split.values[cut.name], max(1, self._chain.max_batch), axis=0)
                 session.run(None, {cut.name: rows, **HeadState(head.spec.state).feeds()})
                 found[index] = OpenHead(session, head.spec, model)
         return found
@@ -150,7 +150,7 @@ class InlineHeads:
     def __init__(
         self,
         chain: Chain,
-        plan: Plan,
+        loaded: LoadedStages,
         heads: dict[int, OpenHead],
         runner: Runner,
         say: Callable[[str], None],
@@ -158,7 +158,7 @@ class InlineHeads:
         joins: bool = True,
     ) -> None:
         self._chain = chain
-        self._plan = plan  # lives as long as its heads
+        self._loaded = loaded  # lives as long as its heads
         self._heads = heads
         self._runner = runner
         self._say = say
@@ -168,14 +168,14 @@ class InlineHeads:
         }
 
     def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction:
-        """Looks a batch up; see gati.head."""
+        """Looks a batch up; see gati.engine."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         values = self._runner.fetch(self._heads[index].session, self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
     def load_shortcuts(self) -> Shortcuts:
-        """Loads what takes less than stages and heads apart; see gati.head."""
-        loader = ShortcutLoader(self._chain, self._plan, self._heads, self._runner, self.predict, self._say)
+        """Loads what takes less than stages and heads apart; see gati.engine."""
+        loader = ShortcutLoader(self._chain, self._loaded, self._heads, self._runner, self.predict, self._say)
         return loader.load(joins=self._joins)
 
 

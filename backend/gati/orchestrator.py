@@ -15,10 +15,10 @@ from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.device import Hidden
 from gati.draws import Draws
-from gati.engine import Stage
+from gati.engine import Heads, Stage
 from gati.errors import GatiError
 from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
-from gati.head import Heads, Prediction
+from gati.head import Prediction
 from gati.live import LiveRelease
 from gati.state import HeadState
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -15,13 +14,13 @@ from gati.cascade import Cascade, assemble
 from gati.chain import Chain
 from gati.costs import Costs
 from gati.device import DeviceRunner, Hidden, Runner
-from gati.engine import Stage
+from gati.engine import Shortcuts, Stage
 from gati.errors import first_line
 from gati.fuse import join
 from gati.head import Prediction
 from gati.ladder import Ladder, channels_last_pays, sizes_up_to
 from gati.layout import Split, close, probe
-from gati.plan import OpenHead, Plan, stage_of
+from gati.loaded import LoadedStages, OpenHead, stage_of
 from gati.session import CPU
 from gati.state import HeadState
 from gati.steps import Joined, Step, UnjoinableError
@@ -33,47 +32,29 @@ T = TypeVar("T")
 Predict = Callable[[int, Hidden, Mapping[str, np.ndarray]], Prediction]
 
 
-@dataclass(frozen=True)
-class Shortcuts:
-    """What there is for a release.
-
-    Attributes:
-        joined: Stages and heads as one, for as many rows as that takes.
-        whole: The backbone as one stage, for rows that no head is asked about.
-        costs: Measures what rows take; None where heads are asked in any case.
-    """
-
-    joined: Joined | None = None
-    whole: Stage | None = None
-    costs: Costs | None = None
-
-
-NO_SHORTCUTS = Shortcuts()
-
-
 class ShortcutLoader:
     """Loads the shortcuts of one release.
 
     Args:
         chain: The chain.
-        plan: Its stages.
+        loaded: Its stages.
         heads: The release's heads, by cut point.
         runner: Where they run.
-        predict: Looks a batch up, as `gati.head.Heads.predict`.
+        predict: Looks a batch up, as `gati.engine.Heads.predict`.
         say: Told what makes the chain slower than it could be.
     """
 
     def __init__(
         self,
         chain: Chain,
-        plan: Plan,
+        loaded: LoadedStages,
         heads: Mapping[int, OpenHead],
         runner: Runner,
         predict: Predict,
         say: Callable[[str], None],
     ) -> None:
         self._chain = chain
-        self._plan = plan
+        self._loaded = loaded
         self._heads = heads
         self._runner = runner
         self._predict = predict
@@ -101,9 +82,9 @@ class ShortcutLoader:
             return None
 
     def _joined(self) -> Joined | None:
-        if self._plan.bytes > LARGEST_JOINED:
+        if self._loaded.bytes > LARGEST_JOINED:
             return None
-        joined = self._join(self._plan.split) if self._plan.split else self._climb()
+        joined = self._join(self._loaded.split) if self._loaded.split else self._climb()
         if joined is not None:
             self._hold_against_stages(joined)
         return joined
@@ -121,7 +102,7 @@ class ShortcutLoader:
             return None
         joined = (
             join([file.read_bytes() for file in files], prefix=f"stage {place}/")
-            for place, files in enumerate(self._plan.files)
+            for place, files in enumerate(self._loaded.files)
         )
         steps = self._steps([*joined])
         raised = partial(Ladder, steps, self._chain, self._runner)
@@ -141,7 +122,7 @@ class ShortcutLoader:
             return captured()
 
     def _steps(self, stages: Sequence[ModelProto]) -> list[Step]:
-        *before, last = (stage.last for stage in self._plan.stages)
+        *before, last = (stage.last for stage in self._loaded.stages)
         heads = [self._heads[index] for index in before]
         pieces = zip(before, stages, heads, strict=False)
         return [
@@ -151,18 +132,18 @@ class ShortcutLoader:
 
     def _whole(self) -> Stage | None:
         """The backbone as it is run, with the weights of its pieces."""
-        split = self._plan.split
-        if split is None or self._plan.bytes > LARGEST_JOINED:
+        split = self._loaded.split
+        if split is None or self._loaded.bytes > LARGEST_JOINED:
             return None
-        if self._plan.whole:
-            return self._plan.whole[0]
+        if self._loaded.whole is not None:
+            return self._loaded.whole
         session = split.weights.open(split.whole)
         whole = stage_of(session, self._chain, len(self._chain.segments) - 1, self._runner)
         for row in self._rows():
             output, _ = self._walk(row, asking=False)
             if not close(np.asarray(_alone(whole, row)), output):
                 raise UnjoinableError("in one, stages do something else than apart")
-        self._plan.whole.append(whole)
+        self._loaded.whole = whole
         return whole
 
     def _hold_against_stages(self, joined: Joined) -> None:
@@ -201,7 +182,7 @@ class ShortcutLoader:
             leaving: Whether a hit ends the walk.
         """
         values: dict[str, Hidden] = dict(row)
-        for stage in self._plan.stages:
+        for stage in self._loaded.stages:
             name = self._chain.segments[stage.last].output.name
             values[name] = stage.run({read: values[read] for read in stage.inputs})
             if asking and stage.last in self._heads:

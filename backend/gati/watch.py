@@ -10,14 +10,12 @@ from pathlib import Path
 
 from gati.breaker import Breaker
 from gati.chain import Chain
-from gati.costs import Costs
-from gati.engine import Engine
+from gati.engine import Engine, Heads, Shortcuts
 from gati.errors import GatiError, IncompleteError, ReleaseRefused, UnavailableError, first_line
 from gati.flight import BACKBONE
 from gati.live import LiveRelease
 from gati.memory import trim
 from gati.release import Release, head_folder, numbers_on_disk, read_release
-from gati.shortcuts import NO_SHORTCUTS
 from gati.state import HeadState
 
 SECONDS = 0.25
@@ -69,8 +67,6 @@ class ReleaseWatch:
         self._bypasses = bypasses
         self._attempts: dict[int, _Attempt] = {}
         self._live: LiveRelease | None = None
-        self._bare: LiveRelease | None = None  # the live one, while it has no shortcuts
-        self._costs: Costs | None = None  # of the live one, once it has shortcuts
         self._lock = threading.Lock()
 
     @property
@@ -113,19 +109,22 @@ class ReleaseWatch:
             if self._try(number):
                 self._attempts.clear()
                 return
-        if self._bare is not None:
-            self._complete(self._bare)
-        elif self._costs is not None and self._costs.due and self._live is not None:
-            self._live.bypass.learn(self._costs.measure())
+        live = self._live
+        if live is None or live.heads is None:
+            return
+        if live.shortcuts is None:
+            self._complete(live, live.heads)
+        elif self._bypasses and (costs := live.shortcuts.costs) is not None and costs.due:
+            live.bypass.learn(costs.measure())
 
-    def _complete(self, live: LiveRelease) -> None:
-        self._bare = None
-        found = live.heads.load_shortcuts() if live.heads else NO_SHORTCUTS
-        if found is not NO_SHORTCUTS:
+    def _complete(self, live: LiveRelease, heads: Heads) -> None:
+        found = Shortcuts()  # where loading fails, it is not tried again
+        try:
+            found = heads.load_shortcuts()
+        finally:
             with self._lock:
-                self._live = replace(live, joined=found.joined, whole=found.whole)
-            self._costs = found.costs if self._bypasses else None
-            trim()
+                self._live = replace(live, shortcuts=found)
+        trim()
 
     def _try(self, number: int) -> bool:
         stamp = self._stamp(number)
@@ -143,8 +142,7 @@ class ReleaseWatch:
             attempt.failed(error)
             return False
         with self._lock:
-            self._live = self._bare = live
-            self._costs = None
+            self._live = live
         trim()
         self._taken(number)
         return True

@@ -16,7 +16,7 @@ from gati.breaker import Breaker
 from gati.bypass import Bypass
 from gati.chain import Segment
 from gati.draws import EAGER, Draws
-from gati.engine import Stage
+from gati.engine import Shortcuts, Stage
 from gati.errors import GatiError, RequestError, UnavailableError
 from gati.flight import BACKBONE, Answer, Flight, Ran, Request
 from gati.head import Prediction
@@ -144,7 +144,7 @@ def whole(house: House) -> Stage:
 
 def test_what_no_head_is_asked_about_goes_through_the_backbone_whole() -> None:
     house = House()
-    house.live = replace(house.live, whole=whole(house))
+    house.live = replace(house.live, shortcuts=Shortcuts(whole=whole(house)))
     house.orchestrator.serve([house.request("exact", [0, 1, 2, 0], exact=True)])
     assert house.events == [("segment", LAST, 1), ("reply", "exact")]
     assert house.exits("exact") == [LAST] and house.labels("exact") == [1]
@@ -152,7 +152,7 @@ def test_what_no_head_is_asked_about_goes_through_the_backbone_whole() -> None:
 
 def test_stage_by_stage_where_hidden_state_is_recorded_on_the_way() -> None:
     house = House(cut=0)
-    house.live = replace(house.live, whole=whole(house))
+    house.live = replace(house.live, shortcuts=Shortcuts(whole=whole(house)))
     house.orchestrator.serve([house.request("exact", [0, 1, 2, 0], exact=True)])
     assert [event for event in house.events if event[0] == "segment"] == [("segment", i, 1) for i in range(LAST + 1)]
 
@@ -161,7 +161,7 @@ def test_stage_by_stage_where_hidden_state_is_recorded_on_the_way() -> None:
 def test_heads_that_do_not_pay_are_bypassed_where_their_costs_are_known(bypasses: bool) -> None:
     house = House()
     costs = {0: 0.3, 1: 0.7, LAST: 1.2} if bypasses else {}
-    house.live = replace(house.live, whole=whole(house), bypass=Bypass(costs))
+    house.live = replace(house.live, shortcuts=Shortcuts(whole=whole(house)), bypass=Bypass(costs))
     for i in range(600):
         house.orchestrator.serve([house.request(f"hard {i}", [9, 1, 2, 0])])
     house.events.clear()
@@ -182,7 +182,9 @@ def test_heads_that_are_left_open_are_bypassed_where_they_do_not_pay() -> None:
 def test_what_is_answered_past_the_heads_counts_in_the_mix_of_answers() -> None:
     house = House()
     house.shapes = {CLASS_MIX: (4,)}
-    house.live = replace(house.release(1), whole=whole(house), bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2}))
+    house.live = replace(
+        house.release(1), shortcuts=Shortcuts(whole=whole(house)), bypass=Bypass({0: 0.3, 1: 0.7, LAST: 1.2})
+    )
     house.live.bypass.saw([LAST] * 1000)
     for i in range(100):
         house.orchestrator.serve([house.request(f"hard {i}", [9, 3, 2, 0])])
@@ -605,7 +607,7 @@ def test_state_counts_all_answers_and_remembers_what_was_answered_behind() -> No
 def cascading(rows: int = 1, **settings: Any) -> House:
     house = House(**settings)
     house.rows = rows
-    house.live = replace(house.live, joined=house)  # type: ignore[arg-type]
+    house.live = replace(house.live, shortcuts=Shortcuts(joined=house))
     return house
 
 

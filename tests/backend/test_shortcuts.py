@@ -17,8 +17,8 @@ from gati.cascade import Cascade
 from gati.flight import Answer, Request
 from gati.inline import InlineEngine
 from gati.live import LiveRelease
+from gati.loaded import stage_of
 from gati.orchestrator import Orchestrator
-from gati.plan import stage_of
 from gati.watch import ReleaseWatch
 from gati_export.publish import publish
 

@@ -148,7 +148,7 @@ class Client:
         breaker = Breaker(0.01, 0.05, [*specs])
         live = LiveRelease(1, engine.load_stages([*specs]), heads, states, breaker)
         if cascade:
-            live = replace(live, stages=(), joined=heads.load_shortcuts().joined)
+            live = replace(live, stages=(), shortcuts=heads.load_shortcuts())
         self.orchestrator = Orchestrator(trial.chain, lambda: live, self, lambda _: None)
         self.answers: list[Answer] = []
 

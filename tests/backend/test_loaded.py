@@ -11,7 +11,7 @@ from graphs import Graph
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from gati.errors import RequestError
-from gati.plan import _run
+from gati.loaded import _run
 from gati.session import open_session, run
 
 

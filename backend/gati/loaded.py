@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,21 @@ MACHINE = re.compile("alloc|memory|cuda|cudnn|cublas", re.IGNORECASE)
 """What ONNX Runtime speaks of where it is not for a request's sake that it can't be run: it has no class for that."""
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(eq=False)
+class LoadedStages:
     """A chain's stages for some cut points.
 
     Attributes:
         stages: The stages.
         split: What they are made of; None where they are segments as these lie on disk.
         files: Those segments' files, by stage; none where there is a split.
-        whole: The backbone as one stage, once it is loaded: releases of the same cut points share it.
+        whole: The backbone as one stage, None until it is loaded: releases of the same cut points share it.
     """
 
     stages: tuple[Stage, ...]
     split: Split | None = None
     files: Sequence[Sequence[Path]] = ()
-    whole: list[Stage] = field(default_factory=list)
+    whole: Stage | None = None
 
     @property
     def bytes(self) -> int:
