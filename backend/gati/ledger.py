@@ -26,6 +26,7 @@ from gati.breaker import Alarm, Breaker
 from gati.chain import Chain
 from gati.files import replace
 from gati.journal import Journal, forget
+from gati.once import WarnOnce
 from gati.release import Release
 
 FORMAT = 2
@@ -68,7 +69,7 @@ class Ledger:
         self._path = path
         self._chain = chain
         self._warn = warn
-        self._complained = False
+        self._warn_once = WarnOnce(warn)
         self._release = 0
         self._live: Breaker | None = None
         self._breakers: dict[str, Breaker] = {}  # by the heads they watch
@@ -167,7 +168,7 @@ class Ledger:
                 self._touch_due = time.monotonic() + TOUCH_SECONDS
                 self._journal.touch()
         except OSError as error:
-            self._complain(error)
+            self._not_written(error)
 
     def _read(self) -> dict[str, Any]:
         """What the file says, by the heads it is about."""
@@ -188,10 +189,8 @@ class Ledger:
             replace(self._path, json.dumps({"format": FORMAT, "heads": known}) + "\n")
             return True
         except OSError as error:
-            self._complain(error)
+            self._not_written(error)
             return False
 
-    def _complain(self, error: OSError) -> None:
-        if not self._complained:
-            self._complained = True
-            self._warn(f"{self._path} can't be written ({error.strerror}): a restart will forget what audits found")
+    def _not_written(self, error: OSError) -> None:
+        self._warn_once(f"{self._path} can't be written ({error.strerror}): a restart will forget what audits found")

@@ -15,6 +15,7 @@ from threading import Lock
 
 from gati.histogram import bucket
 from gati.journal import Journal, forget
+from gati.once import WarnOnce
 
 SECONDS = 60.0
 KEPT = 3 * 24 * 60
@@ -72,8 +73,7 @@ class Minutes:
         self._path = path
         self._journal = Journal(path, KEPT)
         self._backbone = backbone
-        self._warn = warn
-        self._complained = False
+        self._warn_once = WarnOnce(warn)
         self._lock = Lock()
         self._clear()
         forget(path.parent)
@@ -135,6 +135,4 @@ class Minutes:
         try:
             self._journal.add(asdict(minute))
         except OSError as error:
-            if not self._complained:
-                self._complained = True
-                self._warn(f"{self._path} can't be written ({error.strerror}): `gati report` will know nothing of now")
+            self._warn_once(f"{self._path} can't be written ({error.strerror}): `gati report` will know nothing of now")

@@ -21,6 +21,7 @@ import numpy as np
 from gati.chain import Chain
 from gati.content import Content, inputs_of
 from gati.objects import is_object_store, public
+from gati.once import WarnOnce
 from gati.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ SHARD_BYTES = 16 << 20
 FLUSH_SECONDS = 2.0
 OBJECT_STORE_FLUSHES = 15
 """How many times as long an object store waits for a shard: each costs requests there, and small ones are many."""
+COMPLAINT_SECONDS = 60.0
+"""Between two complaints, whatever they are about, at least."""
 OBJECTS = 1024
 """Bytes of a sample's Python objects."""
 SWEEPS, SWEEP_SECONDS = 100, 600.0
@@ -94,7 +97,7 @@ class Recorder:
         self._pause = FLUSH_SECONDS * (OBJECT_STORE_FLUSHES if is_object_store(store) else 1)
         self._budget = budget
         self._dropped = dropped
-        self._log = log
+        self._warn_once = WarnOnce(log, COMPLAINT_SECONDS)
         self._content = content or inputs_of(chain)
         self._age = age
         self._sweep = time.monotonic()
@@ -102,7 +105,6 @@ class Recorder:
         self._queued = 0
         self._wake = threading.Condition()
         self._closing = False
-        self._complained: float | None = None
         self._thread = threading.Thread(target=self._work, name="gati-recorder", daemon=True)
         self._thread.start()
 
@@ -158,7 +160,7 @@ class Recorder:
         try:
             self._shelf.write(shard(self._chain, samples, self._content), self._budget)
         except Exception as error:  # whatever a store raises: serving goes on, the loss is counted
-            self._complain(f"samples can't be written to {public(self._url)}: {public(str(error))}")
+            self._warn_once(f"samples can't be written to {public(self._url)}: {public(str(error))}")
             self._dropped(sum(sample.rows for sample in samples))
 
     def _expire(self) -> None:
@@ -169,13 +171,7 @@ class Recorder:
         try:
             self._shelf.sweep(self._age)
         except Exception as error:  # whatever a store raises: the next sweep tries again
-            self._complain(f"samples that are too old can't be deleted from {public(self._url)}: {public(str(error))}")
-
-    def _complain(self, what: str) -> None:
-        """Says what is wrong, at most once a minute."""
-        if self._complained is None or time.monotonic() - self._complained > 60:
-            self._complained = time.monotonic()
-            self._log(what)
+            self._warn_once(f"samples that are too old can't be deleted from {public(self._url)}: {public(str(error))}")
 
 
 def _trim() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gati.backoff import Backoff
 from gati.breaker import Breaker
 from gati.chain import Chain
 from gati.engine import Engine, Heads, Shortcuts
@@ -132,7 +133,7 @@ class ReleaseWatch:
         if attempt is not None and attempt.stamp == stamp:
             if attempt.due():
                 self._refused(number, attempt.reason)
-            if attempt.rests():
+            if attempt.rests:
                 return False
         try:
             live = self._load(number)
@@ -187,8 +188,8 @@ class _Attempt:
     def __init__(self, stamp: tuple) -> None:
         self.stamp = stamp
         self.reason = ""
-        self._wait = SECONDS
-        self._since = self._next = time.monotonic()
+        self._since = time.monotonic()
+        self._backoff = Backoff(SECONDS)
         self._grace = GRACE_SECONDS
         self.told = self.final = False
 
@@ -198,16 +199,16 @@ class _Attempt:
         self.final = isinstance(error, ReleaseRefused) and not isinstance(error, IncompleteError)
         loading = isinstance(error, UnavailableError)
         self._grace = LOADING_SECONDS if loading else GRACE_SECONDS
-        self._next = time.monotonic() + self._wait
-        self._wait = min(2 * self._wait, LOADING_WAIT if loading and self._young else LONGEST_WAIT)
+        self._backoff.failed(LOADING_WAIT if loading and self._young else LONGEST_WAIT)
 
     @property
     def _young(self) -> bool:
         return time.monotonic() - self._since < self._grace
 
+    @property
     def rests(self) -> bool:
         """Whether it is too early for the next attempt."""
-        return time.monotonic() < self._next
+        return self._backoff.rests
 
     def due(self) -> bool:
         """Whether to report it now: once, when it has been so for a while."""

@@ -11,7 +11,7 @@ import pytest
 from conftest import Exported
 from handmade import draft, remembering_head, sure_head
 
-from gati import watch
+from gati import backoff, watch
 from gati.errors import NotLoadedError, ReleaseRefused
 from gati.head import HeadSpec
 from gati.inline import InlineEngine, InlineHeads
@@ -162,7 +162,8 @@ def test_a_release_that_the_server_is_still_loading_is_waited_for(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (watch, backoff):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def look(seconds: float) -> None:
         for _ in range(round(seconds / watch.SECONDS)):

@@ -33,8 +33,8 @@ from stores import KEY, SECRET, Store
 import gati_export.publish as publishing
 import gati_export.store as reading
 import gati_export.sync as syncing
+from gati import backoff, tryout
 from gati import recorder as recording
-from gati import tryout
 from gati.chain import Chain, read_chain
 from gati.cli import main
 from gati.errors import GatiError, PublishError, RepositoryError, UnavailableError
@@ -313,7 +313,7 @@ def test_what_could_not_be_tried_out_for_a_moment_is_tried_again_ever_more_rarel
     pod, tried = pulled(url, tmp_path / "pod"), list[float]()
     number = put(publisher, chain).number
     copy, now = Copy(pod, Origin(url)), 1000.0
-    monkeypatch.setattr(refusals, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(backoff, "time", SimpleNamespace(monotonic=lambda: now))
 
     def short(*_: object) -> None:
         tried.append(now)
