@@ -31,10 +31,6 @@ from gati.budget import START, Budget
 from gati.decode import decode
 from gati.doubt import Doubt
 
-LEAST = 1 / 4
-"""Part, at least, of what ended a doubt that is to be seen again when some stretch speaks against a release: all of it
-the first time, half the next. Heads that differ on 0.9 % where 1 % may are drawn half as often so in the long run.
-Those that turn bad are found as soon, if they differ on twice as much as may (`scripts/simulate_audits.py`)."""
 BLOCK = 50
 """Drawn requests between two starts of bets."""
 MOST_BLOCKS = 64
@@ -113,7 +109,6 @@ class Breaker:
         self._bounds: tuple[float, float] | None = (0.0, 1.0)
         self._together = min(together, LONGEST)
         self._doubt = Doubt(epsilon, delta, self._together)
-        self._changes = self._stretches = 0
         self._lock = Lock()
         self.budget = Budget()
         self.alarm: Alarm | None = None
@@ -129,8 +124,7 @@ class Breaker:
     def traffic_changed(self) -> None:
         """Takes in that other things are answered than before; the oftener that went well, the less doubt there is."""
         with self._lock:
-            self._changes += self._doubt.over
-            self._doubt.resume(1 / max(self._changes, 1))
+            self._doubt.traffic_changed()
 
     @property
     def eager(self) -> bool:
@@ -189,9 +183,7 @@ class Breaker:
                 block.differed[self._exits.index(exit_)] += differed
                 self._judge()
                 if was_over and self._leans():
-                    self._stretches += 1
-                    self._doubt.resume(max(1 / self._stretches, LEAST))
-                    self._changes = 0
+                    self._doubt.suspect()
 
     def bounds(self) -> tuple[float, float]:
         """A lower and an upper confidence sequence for the share of answers that differ from the backbone's.
@@ -234,8 +226,7 @@ class Breaker:
     def _close(self, alarm: Alarm) -> None:
         self.alarm = alarm
         self.open_exits = tuple(exit_ for exit_ in self._exits if exit_ < alarm.exit)
-        self._doubt.begin()  # about what is left
-        self._stretches = 0
+        self._doubt.narrow()
         self.budget.renew()
 
     def _leans(self) -> bool:

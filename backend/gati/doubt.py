@@ -4,12 +4,18 @@ Wald's sequential probability ratio test (Annals of Mathematical Statistics 1945
 ends once what was seen is 1/δ times as likely under ε, so that of shares of 2ε and more, one in 1/δ at most gets there.
 That takes some 300 observations without a difference, of ε = 1 % and δ = 5 %, and more the closer the share is to ε.
 
-It says only when enough is known for ease. That too much differs is for gati.betting to say, which holds for all time.
+It says only when enough is known to stop watching closely. Whether too much differs is for gati.betting to say, whose
+bounds hold at all times.
 """
 
 from __future__ import annotations
 
 import math
+
+LEAST = 1 / 4
+"""Part, at least, of the evidence that is to be gathered again when some stretch speaks against a release: all of it
+the first time, half the next. Heads that differ on 0.9 % where 1 % may are drawn half as often so in the long run.
+Those that turn bad are found as soon, if they differ on twice as much as may (`scripts/simulate_audits.py`)."""
 
 
 class Doubt:
@@ -26,6 +32,8 @@ class Doubt:
         self._agreed = math.log1p(-epsilon) - math.log1p(-double)
         self._differed = math.log(epsilon) - math.log(double)
         self._enough = -math.log(delta) * together
+        self._changes = 0  # of traffic that found it over, since it was last suspicious
+        self._stretches = 0  # that spoke against what it is about
         self.begin()
 
     def begin(self) -> None:
@@ -33,7 +41,26 @@ class Doubt:
         self._told = 0.0
         self.over = False
 
-    def resume(self, part: float) -> None:
+    def narrow(self) -> None:
+        """Begins anew about the heads that are left when some are closed: no stretch has spoken against these."""
+        self.begin()
+        self._stretches = 0
+
+    def traffic_changed(self) -> None:
+        """Takes in that other things are answered than before; the oftener that went well, the less is gathered again.
+
+        After the n-th change that found the test over, that is 1 ÷ n of the evidence.
+        """
+        self._changes += self.over
+        self._resume(1 / max(self._changes, 1))
+
+    def suspect(self) -> None:
+        """Takes in that some stretch speaks against the share; after the n-th, max(1 ÷ n, `LEAST`) is gathered anew."""
+        self._stretches += 1
+        self._resume(max(1 / self._stretches, LEAST))
+        self._changes = 0
+
+    def _resume(self, part: float) -> None:
         """Reopens a test, so that this part of the evidence has to be gathered again.
 
         No effect where more is missing already.

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gati.breaker import BLOCK, LEAST, MOST_BLOCKS, Alarm, Breaker
+from gati.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
+from gati.doubt import LEAST
 from gati.draws import EAGER
 
 EPSILON, DELTA = 0.01, 0.05
