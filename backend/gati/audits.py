@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gati.device import Hidden
-from gati.flight import NOBODY, Drawn, Flight
+from gati.flight import Drawn, Flight
 from gati.live import LiveRelease
 
 
@@ -56,7 +56,7 @@ class DrawnHits:
         self._last = last
         self._told: list[Audit] = []
         self._held: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._open = flight.drawn.rows.copy() if flight.drawn is not None and flight.drawn.held else NOBODY
+        self._open = flight.drawn.rows.copy() if flight.drawn.held else flight.drawn.rows
 
     def hold(self, index: int, rows: np.ndarray, hit: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Takes in what a head says to rows of the flight; gives those that leave, bool [rows]: none that is held.
@@ -64,7 +64,7 @@ class DrawnHits:
         The first head to be sure of a row would have answered it.
         """
         drawn = self._flight.drawn
-        if drawn is None or not drawn.held:
+        if not drawn.held:
             return hit
         first = hit & self._open[rows]
         if first.any():
@@ -78,7 +78,7 @@ class DrawnHits:
         With what goes on of these rows there; without, they are to be run on from their inputs.
         """
         drawn = self._flight.drawn
-        if drawn is None:
+        if not drawn.exists:
             return
         chosen = np.flatnonzero(hit & drawn.rows[rows])
         if len(chosen):
@@ -93,7 +93,7 @@ class DrawnHits:
         flight = self._flight
         found = [
             self._audit(index, rows, {self._output: flight.output[rows]}, said, None, self._last)
-            for index, rows, said in (self._held if flight.exit is not NOBODY else [])
+            for index, rows, said in (self._held if flight.begun else [])
         ]
         if flight.replied:
             return [*self._told, *found]
@@ -110,5 +110,4 @@ class DrawnHits:
         at: int,
     ) -> Audit:
         drawn, arrived = self._flight.drawn, self._flight.requests[0].arrived
-        assert drawn is not None
         return Audit(index, self._release, rows, drawn, values, served, kept, arrived, at)

@@ -17,7 +17,7 @@ from gati.errors import GatiError
 
 BACKBONE = 0
 """The release that a request is said to be answered by when the backbone answered it."""
-NOBODY = np.empty(0)
+_NOBODY = np.empty(0)
 """What is known of the rows of a flight before the first is answered."""
 ONE = [slice(0, 1)]
 YES, NO = np.ones(1, np.bool_), np.zeros(1, np.bool_)
@@ -74,6 +74,19 @@ class Drawn(NamedTuple):
     held: bool
     price: float
 
+    @property
+    def exists(self) -> bool:
+        """Whether rows were drawn at all."""
+        return len(self.rows) > 0
+
+    def among(self, rows: np.ndarray) -> Drawn:
+        """The draw as it is seen by some rows of the flight, bool [rows]."""
+        return self._replace(rows=self.rows[rows]) if self.exists else self
+
+
+NOT_DRAWN = Drawn(-1, np.zeros(0, np.bool_), held=False, price=0.0)
+"""The draw of a flight of which no row was drawn; it has no rows."""
+
 
 class Ran(NamedTuple):
     """A stage's run: the last of its segments, and how long it took."""
@@ -96,7 +109,7 @@ class Flight:
         finite: Rows whose inputs hold neither NaN nor Inf.
         cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
         answerable: Whether there is any such row.
-        drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says. None without any.
+        drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says; or `NOT_DRAWN`.
         bypasses: Whether it goes past the heads, which do not pay now (gati.bypass).
         unjoined: Why a row went stage by stage though stages and heads are joined; None where it didn't.
         ran: The stages that it went through.
@@ -124,11 +137,11 @@ class Flight:
             self.cacheable = self.finite & ~np.repeat(exact, sizes) if any(exact) else self.finite
             self.answerable = bool(self.cacheable.any())
         self.kept: dict[str, np.ndarray] | None = self.values
-        self.drawn: Drawn | None = None
+        self.drawn = NOT_DRAWN
         self.bypasses = False
         self.unjoined: Exception | None = None
         self.ran: list[Ran] = []
-        self.exit, self.release, self.output = NOBODY, NOBODY, NOBODY
+        self.exit, self.release, self.output = _NOBODY, _NOBODY, _NOBODY
         self._shape = output
         self._waiting = [*range(len(requests))]
         self._latencies: list[tuple[int, float]] = []
@@ -136,7 +149,7 @@ class Flight:
     @property
     def held(self) -> int:
         """How many rows were left to the backbone, whatever heads said."""
-        return int(np.count_nonzero(self.drawn.rows)) if self.drawn is not None and self.drawn.held else 0
+        return int(np.count_nonzero(self.drawn.rows)) if self.drawn.held else 0
 
     @property
     def bytes(self) -> int:
@@ -149,9 +162,14 @@ class Flight:
         """Whether no request waits for its reply any longer."""
         return not self._waiting
 
+    @property
+    def begun(self) -> bool:
+        """Whether any row has its answer."""
+        return self.exit is not _NOBODY
+
     def waiting_rows(self) -> np.ndarray:
         """Rows (indices) that have no answer yet."""
-        return np.arange(self.rows) if self.exit is NOBODY else np.flatnonzero(self.exit < 0)
+        return np.flatnonzero(self.exit < 0) if self.begun else np.arange(self.rows)
 
     def answered(self) -> Flight | None:
         """Those of its requests that were replied to, as if no others had come with them; None where none was."""
@@ -170,8 +188,7 @@ class Flight:
             part.kept = part.values if whole else {name: value[rows] for name, value in self.kept.items()}
         for name in ("finite", "cacheable", "exit", "release", "output"):
             setattr(part, name, getattr(self, name)[rows])
-        if self.drawn is not None:
-            part.drawn = self.drawn._replace(rows=self.drawn.rows[rows])
+        part.drawn = self.drawn.among(rows)
         return part
 
     @property
@@ -192,7 +209,7 @@ class Flight:
             self.exit = np.full(self.rows, exit_, np.int32)
             self.release = np.full(self.rows, release, np.int64)
         else:
-            if self.output is NOBODY:
+            if not self.begun:
                 self.output = np.empty((self.rows, *self._shape.shape), self._shape.numpy)
                 self.exit = np.full(self.rows, -1, np.int32)
                 self.release = np.full(self.rows, BACKBONE, np.int64)

@@ -27,7 +27,7 @@ class Observer(Protocol):
     """Who is told what was served; called after the answers have left."""
 
     def timed(self, ran: Sequence[Ran]) -> None:
-        """Stages that an audit ran; those that a flight ran are in `Flight.ran`."""
+        """What an audit ran; what a flight ran is in `Flight.ran`."""
         ...
 
     def head_failed(self, index: int, error: Exception) -> None:
@@ -127,7 +127,7 @@ class Orchestrator:
         if heads is not None:
             self._draw(flight, release.breaker)
         hits = DrawnHits(flight, release, self._chain.output.name, self._last)
-        held = flight.drawn is not None and flight.drawn.held
+        held = flight.drawn.held
         try:
             if heads is None or held or not self._run_joined(flight, release, hits):
                 self._walk(flight, release, heads, hits)
@@ -178,11 +178,11 @@ class Orchestrator:
         else:
             replied = flight.replied_rows
             answered = int(np.count_nonzero(flight.cacheable & replied))
-            if drawn is not None:
+            if drawn.exists:
                 breaker.take_back(drawn.number, int(np.count_nonzero(drawn.rows & ~replied)))
                 drawn = drawn._replace(rows=drawn.rows & replied)
         self._draws.answered(breaker, answered)
-        if drawn is None:
+        if not drawn.exists:
             return
         audits = hits.audits()
         others = np.count_nonzero(drawn.rows) - sum(len(audit.served) for audit in audits)

@@ -90,7 +90,7 @@ class Samples:
         kept, exits, cacheable = flight.kept_of(place), flight.exit[span], flight.cacheable[span]
         missed = exits == self._last
         hit = ~missed
-        if flight.drawn is not None:
+        if flight.drawn.exists:
             hit &= ~flight.drawn.rows[span]  # recorded when they are audited
         for part, known in ((missed, True), (hit, False)):
             chosen = part & cacheable

@@ -712,7 +712,7 @@ def test_what_was_answered_before_others_of_its_batch_failed_is_counted() -> Non
     assert flight.exit.tolist() == [0, 0] and flight.output.argmax(1).tolist() == [2, 3]
     assert flight.kept_of(0)["x"][:, 3].tolist() == [5, 6] and flight.cacheable.tolist() == [True, True]
     assert [exit_ for exit_, _ in flight.latencies()] == [0]
-    assert flight.drawn is not None and flight.drawn.rows.tolist() == [True, True]
+    assert flight.drawn.rows.tolist() == [True, True]
     assert [len(audit.served) for audit in house.audits] == [2]
 
 
