@@ -1,0 +1,209 @@
+"""What a chain's replica writes down about itself: metrics, minutes, evidence, samples, and warnings in the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from gati.audits import Audit
+from gati.breaker import Alarm
+from gati.chain import Chain
+from gati.drift import Drift
+from gati.errors import first_line
+from gati.flight import Flight, Ran
+from gati.ledger import Ledger
+from gati.live import LiveRelease
+from gati.metrics import Metrics
+from gati.minutes import Minutes
+from gati.once import WarnOnce
+from gati.orchestrator import Observer
+from gati.samples import Samples
+from gati.workers import Workers
+
+CLERK_PAUSE, CLERK_CROWD = 0.1, 32
+"""Seconds, or flights, after which what was answered is counted, together: one by one, that took a tenth of a hit's
+time (measured), since it is done beside the next request, and a thread that slept finds nothing in the caches."""
+FLIGHTS_WAITING, LARGEST_WAITING = 64, 1 << 20
+"""Flights that may wait to be counted, and bytes that each may hold; others are counted by who serves."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a release stands: its number, the breaker's alarm, if any, and bounds on its share of differing answers."""
+
+    release: int
+    alarm: Alarm | None
+    bounds: tuple[float, float]
+
+
+class Bookkeeper(Observer):
+    """Counts and records what is served.
+
+    Args:
+        chain: The chain.
+        live: Gives the live release.
+        metrics: Where counters and gauges go.
+        minutes: Where each minute's counts go.
+        ledger: Keeps what breakers know.
+        samples: Records samples.
+        warn: Logs a warning.
+        failed: Logs an error that nobody foresaw.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        live: Callable[[], LiveRelease],
+        metrics: Metrics,
+        minutes: Minutes,
+        ledger: Ledger,
+        samples: Samples,
+        warn: Callable[[str], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._chain = chain
+        self._live = live
+        self._metrics = metrics
+        self._minutes = minutes
+        self._ledger = ledger
+        self._samples = samples
+        self._warn = warn
+        self._warn_once = WarnOnce(warn)
+        self._drift = Drift()
+        self._shown: Standing | None = None
+        self._clerk = Workers(1, failed, CLERK_PAUSE, CLERK_CROWD)
+        self._start_metrics()
+
+    def _start_metrics(self) -> None:
+        """Counters start at zero, so that a rate is known from the first request on."""
+        for segment in self._chain.segments:
+            self._metrics.add("gati_requests_total", 0, exit=segment.index)
+        for head in self._chain.heads:
+            self._metrics.add("gati_head_failures_total", 0, exit=head)
+            for agreed in ("true", "false"):
+                self._metrics.add("gati_audits_total", 0, exit=head, agreed=agreed)
+        self._metrics.add("gati_held_total", 0)
+        self._metrics.add("gati_bypassed_total", 0)
+        self._metrics.add("gati_samples_dropped_total", 0)
+        self._metrics.add("gati_releases_refused_total", 0)
+        self._metrics.set("gati_release", 0)
+        self._metrics.flush()
+
+    def timed(self, ran: Sequence[Ran]) -> None:
+        """Counts runs of stages; see Observer."""
+        for segment, seconds in ran:
+            self._metrics.add("gati_segment_seconds_sum", seconds, segment=segment)
+            self._metrics.add("gati_segment_seconds_count", segment=segment)
+
+    def head_failed(self, index: int, error: Exception) -> None:
+        """Counts a lookup that failed, and says why the first time; see Observer."""
+        self._metrics.add("gati_head_failures_total", exit=index)
+        self._tell_failure(f"head {index} fails, its requests go on as misses", error)
+
+    def joined_failed(self, error: Exception) -> None:
+        """Says why the first time that the fast path fails; see Observer."""
+        self._tell_failure("the fast path fails, its requests run stage by stage", error)
+
+    def _tell_failure(self, what: str, error: Exception) -> None:
+        self._warn_once(f"{what}: {type(error).__name__}: {first_line(error)}", about=what)
+
+    def served(self, flight: Flight) -> None:
+        """Sees to it that what was answered is counted and recorded; see Observer.
+
+        A request that came alone is answered when this returns: a thread of its own does the rest meanwhile.
+        """
+        if self._clerk.waiting < FLIGHTS_WAITING and flight.bytes <= LARGEST_WAITING:
+            self._clerk.add(partial(self._count, flight))
+        else:
+            self._count(flight)
+
+    def _count(self, flight: Flight) -> None:
+        """Counts and records what was answered."""
+        self.timed(flight.ran)
+        exits, latencies = Counter(flight.exit.tolist()), flight.latencies()
+        for exit_, rows in exits.items():
+            self._metrics.add("gati_requests_total", rows, exit=exit_)
+        if held := flight.held:
+            self._metrics.add("gati_held_total", held)
+        bypassed = int(np.count_nonzero(flight.cacheable)) if flight.bypasses else 0
+        if bypassed:
+            self._metrics.add("gati_bypassed_total", bypassed)
+        self._minutes.served(exits, latencies, held, bypassed)
+        for _, seconds in latencies:
+            self._metrics.observe("gati_request_seconds", seconds)
+        self._samples.served(flight)
+        if self._drift.take(flight.output):
+            self._live().breaker.traffic_changed()
+
+    def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
+        """Counts audits, and records them with the backbone's answer; see Observer."""
+        for agrees in agreed:
+            self._metrics.add("gati_audits_total", exit=audit.index, agreed=str(bool(agrees)).lower())
+        self._minutes.audited(agreed.tolist())
+        self._samples.audited(audit, outputs)
+
+    def refused(self, number: int, reason: str) -> None:
+        """Takes in that a release is not taken."""
+        self._metrics.add("gati_releases_refused_total")
+        self._warn(f"release {number} is not taken: {reason}")
+
+    def taken(self, live: LiveRelease) -> None:
+        """Takes in that a release went live."""
+        self._warn_once.forget()
+        self._metrics.set("gati_release", live.number)
+        self._samples.taken(live)
+
+    def report(self) -> None:
+        """Writes down and shows how the live release stands; to be called again and again."""
+        live = self._live()
+        standing = Standing(live.number, live.breaker.alarm, live.breaker.bounds())
+        self.keep()  # first: an alarm that was told survives whatever comes
+        if live.breaker.budget.overdrawn:
+            self._warn_once(
+                f"more answers differ than the {self._chain.epsilon:.2%} that was promised, as far as audits of "
+                f"release {live.number} tell: whenever that is so, the backbone answers until it is made up for",
+                about="budget",
+            )
+        if live.bypass.active:
+            self._warn_once(
+                f"the heads of release {live.number} take more time than they save now: most requests go past them, "
+                "until they pay again",
+                about="bypass",
+            )
+        if standing != self._shown:
+            self._show(standing, live.breaker.closed_exits)
+            self._shown = standing
+        self._metrics.flush()
+
+    def keep(self, *, now: bool = False) -> None:
+        """Writes down what the breaker knows, and what came."""
+        self._ledger.keep(now=now)
+        live = self._live()
+        self._minutes.keep(live.number, live.breaker.closed_exits, live.breaker.bounds(), now=now)
+
+    def _show(self, standing: Standing, closed: Sequence[int]) -> None:
+        """Sets what the breaker says; logs an alarm once."""
+        alarm, before = standing.alarm, self._shown
+        for bound, value in zip(("lower", "upper"), standing.bounds, strict=True):
+            self._metrics.set("gati_disagreement", value, bound=bound)
+        self._metrics.set("gati_breaker_open", int(alarm is not None))
+        for index in self._chain.heads:
+            self._metrics.set("gati_exit_closed", int(alarm is not None and index in closed), exit=index)
+        told = before is not None and (before.release, before.alarm) == (standing.release, alarm)
+        if alarm is not None and not told:
+            self._warn(
+                f"release {standing.release} breaks its promise of {self._chain.epsilon:.2%}: {alarm}. Closed until "
+                f"heads are learned anew: exit {', '.join(map(str, closed))}"
+            )
+
+    def close(self) -> None:
+        """Counts and writes what is left, and stops."""
+        self._clerk.close()
+        self._samples.close()
+        self.report()
+        self.keep(now=True)
+        self._metrics.close()
