@@ -94,10 +94,11 @@ class Bookkeeper(Observer):
         self._metrics.flush()
 
     def timed(self, ran: Sequence[Ran]) -> None:
-        """Counts runs of stages; see Observer."""
-        for segment, seconds in ran:
-            self._metrics.add("gati_segment_seconds_sum", seconds, segment=segment)
-            self._metrics.add("gati_segment_seconds_count", segment=segment)
+        """Counts runs of stages, those of several at once apart; see Observer."""
+        for segment, seconds, joined in ran:
+            labels = {"segment": segment, "joined": str(joined).lower()}
+            self._metrics.add("gati_segment_seconds_sum", seconds, **labels)
+            self._metrics.add("gati_segment_seconds_count", **labels)
 
     def head_failed(self, index: int, error: Exception) -> None:
         """Counts a lookup that failed, and says why the first time; see Observer."""

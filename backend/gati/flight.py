@@ -89,10 +89,17 @@ NOT_DRAWN = Drawn(-1, np.zeros(0, np.bool_), held=False, price=0.0)
 
 
 class Ran(NamedTuple):
-    """A stage's run: the last of its segments, and how long it took."""
+    """A run of one stage, or of several joined.
+
+    Attributes:
+        segment: The last segment that ran.
+        seconds: How long it took.
+        joined: Whether several stages ran at once, perhaps with the lookups between them.
+    """
 
     segment: int
     seconds: float
+    joined: bool = False
 
 
 class Flight:
@@ -112,7 +119,7 @@ class Flight:
         drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says; or `NOT_DRAWN`.
         bypasses: Whether it goes past the heads, which do not pay now (gati.bypass).
         unjoined: Why a row went stage by stage though stages and heads are joined; None where it didn't.
-        ran: The stages that it went through.
+        ran: What ran for it, in order.
         exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
         release: Release that answered each row; int64 [rows], likewise.
         output: The answers; rows that are not answered yet hold nothing of use.

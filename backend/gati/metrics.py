@@ -34,8 +34,14 @@ FAMILIES = {
     "gati_breaker_open": ("GAUGE", "1 while heads are closed because audits contradict the certificate"),
     "gati_exit_closed": ("GAUGE", "1 while this exit's head is closed because audits contradict the certificate"),
     "gati_samples_dropped_total": ("COUNTER", "Served samples that the recorder could not keep"),
-    "gati_segment_seconds_sum": ("COUNTER", "Time spent in a segment, seconds"),
-    "gati_segment_seconds_count": ("COUNTER", "Runs of a segment"),
+    "gati_segment_seconds_sum": (
+        "COUNTER",
+        "Time of runs, by the last segment that ran, seconds; joined: of several stages with the lookups between them",
+    ),
+    "gati_segment_seconds_count": (
+        "COUNTER",
+        "Runs, by the last segment that ran; joined: of several stages with the lookups between them",
+    ),
     "gati_request_seconds": ("GAUGE", "Time from arrival to answer of the last requests, seconds, by quantile"),
     "gati_request_seconds_sum": ("COUNTER", "Time from arrival to answer, seconds"),
     "gati_request_seconds_count": ("COUNTER", "Requests answered"),

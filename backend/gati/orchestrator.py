@@ -203,7 +203,7 @@ class Orchestrator:
 
         def leave(rows: np.ndarray, output: np.ndarray, exit_: int) -> None:
             nonlocal since
-            flight.ran.append(Ran(exit_, time.perf_counter() - since))
+            flight.ran.append(Ran(exit_, time.perf_counter() - since, joined=True))
             flight.finish(rows, output, exit_, BACKBONE if exit_ == self._last else release.number)
             if exit_ != self._last:
                 hits.left(exit_, rows, np.ones(len(rows), np.bool_))
@@ -234,7 +234,7 @@ class Orchestrator:
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         whole = release.whole if heads is None and self._cut is None else None
         for stage in release.stages if whole is None else (whole,):
-            values = self._advance(stage, values, flight.ran)
+            values = self._advance(stage, values, flight.ran, joined=whole is not None)
             index = stage.last
             if index == self._cut and release.whole_at(index):
                 flight.kept = {name: np.asarray(value) for name, value in values.items()}
@@ -260,11 +260,13 @@ class Orchestrator:
         if heads is not None or flight.bypasses:
             _learn(flight, release, keys)
 
-    def _advance(self, stage: Stage, values: Mapping[str, Hidden], ran: list[Ran]) -> dict[str, Hidden]:
+    def _advance(
+        self, stage: Stage, values: Mapping[str, Hidden], ran: list[Ran], *, joined: bool = False
+    ) -> dict[str, Hidden]:
         """Runs one stage; keeps of the values what later ones read. Adds to `ran` how long it took."""
         started = time.perf_counter()
         output = stage.run({name: values[name] for name in stage.inputs})
-        ran.append(Ran(stage.last, time.perf_counter() - started))
+        ran.append(Ran(stage.last, time.perf_counter() - started, joined))
         kept = {name: value for name, value in values.items() if name in self._read_later[stage.last]}
         return kept | {self._chain.segments[stage.last].output.name: output}
 

@@ -10,6 +10,7 @@ from handmade import toy_chain
 
 from gati.bookkeeping import Bookkeeper
 from gati.breaker import Alarm
+from gati.flight import Ran
 
 
 class Metrics:
@@ -40,6 +41,16 @@ class House:
         quiet: Any = SimpleNamespace(keep=lambda *_, **__: None, taken=lambda _: None)
         arguments: Any = toy_chain(), lambda: self.live, self.metrics, quiet, quiet, quiet
         self.books = Bookkeeper(*arguments, self.said.append, pytest.fail)
+
+
+def test_runs_of_several_stages_are_counted_apart() -> None:
+    house = House()
+    house.books.timed([Ran(0, 0.1), Ran(0, 0.3), Ran(0, 2.0, joined=True)])
+    name = "gati_segment_seconds"
+    assert house.metrics.values[f"{name}_sum", 0, "false"] == pytest.approx(0.4)
+    assert house.metrics.values[f"{name}_count", 0, "false"] == 2
+    assert house.metrics.values[f"{name}_sum", 0, "true"] == 2
+    assert house.metrics.values[f"{name}_count", 0, "true"] == 1
 
 
 def test_a_failure_is_told_once_a_release() -> None:

@@ -104,7 +104,7 @@ class House:
         return [Missed(index, rows, x[rows, :2]) for index, rows in enumerate(missed) if len(rows) and self.keys]
 
     def timed(self, ran: Sequence[Ran]) -> None:
-        self.ran += [segment for segment, seconds in ran if seconds >= 0]
+        self.ran += [one.segment for one in ran if one.seconds >= 0 and not one.joined]
 
     def head_failed(self, index: int, error: Exception) -> None:
         self.failed_heads.append(index)
@@ -620,7 +620,11 @@ def test_a_request_of_one_row_goes_through_the_cascade() -> None:
     assert [house.labels(name) for name in ("easy", "so so", "hard")] == [[2], [3], [1]]
     releases = [answer.release.tolist() for answer in house.told.values() if isinstance(answer, Answer)]
     assert releases == [[[1]], [[1]], [[BACKBONE]]]
-    assert [[ran.segment for ran in flight.ran] for flight in house.flights] == [[0], [1], [LAST]]
+    assert [[(ran.segment, ran.joined) for ran in flight.ran] for flight in house.flights] == [
+        [(0, True)],
+        [(1, True)],
+        [(LAST, True)],
+    ]
 
 
 @pytest.mark.parametrize("why", ["exact", "nan", "rows", "requests", "closed", "features"])
