@@ -81,6 +81,8 @@ class Pulses:
         self._looked += passed
         hung = []
         for path in self._folder.iterdir():
+            if not path.name.isdecimal():  # it is no process's
+                continue
             pid = int(path.name)
             if self._silence(pid, path, min(passed, 2 * SECONDS)) >= self._patience:  # longer: we were held up, too
                 hung.append(pid)

@@ -152,6 +152,6 @@ def mode(parameters: str | None) -> tuple[str, int]:
     value, asked = given.get(MODE, CACHED), given.get(ASKED, 0)
     if value not in (CACHED, EXACT, PROBE):
         raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r:.100}.")
-    if not isinstance(asked, int):
+    if type(asked) is not int:  # to isinstance, true would be a number
         raise RequestError(f"the parameter {ASKED} is the number of a release, not {asked!r:.100}.")
     return value, asked

@@ -66,3 +66,11 @@ def test_what_was_not_looked_at_does_not_count(
     for passed in (10, 10_000):
         monkeypatch.setattr(pulse.time, "monotonic", lambda passed=passed: clock + passed)
         assert pulses.hung() == []
+
+
+def test_a_stray_file_is_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "SECONDS", 0)
+    (tmp_path / "core.dump").touch()
+    (tmp_path / "-1").touch()
+    assert Pulses(tmp_path, PATIENCE).hung() == []
+    assert len(list(tmp_path.iterdir())) == 2, "it is left alone"
