@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 REMEMBERED = 128
-"""Roughly, how many rows that were looked up what heads save is judged by."""
+"""Length of the moving average, in looked-up rows."""
 PERIOD, LOOKED_UP = 512, 32
 """Of so many rows, so many are looked up while heads do not pay: in a row, since memories know what came just before.
 They cost a sixteenth of what lookups would."""

@@ -16,7 +16,7 @@ found out, and else audits cost little. By default each second request is drawn:
 promised close after some 1,200 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
 (`scripts/simulate_audits.py`)."""
 NEW = 1_000
-"""Requests, one after another, in which a good release has mostly been shown to be: who compares times begins then."""
+"""Requests, one after another, after which a good release is mostly known to be good: compare times after these."""
 
 
 NO_PROMISE = 1 - 1e-6

@@ -50,7 +50,7 @@ def join(models: Sequence[bytes], prefix: str = "", weights: Weights | None = No
         inner = {"rename_inputs": False, "rename_outputs": False, "rename_value_infos": False}
         graph = prefixed(part.graph, f"{prefix}{place}/", inplace=True, **inner)
         if weights is not None:
-            weights.take(part)  # or they are copied once more
+            weights.take(part)  # now: below, all that is still in the graph is copied
         whole.graph.input.extend(value for value in graph.input if value.name not in given)
         given |= {value.name for value in (*graph.input, *graph.output)}
         whole.graph.node.extend(graph.node)

@@ -29,7 +29,7 @@ PER_CUT = 16
 ROW_WORK = 1 << 32
 """Multiply-adds for one row: as many as ResNet-50 takes."""
 FREE = 512
-"""What a dimension that may vary is taken for: what grows with its cube is too large."""
+"""Assumed size of a dimension that may vary. A head whose memory grows with the cube of it is too large then."""
 SMALL = 64
 """Elements of a weight that may be a shape; what others hold tells nothing of sizes."""
 

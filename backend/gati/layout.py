@@ -171,7 +171,7 @@ def _on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelPro
 
 
 def probe(tensor: Tensor) -> np.ndarray:
-    """One row of something to run a network on: noise, or ones where it is no floating-point tensor."""
+    """One row to try a network on: noise for a tensor of floating point, ones for any other."""
     zeros = tensor.zeros()
     if zeros.dtype.kind != "f":
         return np.ones_like(zeros)

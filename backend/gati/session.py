@@ -42,7 +42,8 @@ WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 SPIN_DURATION = "session.intra_op.spin_duration_us"
-"""Its name for how many µs they do. A version that does not know it goes by `STOP_SPINNING`."""
+"""ONNX Runtime's option for how long, in µs, idle worker threads spin before they sleep; versions without it fall back
+to `STOP_SPINNING`."""
 SPIN_MICROSECONDS = 20
 """Of a chain's. With none, a request that is alone takes a tenth longer; with 150, or as long as a run, audits
 beside requests have these take up to twice as long (measured: BENCHMARKS.md)."""

@@ -68,7 +68,7 @@ class ShortcutLoader:
         """
         joined = whole = None
         if joins:
-            joined = self._try("single requests take longer than they need to", self._joined)
+            joined = self._try("the fast path is off, requests run stage by stage", self._joined)
             whole = self._try("requests that no head is asked about take longer than they need to", self._whole)
         if self._runner.device != CPU:  # stage by stage, or joined, they take less than a plain backbone does
             return Shortcuts(joined)

@@ -2,8 +2,8 @@
 
 `class_mix` FP32 [classes] is the recent mix of answers, exponentially forgotten. `memory_keys` FP32 [entries, dim]
 with `memory_answers` FP32 [entries, classes] is a ring of recent keys and what was answered behind the head, by the
-backbone or a later head. State is bounded by
-the shapes that the head's own file gives, starts empty, is dropped with its release and never shared between models.
+backbone or a later head. State is bounded by the shapes that the head's own file gives, starts empty, is dropped with
+its release and never shared between models.
 """
 
 from __future__ import annotations
