@@ -21,6 +21,7 @@ from gati.head import HIT, KEY
 from gati.session import run
 from gati.state import HeadState
 from gati.steps import Leave, Missed, Step, apart, common_versions, of_head
+from gati.tensorinfo import kind_of, tensor_info
 
 ANSWER, EXIT = "answer", "exit"
 ROW = np.arange(1)
@@ -76,10 +77,10 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
     graph = level.graph("cascade", common)
     graph.initializer.extend(common.values())
     # With shapes ONNX Runtime plans what takes whose place in memory: 1 to 3 % of a network's time (measured).
-    graph.input.extend(_value(tensor.name, _type(tensor), _row(tensor)) for tensor in inputs)
+    graph.input.extend(tensor_info(tensor.name, kind_of(tensor.numpy), _row(tensor)) for tensor in inputs)
     for step in steps:
         graph.input.extend(
-            _value(of_head(step.last, name), TensorProto.FLOAT, shape) for name, shape in step.spec.state.items()
+            tensor_info(of_head(step.last, name), TensorProto.FLOAT, shape) for name, shape in step.spec.state.items()
         )
     opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(
@@ -119,7 +120,7 @@ def _end(step: Step, nodes: Sequence[NodeProto], output: Tensor) -> _Level:
     """The last stage, which answers whatever comes to it."""
     exit_ = _here(step.last, EXIT, TensorProto.INT64)
     nodes = [*nodes, _constant(exit_.name, np.array([step.last]))]
-    return _Level(nodes, step.stage.graph.initializer, _value(output.name, _type(output)), exit_, {})
+    return _Level(nodes, step.stage.graph.initializer, tensor_info(output.name, kind_of(output.numpy)), exit_, {})
 
 
 def _before(
@@ -132,21 +133,22 @@ def _before(
 ) -> _Level:
     """A stage and its head, and what is run where that misses."""
     index = step.last
-    answer, exit_ = _here(index, ANSWER, _type(output)), _here(index, EXIT, TensorProto.INT64)
+    answer, exit_ = _here(index, ANSWER, kind_of(output.numpy)), _here(index, EXIT, TensorProto.INT64)
     later = {place: _here(index, f"{KEY}/{place}", TensorProto.FLOAT) for place in level.keys}
     gives = [value.name for value in (answer, exit_, *later.values())]
     leave = helper.make_node("If", [of_head(index, HIT)], gives)
     branches = {"then_branch": _hit(step, output, level.keys), "else_branch": level.graph(f"miss {index}", common)}
     leave.attribute.extend(helper.make_attribute(name, graph) for name, graph in branches.items())
     nodes = [*nodes, *head.node, leave]
-    own = {index: _value(of_head(index, KEY), TensorProto.FLOAT)} if KEY in step.spec.outputs else {}
+    own = {index: tensor_info(of_head(index, KEY), TensorProto.FLOAT)} if KEY in step.spec.outputs else {}
     return _Level(nodes, [*step.stage.graph.initializer, *head.initializer], answer, exit_, own | later)
 
 
 def _hit(step: Step, output: Tensor, later: Iterable[int]) -> GraphProto:
     """What is run at a hit: nothing, and of later heads there are no keys."""
     index = step.last
-    answer, exit_ = _here(index, f"{HIT}/{ANSWER}", _type(output)), _here(index, f"{HIT}/{EXIT}", TensorProto.INT64)
+    answer = _here(index, f"{HIT}/{ANSWER}", kind_of(output.numpy))
+    exit_ = _here(index, f"{HIT}/{EXIT}", TensorProto.INT64)
     keys = [_here(index, f"{HIT}/{KEY}/{place}", TensorProto.FLOAT) for place in later]
     nodes = [
         helper.make_node("Identity", [of_head(index, output.name)], [answer.name]),
@@ -158,20 +160,12 @@ def _hit(step: Step, output: Tensor, later: Iterable[int]) -> GraphProto:
 
 def _here(index: int, name: str, kind: int) -> ValueInfoProto:
     """A tensor of the cascade's own."""
-    return _value(f"cascade/exit {index}/{name}", kind)
-
-
-def _value(name: str, kind: int, shape: Sequence[int | str] | None = None) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
+    return tensor_info(f"cascade/exit {index}/{name}", kind)
 
 
 def _row(tensor: Tensor) -> list[int | str]:
     """The shape of one row of a tensor; dimensions that may vary have names."""
     return [1, *(size if size >= 0 else f"{tensor.name}/{axis}" for axis, size in enumerate(tensor.shape, 1))]
-
-
-def _type(tensor: Tensor) -> int:
-    return helper.np_dtype_to_tensor_dtype(tensor.numpy)
 
 
 def _constant(name: str, value: np.ndarray) -> NodeProto:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from gati.chain import Chain
 from gati.device import DeviceRunner, gather
@@ -25,6 +25,7 @@ from gati.head import HIT, KEY
 from gati.session import Device, open_session
 from gati.state import MEMORY_KEYS, HeadState
 from gati.steps import Leave, Missed, Step, UnjoinableError, apart, common_versions, of_head
+from gati.tensorinfo import kind_of, tensor_info
 
 CAPTURED = 3
 """Runs after which ONNX Runtime has captured a graph: it lets one or two pass, in which memory is taken."""
@@ -292,21 +293,16 @@ def _join(step: Step, gives: Mapping[str, np.ndarray]) -> ModelProto:
     whole = ModelProto(ir_version=step.stage.ir_version)
     whole.graph.CopyFrom(step.stage.graph)
     del whole.graph.output[:]
-    whole.graph.output.extend(_value(name, zeros) for name, zeros in gives.items())
+    whole.graph.output.extend(tensor_info(name, kind_of(zeros.dtype)) for name, zeros in gives.items())
     if step.head is not None:
         head = apart(step)
         whole.graph.node.extend(head.node)
         whole.graph.initializer.extend(head.initializer)
         whole.graph.input.extend(
-            helper.make_tensor_value_info(of_head(step.last, name), TensorProto.FLOAT, shape)
-            for name, shape in step.spec.state.items()
+            tensor_info(of_head(step.last, name), TensorProto.FLOAT, shape) for name, shape in step.spec.state.items()
         )
     whole.opset_import.extend(helper.make_opsetid(*pair) for pair in common_versions([step]).items())
     return whole
-
-
-def _value(name: str, zeros: np.ndarray) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(zeros.dtype), None)
 
 
 def _room(zeros: np.ndarray, device: Device) -> ort.OrtValue:

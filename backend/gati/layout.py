@@ -5,14 +5,12 @@ optimised has to turn its tensor into planes at its end, and the next piece back
 cut. So the whole is optimised first, as it would be without cuts, and then cut where its tensors are blocks. Heads
 are made to read blocks as well, which saves their convolutions the same.
 
-It also moves transpositions, and of quantised networks leaves out what makes integers of floating point and back again.
-So what goes on from a cut may be the tensor before it was transposed, or integers. Then that is what passes, and heads
-begin with what makes the cut tensor of it.
+What goes on from a cut may be something else than its tensor (gati.passed). Then heads begin with what makes the tensor
+of it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,38 +18,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from gati.chain import Tensor
-from gati.session import open_session, run
+from gati.passed import AS_IT_WAS, TO_PLANES, Passed, name_passed
+from gati.session import open_session, run, run_chain
 from gati.temporary import temporary_folder
+from gati.tensorinfo import kind_of, tensor_info
 from gati.weights import Weights
 
-TO_PLANES, TRANSPOSE, DEQUANTISE = "ReorderOutput", "Transpose", "DequantizeLinear"
-"""ONNX Runtime's operator from blocks to planes, and two of ONNX's."""
-AS_IT_WAS = "/as it was"
-"""What a cut tensor is called where it passes as something else under its name."""
 TOLERANCE = 1e-3
 """Largest difference of a cut graph from the whole, relative to its largest number: kernels may differ, not results."""
 
 
 class InseparableError(Exception):
     """A graph that, once it is optimised, can't be cut where it should be."""
-
-
-@dataclass(frozen=True)
-class Passed:
-    """Something that passes at a cut, under the cut tensor's name, in place of it.
-
-    Attributes:
-        kind: ONNX's number for the type of its elements.
-        nodes: What makes the cut tensor of it, in order.
-        constants: What these read besides.
-    """
-
-    kind: int
-    nodes: Sequence[NodeProto]
-    constants: Sequence[TensorProto] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +78,7 @@ def split(
     """
     inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
     for cut in cuts:
-        model.graph.output.append(_value(cut.name, helper.np_dtype_to_tensor_dtype(cut.numpy)))
+        model.graph.output.append(tensor_info(cut.name, kind_of(cut.numpy)))
     weights = Weights()
     session, optimised = _optimise(model, taken or Weights(), weights)
     if any(
@@ -105,7 +86,7 @@ def split(
     ):
         raise InseparableError("it holds branches or loops")
     names = [cut.name for cut in cuts]
-    passed = _name_passed(optimised.graph, names)
+    passed = name_passed(optimised.graph, names)
     expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
     del session
     ends = [*([name] for name in names), outputs]
@@ -113,7 +94,7 @@ def split(
     whole = _piece(optimised, inputs, outputs)
     del optimised
     sessions = tuple(weights.open(piece) for piece in pieces)
-    values = _run_through(sessions, feeds)
+    values = run_chain(sessions, feeds)
     for name, value in expected.items():
         if not close(values[name], value):
             raise InseparableError(f"its pieces give another {name!r} than the whole")
@@ -144,7 +125,7 @@ def _behind(head: bytes, cut: Tensor, passed: Passed) -> tuple[ort.InferenceSess
         model.graph.node.insert(0, node)
     model.graph.initializer.extend(passed.constants)
     given = next(value for value in model.graph.input if value.name == cut.name)
-    given.CopyFrom(_value(cut.name, passed.kind))
+    given.CopyFrom(tensor_info(cut.name, passed.kind))
     return open_session(model.SerializeToString()), model
 
 
@@ -161,7 +142,7 @@ def _on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelPro
     whole.graph.initializer.append(numpy_helper.from_array(scales, f"{cut.name}/scales"))
     whole.graph.node.insert(0, helper.make_node("Conv", [plane.name, f"{cut.name}/scales"], [cut.name]))
     whole.graph.input.remove(given[cut.name])
-    whole.graph.input.append(_value(plane.name, helper.np_dtype_to_tensor_dtype(cut.numpy), ("batch", *plane.shape)))
+    whole.graph.input.append(tensor_info(plane.name, kind_of(cut.numpy), ("batch", *plane.shape)))
     feeds = {name: np.zeros([size.dim_value for size in shape], np.float32) for name, shape in state.items()}
     found = split(whole, [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds})
     if cut.name not in found.passed:
@@ -194,61 +175,6 @@ def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort
         graph = onnx.load(path, load_external_data=False)
         weights.take(graph, path.parent)
         return session, graph
-
-
-def _name_passed(graph: GraphProto, cuts: Sequence[str]) -> dict[str, Passed]:
-    """Gives what goes on from cut tensors their names, and these another."""
-    makers = {name: node for node in graph.node for name in node.output}
-    readers = Counter(name for node in graph.node for name in {*node.input})
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    passed: dict[str, Passed] = {}
-    for output in graph.output:
-        if output.name in cuts and (found := _passed(output, makers, readers, constants)) is not None:
-            passed[output.name] = found
-            output.type.tensor_type.elem_type = found.kind
-    renamed = {found.nodes[0].input[0]: cut for cut, found in passed.items()} | {c: c + AS_IT_WAS for c in passed}
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(name, name) for name in names]
-    return passed
-
-
-def _passed(
-    cut: ValueInfoProto,
-    makers: Mapping[str, NodeProto],
-    readers: Mapping[str, int],
-    constants: Mapping[str, TensorProto],
-) -> Passed | None:
-    """What goes on from a cut in place of its tensor: blocks, or what others read that it is made of, if anything."""
-    kind, nodes, read = cut.type.tensor_type.elem_type, list[NodeProto](), list[TensorProto]()
-    maker = makers.get(cut.name)
-    if maker is not None and maker.op_type == TO_PLANES:
-        return Passed(kind, [maker])
-    while maker is not None and (_keeps_batch(maker) or _dequantises(maker, constants)):
-        nodes.insert(0, maker)
-        read += [constants[name] for name in maker.input[1:]]
-        if maker.op_type == DEQUANTISE:
-            kind = read[-1].data_type
-            del maker.attribute[:]  # of axes and blocks, which a lone scale has not; a head's version may not know them
-        if readers[maker.input[0]] > 1:
-            return Passed(kind, nodes, read)
-        maker = makers.get(maker.input[0])
-    return None
-
-
-def _keeps_batch(node: NodeProto) -> bool:
-    """Whether a node transposes, and the batch stays where it is."""
-    order = [list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"]
-    return node.op_type == TRANSPOSE and bool(order) and order[0][0] == 0
-
-
-def _dequantises(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Whether a node makes float32 of integers, all by the same scale and zero point, which are constants."""
-    return (
-        (node.op_type, node.domain, len(node.input)) == (DEQUANTISE, "", 3)
-        and all(name in constants and len(numpy_helper.to_array(constants[name]).shape) == 0 for name in node.input[1:])
-        and constants[node.input[1]].data_type == TensorProto.FLOAT
-    )
 
 
 def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> ModelProto:
@@ -286,24 +212,11 @@ def _needed(graph: GraphProto, given: Collection[str], wanted: Iterable[str]) ->
 
 
 def _shapeless(value: ValueInfoProto) -> ValueInfoProto:
-    return _value(value.name, value.type.tensor_type.elem_type)
-
-
-def _value(name: str, kind: int, shape: Sequence[int | str] | None = None) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
+    return tensor_info(value.name, value.type.tensor_type.elem_type)
 
 
 def _attributes(graph: GraphProto) -> Iterable[AttributeProto]:
     return (attribute for node in graph.node for attribute in node.attribute)
-
-
-def _run_through(sessions: Iterable[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    values = dict(feeds)
-    for session in sessions:
-        names = [node.name for node in session.get_outputs()]
-        read = {node.name: values[node.name] for node in session.get_inputs()}
-        values |= zip(names, run(session, names, read), strict=True)
-    return values
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> bool:

@@ -18,7 +18,8 @@ from gati.device import Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RequestError, first_line
 from gati.head import HeadSpec
-from gati.layout import Passed, Split
+from gati.layout import Split
+from gati.passed import Passed
 
 MACHINE = re.compile("alloc|memory|cuda|cudnn|cublas", re.IGNORECASE)
 """What ONNX Runtime speaks of where it is not for a request's sake that it can't be run: it has no class for that."""
@@ -46,7 +47,7 @@ class LoadedStages:
         return self.split.weights.bytes if self.split else sum(f.stat().st_size for files in self.files for f in files)
 
     def passed(self, name: str) -> Passed | None:
-        """What passes in place of a cut tensor; None where it passes itself. See gati.layout."""
+        """What passes in place of a cut tensor; None where it passes itself."""
         return self.split.passed.get(name) if self.split else None
 
 

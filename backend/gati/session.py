@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -162,6 +162,20 @@ def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceS
 def run(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Runs a session whose outputs are all dense tensors."""
     return cast(list[np.ndarray], session.run(outputs, feeds))
+
+
+def run_chain(sessions: Iterable[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs sessions one after another, each on what it reads of the feeds and of what those before gave.
+
+    Returns:
+        The feeds and all outputs, by name.
+    """
+    values = dict(feeds)
+    for session in sessions:
+        names = [node.name for node in session.get_outputs()]
+        read = {node.name: values[node.name] for node in session.get_inputs()}
+        values |= zip(names, run(session, names, read), strict=True)
+    return values
 
 
 @cache

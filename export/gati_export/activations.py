@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
-from gati.session import open_session
+from gati.session import open_session, run_chain
 from gati_export.ragged import batches, count, rows_at
 
 Progress = Callable[[str, float], None]
@@ -83,12 +83,7 @@ def open_segments(paths: Sequence[Path]) -> Segments:
 
 def run_segments(sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     """Runs segments one after another; returns the last one's output."""
-    values, result = dict(feeds), np.empty(0)
-    for session in sessions:
-        inputs = {node.name: values[node.name] for node in session.get_inputs()}
-        result = np.asarray(session.run(None, inputs)[0])
-        values[session.get_outputs()[0].name] = result
-    return result
+    return run_chain(sessions, feeds)[sessions[-1].get_outputs()[0].name]
 
 
 def first_segment(chain: Chain, samples: Mapping[str, np.ndarray]) -> int:

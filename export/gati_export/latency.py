@@ -24,8 +24,9 @@ from gati.chain import Chain
 from gati.device import DeviceRunner, usable
 from gati.fuse import fuse, stages
 from gati.inline import cut_as_run
-from gati.layout import Passed, open_on_passed
-from gati.session import CPU, DEVICE, Device, open_session, parse_device
+from gati.layout import open_on_passed
+from gati.passed import Passed
+from gati.session import CPU, DEVICE, Device, open_session, parse_device, run_chain
 from gati.shortcuts import LARGEST_JOINED
 from gati_export.activations import first_segment
 from gati_export.ragged import few
@@ -273,10 +274,7 @@ def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Fee
             found = cut_as_run(chain, models, ranges, inputs)
             return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.passed)
     sessions = [open_session(fuse([models[index] for index in part]), device) for part in ranges]
-    values = dict(inputs)
-    for part, session in zip(ranges, sessions, strict=True):
-        output = chain.segments[part[-1]].output.name
-        values[output] = np.asarray(session.run([output], _read(session, values))[0])
+    values = run_chain(sessions, inputs)
     return _Parts(sessions, [_read(session, values) for session in sessions], {})
 
 

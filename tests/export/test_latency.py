@@ -16,7 +16,7 @@ from torch import nn
 from gati.chain import Chain
 from gati.device import DeviceRunner
 from gati.inline import cut_as_run
-from gati.layout import TO_PLANES
+from gati.passed import TO_PLANES
 from gati.session import CPU
 from gati_export import latency
 from gati_export.backbone import load_backbone
