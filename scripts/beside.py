@@ -14,7 +14,8 @@ import numpy as np
 
 from gati.chain import read_chain
 from gati.draws import NEW
-from gati.server import HOST, Ports, Server
+from gati.ports import HOST, Ports
+from gati.server import Server
 from gati.settings import NO_STORE, STORE
 from gati_client import Client
 from gati_client.load import alternate, summary

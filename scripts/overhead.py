@@ -23,8 +23,9 @@ from gati.flight import Request
 from gati.inline import InlineEngine
 from gati.live import LiveRelease
 from gati.orchestrator import Orchestrator
+from gati.ports import HOST, Ports
 from gati.release import Window, head_path
-from gati.server import HOST, Ports, Server
+from gati.server import Server
 from gati.session import open_session, run
 from gati.settings import NO_STORE, STORE
 from gati.watch import ReleaseWatch

@@ -24,7 +24,8 @@ from soak_releases import CLONE, requests
 
 from gati.chain import find_chains
 from gati.options import existing_folder, json_option, write_json
-from gati.server import HOST, Ports, Server
+from gati.ports import HOST, Ports
+from gati.server import Server
 from gati.settings import RECORD, RECORD_SHARE, workspace
 from gati_client import Client
 from gati_client.load import summary

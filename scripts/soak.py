@@ -31,11 +31,12 @@ from rich.table import Table
 from scipy.stats import binom
 
 from gati.chain import Chain, find_chains, read_chain
+from gati.control import is_ready
 from gati.errors import GatiError
 from gati.options import existing_folder, json_option, write_json
+from gati.ports import HOST
 from gati.proc import arguments, children
 from gati.release import head_folder, numbers_on_disk, valid_releases
-from gati.server import HOST, is_ready
 from gati.settings import workspace
 from gati.stubs import model_of
 from gati_client import Client

@@ -24,8 +24,9 @@ from rich.table import Table
 
 from gati.chain import Chain, find_chains, read_chain
 from gati.options import existing_folder, json_option, write_json
+from gati.ports import HOST, Ports
 from gati.release import valid_releases
-from gati.server import HOST, Ports, Server
+from gati.server import Server
 from gati.settings import NO_STORE, STORE
 from gati_client import Client
 from gati_client.load import Observations, drive, summary

@@ -19,7 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait bu
 
 from gati.chain import Chain, Mode, chain_path, read_chain
 from gati.errors import UnavailableError
-from gati.server import HOST, Ports, Server
+from gati.ports import HOST, Ports
+from gati.server import Server
 from gati.triton import find_triton
 from gati_export import latency
 

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 from moto.server import ThreadedMotoServer
 
-from gati.server import HOST
+from gati.ports import HOST
 
 SECRET = "never-to-be-seen"
 KEY = "KEYNEVERTOBESEEN"

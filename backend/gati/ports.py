@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from gati.errors import UnavailableError
 
-TAKEN = re.compile(r'"(failed to start \w+ service: .*? already in use)')
-"""What Triton's log says then."""
-
-
-class PortTakenError(UnavailableError):
-    """A port that was free has been taken."""
+HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"
+"""Loopback, and all interfaces."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +40,3 @@ def choose(ports: Ports, host: str) -> Ports:
         for listener in held:
             listener.close()
     return Ports(**chosen)
-
-
-def check_taken(log: Path) -> None:
-    """Looks in the log of a server that has ended for a port that was taken after it had been chosen.
-
-    Raises:
-        PortTakenError: If there is one.
-    """
-    if found := TAKEN.search(log.read_text(encoding="utf-8", errors="replace")):
-        raise PortTakenError(f"Another program has taken a port of the server's meanwhile: {found[1]}.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -12,50 +10,32 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
-from gati.chain import find_chains, read_chain
+from gati.chain import find_chains
+from gati.control import EXIT_SECONDS, HEADER, NOT_ANSWERED, Control, is_ready
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.parent import die_with_parent
-from gati.ports import Ports, PortTakenError, check_taken, choose
+from gati.ports import HOST, Ports, choose
 from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
+from gati.startup import START_SECONDS, start_seconds, startup_models
 from gati.stubs import Stubs
 from gati.temporary import TEMPORARY, sweep
 from gati.triton import find_triton
+from gati.triton_log import STDERR, PortTakenError, check_taken, failure
 
-HOST = "127.0.0.1"
-ANYWHERE = "0.0.0.0"
-HEADER = "gati"
-"""Key of the header that carries the token; on gRPC it is `triton-grpc-protocol-gati`."""
 RESTRICTED = "model-repository,shared-memory,logging,trace"
-STDERR = Path("-")
-"""In place of a log file: Triton writes where this process does, as containers want it."""
-LONGEST = 500
-"""Characters of a reason: Triton gives that of a failed warm-up once for each of its requests."""
 TRIES = 3
 """To start on ports that are free: another program may take one before Triton listens there."""
-LOADED = {"LOADING", "READY", "UNLOADING"}
-START_SECONDS = 300
-"""How long a server may take to start, or a model to be loaded again: a large network is warmed for minutes."""
-BUILD_SECONDS = 1800
-"""How long a server may take to start that has TensorRT build engines first."""
-EXIT_SECONDS = 15
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks loopback, and not the proxy that the environment may name, which would be told the token."""
-NOT_ANSWERED = OSError, HTTPException, ValueError
-"""What comes of asking a server that is not up yet, or ends meanwhile."""
 
 
 class Server:
@@ -149,6 +129,7 @@ class Server:
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
             )
         self._stubs = Stubs(self.process.pid)
+        self._control = Control(self.ports.http, self._token)
 
     def _options(self, backends: Path) -> list[str]:
         options = {
@@ -176,15 +157,15 @@ class Server:
         )
 
     def _wait(self) -> None:
-        patience = _patience(self.repository)
-        deadline = time.monotonic() + patience
+        seconds = start_seconds(self.repository)
+        deadline = time.monotonic() + seconds
         while not is_ready(self.ports.http):
             if self.process.poll() is not None:
                 if self.log != STDERR:
                     check_taken(self.log)
                 raise RepositoryError(failure(self.log))
             if time.monotonic() > deadline:
-                raise UnavailableError(f"tritonserver was not ready within {patience} s; its log is {self.log}.")
+                raise UnavailableError(f"tritonserver was not ready within {seconds} s; its log is {self.log}.")
             self._stubs.look()  # who does not come up leaves their shared memory
             time.sleep(0.05)
 
@@ -203,8 +184,8 @@ class Server:
             sweep(self._temporary)
         for model in models:
             try:
-                self._control(f"models/{model}/unload")
-                self._control(f"models/{model}/load", START_SECONDS)
+                self._control.unload(model)
+                self._control.load(model, START_SECONDS)
             except NOT_ANSWERED as error:
                 reason = f"The process of {model!r} was killed, and it can't be loaded again"
                 raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error
@@ -237,57 +218,18 @@ class Server:
         chains = set(find_chains(self.repository))
         deadline = time.monotonic() + EXIT_SECONDS
         try:
-            for batch in (chains.intersection(self.models), set(self.models) - chains):
-                for model in batch:
-                    self._control(f"models/{model}/unload")
-                while any(m.get("state") in LOADED for m in self._control("index") if m["name"] in batch):
-                    if time.monotonic() > deadline:
-                        return False
-                    time.sleep(0.02)
+            return all(
+                self._control.unload_all(batch, deadline)
+                for batch in (chains.intersection(self.models), set(self.models) - chains)
+            )
         except NOT_ANSWERED:
             return False
-        return True
-
-    def _control(self, path: str, seconds: float = EXIT_SECONDS) -> Any:
-        """Calls the model-control API."""
-        request = urllib.request.Request(
-            f"http://{HOST}:{self.ports.http}/v2/repository/{path}",
-            b"{}",
-            {HEADER: self._token},
-        )
-        with DIRECT.open(request, timeout=seconds) as response:
-            return json.loads(response.read() or b"null")
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def startup_models(repository: Path) -> list[str]:
-    """What to load at start: chains, models that are none of gati's, and in BLS mode what the chains call.
-
-    Raises:
-        RepositoryError: If there is no model in the repository.
-    """
-    models = {path.parent.name for path in repository.glob("*/config.pbtxt")}
-    if not models:
-        raise RepositoryError(f"{repository} is no model repository: no folder in it has a config.pbtxt.")
-    for name in find_chains(repository):
-        chain = read_chain(repository, name)
-        heads = {chain.head_model(index) for index in chain.heads}
-        if chain.mode == "inline":
-            models -= heads | {chain.segment_model(segment.index) for segment in chain.segments}
-        else:
-            models -= {h for h in heads & models if not any(f.name.isdecimal() for f in (repository / h).iterdir())}
-    return sorted(models)
-
-
-def _patience(repository: Path) -> int:
-    """Seconds that a server of a repository may take to start."""
-    engines = {read_chain(repository, name).engine for name in find_chains(repository)}
-    return BUILD_SECONDS if "tensorrt" in engines else START_SECONDS
 
 
 def _writable(folder: Path) -> bool:
@@ -302,33 +244,3 @@ def _writable(folder: Path) -> bool:
 def running_ports(repository: Path) -> Ports | None:
     """Where a server listens that `gati serve` runs on a repository on this host; None while there is none."""
     return next((Ports(**ports) for ports in running(repository)), None)
-
-
-def is_ready(http_port: int) -> bool:
-    """Whether a server on loopback says that it is ready: its models were loaded when it began to listen."""
-    try:
-        with DIRECT.open(f"http://{HOST}:{http_port}/v2/health/ready", timeout=1) as response:
-            return response.status == 200
-    except NOT_ANSWERED:
-        return False
-
-
-def failure(log: Path) -> str:
-    """One sentence out of a failed server's log."""
-    if log == STDERR:
-        return "tritonserver ended while starting; its log is above."
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\0", "")  # written by one that ends late
-    for pattern in (
-        r"Poll failed for model directory ('[^']+': .+)",
-        r"load failed for model ('[^']+'): version \d+ is at UNAVAILABLE state: (?:[\w ]+: )?(.+)",
-        r"error: creating server: (?:Internal - )?(.+)",
-        r"\nerror: (.+)",
-        # Triton may die while it unloads the others, before it gives the reason once more as above.
-        r"\"failed to load ('[^']+') version \d+: (?:[\w ]+: )?(.+?)(?:\\n|\"\n)",
-    ):
-        found = re.search(pattern, text)
-        if found:
-            reason = ": ".join(found.groups()).replace("TritonModelException: ", "").strip()[:LONGEST].rstrip('.;" ')
-            return f"tritonserver did not start: {reason} (its log is {log})."
-    last = next((line.strip()[:LONGEST] for line in reversed(text.splitlines()) if line.strip()), "nothing")
-    return f"tritonserver ended while starting; the last that it said, in {log}, is: {last}"

@@ -15,9 +15,9 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Chain
+from gati.control import HEADER
 from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_line
 from gati.release import Release
-from gati.server import HEADER
 from gati.settings import workspace
 from gati.wire import ASKED, EXIT, MODE, PROBE, RELEASE
 

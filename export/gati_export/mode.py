@@ -14,7 +14,8 @@ import tritonclient.grpc as triton
 
 from gati.chain import Chain, Mode, as_sent
 from gati.errors import GatiError, UnavailableError
-from gati.server import HOST, Ports, Server
+from gati.ports import HOST, Ports
+from gati.server import Server
 from gati.settings import NO_STORE, STORE
 from gati.triton import find_triton
 from gati_export.ragged import rows_at

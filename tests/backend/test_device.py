@@ -27,7 +27,8 @@ from gati.inline import InlineEngine
 from gati.ladder import Ladder, _Side, sizes_up_to
 from gati.layout import close
 from gati.orchestrator import Orchestrator
-from gati.server import Ports, Server
+from gati.ports import Ports
+from gati.server import Server
 from gati.session import CPU, Device, open_session, parse_device
 from gati.steps import UnjoinableError
 from gati.watch import ReleaseWatch

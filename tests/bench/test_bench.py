@@ -24,8 +24,8 @@ from gati.device import usable
 from gati.errors import BenchError, SamplesError, UnavailableError
 from gati.head import SCORE
 from gati.release import head_path
-from gati.server import startup_models
 from gati.session import DEVICE, Device, open_session
+from gati.startup import startup_models
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure

@@ -21,7 +21,7 @@ import yaml
 from conftest import MODEL, Exported, Serve
 from running import Running, eventually, started
 
-from gati.server import HOST
+from gati.ports import HOST
 from gati_client import Client
 from gati_export.scrape import Reading
 

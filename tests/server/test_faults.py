@@ -30,9 +30,8 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from gati.errors import GatiError
-from gati.ports import Ports, choose
+from gati.ports import HOST, Ports, choose
 from gati.release import numbers_on_disk, valid_releases
-from gati.server import HOST
 from gati.settings import STORE, workspace
 from gati.stubs import NAME, SHARED_MEMORY
 from gati_client import Client, ClientError

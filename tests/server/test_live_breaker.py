@@ -14,8 +14,8 @@ from handmade import draft, remembering_head, sure_head
 from running import MODES, Running, eventually, started
 
 from gati.chain import Mode, chain_path
+from gati.control import EXIT_SECONDS
 from gati.release import head_path, valid_releases
-from gati.server import EXIT_SECONDS
 from gati_client import Client
 from gati_client.client import Answer
 from gati_export.day import latency, read_day

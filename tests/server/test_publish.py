@@ -16,10 +16,10 @@ from running import MODES, Running, eventually, gati, started
 from tritonclient import grpc as triton
 
 from gati.chain import Mode
+from gati.control import HEADER, is_ready
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.release import numbers_on_disk, valid_releases
 from gati.secret import read_or_create_token
-from gati.server import HEADER, is_ready
 from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
 from gati_export import control

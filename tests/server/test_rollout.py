@@ -23,8 +23,9 @@ from running import eventually, gati
 
 from gati.chain import Chain, Mode
 from gati.errors import PublishError, UnavailableError
+from gati.ports import HOST, Ports
 from gati.release import SHUT, numbers_on_disk, valid_releases
-from gati.server import HOST, Ports, Server, running_ports
+from gati.server import Server, running_ports
 from gati_client import Client
 from gati_export import control
 from gati_export.control import Control

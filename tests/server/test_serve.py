@@ -26,13 +26,15 @@ from tritonclient.utils import InferenceServerException
 
 from gati import server
 from gati.chain import Mode
+from gati.control import HEADER, Control, is_ready
 from gati.errors import UnavailableError
-from gati.ports import Ports, choose
+from gati.ports import HOST, Ports, choose
 from gati.proc import descendants
-from gati.server import HEADER, HOST, failure, running_ports
+from gati.server import running_ports
 from gati.settings import workspace
 from gati.slot import Slot
 from gati.stubs import SHARED_MEMORY, Stubs
+from gati.triton_log import failure
 from gati_export.store import default_store, read_recent
 
 pytestmark = pytest.mark.triton
@@ -331,7 +333,7 @@ def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
         other.bind((HOST, 0))
         other.listen()
         with server.Server(exported.copy(tmp_path), Ports(0, 0, 0)) as served:
-            assert len(tries) == 2 and served.ports == tries[1] and server.is_ready(served.ports.http)
+            assert len(tries) == 2 and served.ports == tries[1] and is_ready(served.ports.http)
         tries.clear()
         with pytest.raises(UnavailableError, match=r"has taken a port .* already in use"):
             server.Server(exported.copy(tmp_path / "fixed"), choose(Ports(0, 0, 0), HOST))
@@ -350,10 +352,10 @@ def test_a_full_disk_keeps_nobody_from_serving_and_what_goes_away_meanwhile_from
 
     monkeypatch.setattr(Slot, "announce", full)
     with server.Server(exported.copy(tmp_path), Ports(0, 0, 0)) as served:
-        assert server.is_ready(served.ports.http)
+        assert is_ready(served.ports.http)
         temporary = served._temporary
         assert temporary.is_dir()
-        monkeypatch.setattr(served, "_control", cut_off)
+        monkeypatch.setattr(Control, "_call", cut_off)
     assert served.process.poll() is not None and not temporary.exists()
 
 

@@ -23,8 +23,9 @@ from gati.breaker import LONGEST
 from gati.chain import Chain
 from gati.draws import NEW, NO_PROMISE
 from gati.errors import SamplesError, first_line
+from gati.ports import HOST, Ports
 from gati.resources import cores
-from gati.server import HOST, Ports, Server
+from gati.server import Server
 from gati.session import open_session, run, threads
 from gati.settings import Settings, workspace
 from gati.triton import find_triton

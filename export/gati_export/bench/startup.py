@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.server import HOST, Ports, Server
+from gati.ports import HOST, Ports
+from gati.server import Server
 from gati_client import Client
 from gati_export.bench.contenders import Arena
 from gati_export.repository import models_of

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gati.errors import RepositoryError
 from gati.options import checked, existing_folder
-from gati.server import Ports
+from gati.ports import Ports
 from gati.session import DEVICE, parse_device
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from rich.table import Table
 from gati.chain import find_chains
 from gati.errors import UnavailableError
 from gati.options import existing_folder, json_option, write_json
-from gati.server import HOST, running_ports
+from gati.ports import HOST
+from gati.server import running_ports
 from gati_export.commands.common import checked_address, found_model
 from gati_export.scrape import Reading, read_metrics
 

@@ -1,0 +1,38 @@
+"""What a server loads when it starts, and how long that may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gati.chain import find_chains, read_chain
+from gati.errors import RepositoryError
+
+START_SECONDS = 300
+"""How long a server may take to start, or a model to be loaded again: a large network is warmed for minutes."""
+BUILD_SECONDS = 1800
+"""How long a server may take to start that has TensorRT build engines first."""
+
+
+def startup_models(repository: Path) -> list[str]:
+    """What to load at start: chains, models that are none of gati's, and in BLS mode what the chains call.
+
+    Raises:
+        RepositoryError: If there is no model in the repository.
+    """
+    models = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    if not models:
+        raise RepositoryError(f"{repository} is no model repository: no folder in it has a config.pbtxt.")
+    for name in find_chains(repository):
+        chain = read_chain(repository, name)
+        heads = {chain.head_model(index) for index in chain.heads}
+        if chain.mode == "inline":
+            models -= heads | {chain.segment_model(segment.index) for segment in chain.segments}
+        else:
+            models -= {h for h in heads & models if not any(f.name.isdecimal() for f in (repository / h).iterdir())}
+    return sorted(models)
+
+
+def start_seconds(repository: Path) -> int:
+    """Seconds that a server of a repository may take to start."""
+    engines = {read_chain(repository, name).engine for name in find_chains(repository)}
+    return BUILD_SECONDS if "tensorrt" in engines else START_SECONDS
