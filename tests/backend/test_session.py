@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graphs import Graph
 
-from gati.session import MOST_THREADS, THREADS, threads
+from gati.session import MOST_THREADS, THREADS, open_session, run_chain, threads
 
 SIDE = 1024
 PAUSES = """
@@ -45,3 +46,19 @@ def test_threads_are_as_many_as_asked_for_else_one_a_core(monkeypatch: pytest.Mo
     for cores, expected in ((5, 5), (100, MOST_THREADS)):
         monkeypatch.setattr("gati.session.cores", lambda cores=cores: cores)
         assert threads() == expected
+
+
+def test_a_chain_reads_what_was_given_at_first_and_what_those_before_gave(tmp_path: Path) -> None:
+    first, second = Graph(), Graph()
+    first.node("Neg", first.input("x", ["n"]), name="h")
+    second.node("Add", second.input("h", ["n"]), second.input("mask", ["n"]), name="y")
+    paths = [first.save(tmp_path / "first.onnx", "h"), second.save(tmp_path / "second.onnx", "y")]
+    feeds = {"x": np.float32([1, 2]), "mask": np.float32([10, 20])}
+    found = run_chain([*map(open_session, paths)], feeds)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "x": [1, 2],
+        "mask": [10, 20],
+        "h": [-1, -2],
+        "y": [9, 18],
+    }
+    assert feeds.keys() == {"x", "mask"}

@@ -103,6 +103,25 @@ def test_a_damaged_release_leaves_the_old_one_and_is_reported_once(watched: Watc
     assert watched.taken == [1, 3]
 
 
+def test_shortcuts_that_can_not_be_loaded_are_tried_once_and_the_release_serves_without(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[InlineHeads] = []
+
+    def fail(heads: InlineHeads) -> None:
+        tried.append(heads)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(InlineHeads, "load_shortcuts", fail)
+    watched.watch.look()
+    assert watched.watch.live.shortcuts is None
+    with pytest.raises(MemoryError):
+        watched.watch.look()
+    watched.watch.look()
+    assert len(tried) == 1 and watched.watch.live.number == 1
+    assert watched.watch.live.joined is None and watched.watch.live.whole is None
+
+
 class Tired(InlineEngine):
     """An engine that can't load heads the first times."""
 
