@@ -31,8 +31,8 @@ from rich.table import Table
 from scipy.stats import binom
 
 from gati.chain import Chain, find_chains, read_chain
-from gati.control import is_ready
 from gati.errors import GatiError
+from gati.model_control import is_ready
 from gati.options import existing_folder, json_option, write_json
 from gati.ports import HOST
 from gati.proc import arguments, children

@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gati.chain import find_chains
-from gati.control import EXIT_SECONDS, HEADER, NOT_ANSWERED, Control, is_ready
 from gati.errors import PublishError, RepositoryError, UnavailableError
+from gati.model_control import EXIT_SECONDS, HEADER, NOT_ANSWERED, Control, is_ready
 from gati.parent import die_with_parent
 from gati.ports import HOST, Ports, choose
 from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses

@@ -15,8 +15,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from gati.chain import Chain
-from gati.control import HEADER
 from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_line
+from gati.model_control import HEADER
 from gati.release import Release
 from gati.settings import workspace
 from gati.wire import ASKED, EXIT, MODE, PROBE, RELEASE

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from gati.errors import UnavailableError
-from gati.server import DIRECT
+from gati.model_control import DIRECT
 
 LINE = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')

@@ -14,7 +14,7 @@ from handmade import draft, remembering_head, sure_head
 from running import MODES, Running, eventually, started
 
 from gati.chain import Mode, chain_path
-from gati.control import EXIT_SECONDS
+from gati.model_control import EXIT_SECONDS
 from gati.release import head_path, valid_releases
 from gati_client import Client
 from gati_client.client import Answer

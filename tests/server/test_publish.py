@@ -16,8 +16,8 @@ from running import MODES, Running, eventually, gati, started
 from tritonclient import grpc as triton
 
 from gati.chain import Mode
-from gati.control import HEADER, is_ready
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
+from gati.model_control import HEADER, is_ready
 from gati.release import numbers_on_disk, valid_releases
 from gati.secret import read_or_create_token
 from gati.settings import workspace

@@ -26,8 +26,8 @@ from tritonclient.utils import InferenceServerException
 
 from gati import server
 from gati.chain import Mode
-from gati.control import HEADER, Control, is_ready
 from gati.errors import UnavailableError
+from gati.model_control import HEADER, Control, is_ready
 from gati.ports import HOST, Ports, choose
 from gati.proc import descendants
 from gati.server import running_ports
