@@ -97,7 +97,8 @@ class Server:
                 lambda: [str(triton.executable), *self._options(backends), *options], settings, ports or Ports()
             )
             undo.callback(self._end)
-            self._stubs.killed()  # from now on it knows them
+            for model in set(find_chains(self.repository)).intersection(self.models):
+                self._stubs.expect(model)
             with suppress(OSError):  # a full disk keeps nobody from serving
                 pulses.with_name(UP).touch()
                 self._slot.announce(self.process.pid, asdict(self.ports))
@@ -186,6 +187,7 @@ class Server:
             try:
                 self._control.unload(model)
                 self._control.load(model, START_SECONDS)
+                self._stubs.expect(model)
             except NOT_ANSWERED as error:
                 reason = f"The process of {model!r} was killed, and it can't be loaded again"
                 raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error

@@ -33,28 +33,42 @@ class Stubs:
         self._models: dict[int, str] = {}
         self._regions: set[str] = set()
         self._zombies: set[int] = set()
+        self._expected: set[str] = set()
+
+    def expect(self, model: str) -> None:
+        """Takes in that a model was loaded: its process is one of them, or has been killed before anybody saw it."""
+        self._expected.add(model)
 
     def killed(self) -> list[str]:
         """Models whose processes have ended without their server; each process is told once.
 
         One that Triton ends is a zombie too, for a moment: what counts is what is one at two looks.
         """
-        zombies = {pid for pid in self.look() if pid in self._models}
+        ended, running = self.look()
+        zombies = {pid for pid in ended if pid in self._models}
+        doubted = {self._models[pid] for pid in zombies}
         killed = [self._models.pop(pid) for pid in sorted(zombies & self._zombies)]
+        unseen = sorted(self._expected - running - doubted)
         self._zombies = zombies
-        return list(dict.fromkeys(killed))
+        self._expected.clear()
+        return list(dict.fromkeys([*killed, *unseen]))
 
-    def look(self) -> list[int]:
-        """Gets to know those that there are, and what they hold; returns processes that have ended, of any kind."""
-        ended = []
+    def look(self) -> tuple[list[int], set[str]]:
+        """Gets to know those that there are, and what they hold.
+
+        Returns:
+            Processes that have ended, of any kind, and the models of those that have not.
+        """
+        ended, running = list[int](), set[str]()
         for pid in children(self._server):
             words = arguments(pid)
             if model := model_of(words):
                 self._models[pid] = model
+                running.add(model)
                 self._regions.add(words[2])
             elif not words:
                 ended.append(pid)
-        return ended
+        return ended, running
 
     def end(self, pid: int) -> str | None:
         """Kills a process that hangs; returns its model, or None where the process is none of these (any more)."""

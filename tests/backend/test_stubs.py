@@ -61,3 +61,16 @@ def test_of_two_processes_of_a_model_each_that_is_killed_is_told_once(start: Sta
     os.waitid(os.P_PID, second.pid, os.WEXITED | os.WNOWAIT)
     assert [stubs.killed() for _ in range(3)] == [[], ["toy"], []]
     assert other.poll() is None
+
+
+def test_a_process_that_was_killed_before_anybody_saw_it_is_told_once(start: Start) -> None:
+    stubs = Stubs(os.getpid())
+    stubs.expect("toy")
+    assert [stubs.killed() for _ in range(2)] == [["toy"], []]
+    process = start("toy", "toy_0_0")
+    stubs.expect("toy")
+    assert stubs.killed() == [], "it is there"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    stubs.expect("toy")
+    assert [stubs.killed() for _ in range(3)] == [[], ["toy"], []], "it was seen, and may be waited for"

@@ -29,12 +29,13 @@ from gati.chain import Mode
 from gati.errors import UnavailableError
 from gati.model_control import HEADER, Control, is_ready
 from gati.ports import HOST, Ports, choose
-from gati.proc import descendants
+from gati.proc import arguments, children, descendants
 from gati.server import running_ports
 from gati.settings import workspace
 from gati.slot import Slot
-from gati.stubs import SHARED_MEMORY, Stubs
+from gati.stubs import SHARED_MEMORY, Stubs, model_of
 from gati.triton_log import failure
+from gati_client import Client
 from gati_export.store import default_store, read_recent
 
 pytestmark = pytest.mark.triton
@@ -312,6 +313,24 @@ def test_a_port_that_is_taken_is_told_with_its_option(exported: Exported, tmp_pa
         said = refused("serve", str(exported.copy(tmp_path)), *options)
     assert f"The {protocol} port {port} is not free" in said
     assert f"--{protocol}-port" in said
+
+
+@pytest.mark.triton
+def test_a_process_that_dies_before_anybody_has_seen_it_is_started_again(exported: Exported, tmp_path: Path) -> None:
+    """A request that made it end waited for it, or came again at once."""
+
+    def kill(served: server.Server) -> None:
+        (stub,) = [pid for pid in children(served.process.pid) if model_of(arguments(pid)) == MODEL]
+        os.kill(stub, signal.SIGKILL)
+        until(lambda: not arguments(stub))
+
+    with server.Server(exported.copy(tmp_path), Ports(0, 0, 0), {"GATI_STORE": "none"}) as served:
+        kill(served)
+        until(lambda: served.revive() == [MODEL])
+        kill(served)
+        assert served.revive() == [MODEL] and served.revive() == []
+        with Client(f"{HOST}:{served.ports.grpc}", MODEL) as client:
+            assert len(client.infer(exported.images[:2]).output) == 2
 
 
 @pytest.mark.triton
