@@ -153,9 +153,7 @@ class _Judge:
         there = [self.options[other].name for other in self.composition.chosen if self.options[other].cut == option.cut]
         how = f"in place of {there[0]!r}" if there else "added"
         if slower < -PROOF:
-            return (
-                f"Requests would take {-slower:.1%} less with it {how}: the search missed it, so give that more effort."
-            )
+            return f"Requests would take {-slower:.1%} less with it {how}: the search for the best heads missed that."
         return (
             f"Requests would take {max(slower, 0):.1%} longer with it {how}, with the other heads' thresholds re-tuned."
         )
