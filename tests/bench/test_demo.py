@@ -1,4 +1,4 @@
-"""What the demo says that it found."""
+"""What the demo says that it found, and what it replaces."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from gati.errors import GatiError
 from gati_client.load import Observations
+from gati_export.demo import story
+from gati_export.demo.command import demo
 from gati_export.demo.report import figures, table, write_page
 from gati_export.demo.story import Phase, Timeline, Told
 
@@ -58,3 +62,36 @@ def test_the_page_needs_no_network_and_its_pictures_lie_beside_it(told: Told, tm
     assert "1.50" in page and not re.search(r'(src|href)="(?!data:|#)', page)
     for name in ("latencies", "exits"):
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_a_demo_replaces_what_a_demo_left_and_nothing_else(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = True
+
+    def tell(_output: Path, repository: Path, *_: int) -> Told:
+        for folder in (repository, repository.with_name("model_repository.gati")):
+            folder.mkdir()  # where a demo begins, there must be none
+        if killed:
+            raise KeyboardInterrupt
+        return told
+
+    def run(output: Path) -> BaseException | None:
+        return CliRunner().invoke(demo, ["--output", str(output)]).exception
+
+    monkeypatch.setattr(story, "tell", tell)
+    for name in ("model_repository", "model_repository.gati"):
+        theirs = tmp_path / name / name / "precious"
+        theirs.mkdir(parents=True)
+        error = run(tmp_path / name)
+        assert isinstance(error, GatiError) and str(error).startswith("No demo made ")
+        assert theirs.is_dir() and [*(tmp_path / name).iterdir()] == [theirs.parent]
+    output = tmp_path / "demo"
+    for _ in range(2):
+        assert isinstance(run(output), SystemExit) and (output / "model_repository").is_dir()
+    killed = False
+    for _ in range(2):
+        error = run(output)
+        assert isinstance(error, GatiError) and "1 requests failed" in str(error)
+        assert (output / "demo.json").exists()
+        (output / ".gati-demo").unlink()  # as of a demo before there were such marks

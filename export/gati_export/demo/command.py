@@ -14,6 +14,9 @@ from gati.options import json_option, write_json
 from gati.settings import workspace
 
 DEFAULT_OUTPUT = Path("demo")
+MARKS = (".gati-demo", "demo.json")
+"""Files of which either tells that a demo made what lies beside it. The first is written before anything else, so that
+a demo that was killed has left it; the second is what a demo that ended leaves."""
 
 
 @click.command()
@@ -22,7 +25,7 @@ DEFAULT_OUTPUT = Path("demo")
     type=click.Path(file_okay=False, path_type=Path),
     default=DEFAULT_OUTPUT,
     show_default=True,
-    help="Folder for the report, demo.json and the model repository; what a demo left there is replaced.",
+    help="Folder for the report, demo.json and the model repository; only what a demo left there is replaced.",
 )
 @click.option(
     "--requests",
@@ -58,7 +61,16 @@ def demo(output: Path, requests: int, seed: int, json_path: Path | None) -> None
 
 
 def _clear(output: Path, repository: Path) -> None:
-    """Removes a former demo's repository: an export replaces nothing by itself."""
+    """Removes a former demo's repository: an export replaces nothing by itself.
+
+    Raises:
+        GatiError: If the folders are there, and nothing tells that a demo made them.
+    """
+    left = [folder for folder in (repository, workspace(repository)) if folder.exists()]
+    if left and not any((output / mark).is_file() for mark in MARKS):
+        folders = " and ".join(map(str, left))
+        raise GatiError(f"No demo made {folders}, which this one would replace; name another folder with --output.")
     output.mkdir(parents=True, exist_ok=True)
-    for folder in (repository, workspace(repository)):
+    (output / MARKS[0]).touch()
+    for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
