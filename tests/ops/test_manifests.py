@@ -99,7 +99,9 @@ def test_kubernetes_knows_every_field_of_the_runtime_s_pod() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gati"}, "spec": PODS["kserve"]}
     kubernetes_validate.validate(pod, VERSION, strict=True)
     formats = {known["name"] for known in RUNTIME["spec"]["supportedModelFormats"]}
-    assert INFERENCE["spec"]["predictor"]["model"]["modelFormat"]["name"] in formats
+    model = INFERENCE["spec"]["predictor"]["model"]
+    assert model["modelFormat"]["name"] in formats
+    assert model["protocolVersion"] in RUNTIME["spec"]["protocolVersions"]
 
 
 def test_the_kustomization_names_every_file_and_image() -> None:
