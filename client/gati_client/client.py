@@ -19,6 +19,8 @@ TIMEOUT = 60.0
 """Seconds that a request gets, if nothing else is said."""
 LEAST = 1e-3
 """Seconds that are left to a request at least, where the model's metadata took all of them."""
+MOST = 7 * 24 * 3600.0
+"""Seconds that a request gets at most, a week: each protocol's library fails in its own way with far more."""
 
 
 class _Requests:
@@ -49,6 +51,10 @@ class _Requests:
             transport, self._transport, self._closed = self._transport, None, True
             return transport
 
+    def _seconds(self, timeout: float | None) -> float:
+        """How long a call may take that names a timeout, or none."""
+        return min(self.timeout if timeout is None else timeout, MOST)
+
     def _translated(self, transport: Any, timeout: float) -> AbstractContextManager[None]:
         return translated(self.model, self.url, timeout, transport.failures)
 
@@ -73,7 +79,7 @@ class Client(_Requests):
     Args:
         url: `grpc://host:8001`, `http://host:8000`, `grpcs://` or `https://` with TLS; `host:8001` is gRPC.
         model: The model's name on the server.
-        timeout: Seconds that a call gets where it names none.
+        timeout: Seconds that a call gets where it names none; a week at most, like those that calls name.
 
     Raises:
         InvalidRequest: If the URL is not a server's.
@@ -97,7 +103,7 @@ class Client(_Requests):
             ServerError: If the server failed.
             ClientClosed: If this client was closed.
         """
-        seconds, begun = self.timeout if timeout is None else timeout, time.monotonic()
+        seconds, begun = self._seconds(timeout), time.monotonic()
         metadata = self.metadata(timeout=seconds)
         transport = self._open(asynchronous=False)
         with self._translated(transport, seconds):
@@ -114,7 +120,7 @@ class Client(_Requests):
         transport = self._open(asynchronous=False)
         if self._known is not None:
             return self._known
-        seconds = self.timeout if timeout is None else timeout
+        seconds = self._seconds(timeout)
         with self._translated(transport, seconds):
             arguments = {"model_name": self.model, **transport.metadata_options}
             self._known = Metadata.from_json(transport.call("get_model_metadata", arguments, seconds))
@@ -126,10 +132,10 @@ class Client(_Requests):
         Raises:
             ClientClosed: If this client was closed.
         """
-        transport = self._open(asynchronous=False)
+        seconds, transport = self._seconds(timeout), self._open(asynchronous=False)
         try:
-            with self._translated(transport, timeout):
-                return bool(transport.call("is_model_ready", {"model_name": self.model}, timeout))
+            with self._translated(transport, seconds):
+                return bool(transport.call("is_model_ready", {"model_name": self.model}, seconds))
         except (ServerUnavailable, ModelNotFound):
             return False
 
@@ -154,7 +160,7 @@ class AsyncClient(_Requests):
     Args:
         url: As of `Client`.
         model: The model's name on the server.
-        timeout: Seconds that a call gets where it names none.
+        timeout: Seconds that a call gets where it names none; a week at most, like those that calls name.
 
     Raises:
         InvalidRequest: If the URL is not a server's.
@@ -168,7 +174,7 @@ class AsyncClient(_Requests):
         Raises:
             ClientError: As there.
         """
-        seconds, begun = self.timeout if timeout is None else timeout, time.monotonic()
+        seconds, begun = self._seconds(timeout), time.monotonic()
         metadata = await self.metadata(timeout=seconds)
         transport = self._open(asynchronous=True)
         with self._translated(transport, seconds):
@@ -185,7 +191,7 @@ class AsyncClient(_Requests):
         transport = self._open(asynchronous=True)
         if self._known is not None:
             return self._known
-        seconds = self.timeout if timeout is None else timeout
+        seconds = self._seconds(timeout)
         with self._translated(transport, seconds):
             arguments = {"model_name": self.model, **transport.metadata_options}
             self._known = Metadata.from_json(await transport.call("get_model_metadata", arguments, seconds))
@@ -197,10 +203,10 @@ class AsyncClient(_Requests):
         Raises:
             ClientClosed: If this client was closed.
         """
-        transport = self._open(asynchronous=True)
+        seconds, transport = self._seconds(timeout), self._open(asynchronous=True)
         try:
-            with self._translated(transport, timeout):
-                return bool(await transport.call("is_model_ready", {"model_name": self.model}, timeout))
+            with self._translated(transport, seconds):
+                return bool(await transport.call("is_model_ready", {"model_name": self.model}, seconds))
         except (ServerUnavailable, ModelNotFound):
             return False
 

@@ -6,13 +6,16 @@ thread that has used one (its gevent loop). So its encoding is used, and the sta
 
 from __future__ import annotations
 
+import io
 import selectors
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from email.message import Message
-from http.client import HTTPConnection, HTTPSConnection
-from typing import NamedTuple
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
+from typing import Any, NamedTuple
 
 
 class Response(NamedTuple):
@@ -21,6 +24,51 @@ class Response(NamedTuple):
     status: int
     headers: Message
     body: bytes
+
+
+class Deadline:
+    """The moment by which a request has to be answered, so many seconds from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self._ends = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds that are left.
+
+        Raises:
+            TimeoutError: If none are.
+        """
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+
+class _Reading(io.RawIOBase):
+    """What comes on a socket: each part of it may take what is left of the time. In the socket's place for a response.
+
+    A socket's own timeout is begun anew with each part that comes, however small.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        super().__init__()
+        self._sock = sock
+        self._parts = sock.makefile("rb", buffering=0)  # keeps the socket open where the connection lets go of it
+        self._deadline = deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._deadline.left())
+        return self._parts.readinto(buffer)
+
+    def close(self) -> None:
+        self._parts.close()
+        super().close()
 
 
 class Connections:
@@ -51,7 +99,7 @@ class Connections:
         Args:
             method: GET or POST.
             path: Path and query.
-            timeout: Seconds to wait for the connection, and again for each part of the response.
+            timeout: Seconds that all of it may take (over TLS, each part that is sent begins anew).
             body: What to send.
             headers: Sent with it.
 
@@ -59,9 +107,12 @@ class Connections:
             OSError: If the server can't be reached, or not in time (TimeoutError).
             http.client.HTTPException: If what answers does not speak HTTP.
         """
-        connection = self._take(timeout)
+        deadline = Deadline(timeout)
+        connection = self._take()
         try:
+            _connect(connection, deadline)
             connection.request(method, path, body, dict(headers or {}))
+            connection.response_class = lambda sock, **more: HTTPResponse(_Reading(sock, deadline), **more)  # type: ignore
             response = connection.getresponse()
             answer = Response(response.status, response.headers, response.read())
         except BaseException:
@@ -71,16 +122,15 @@ class Connections:
         self._give_back(connection)
         return answer
 
-    def _take(self, timeout: float) -> HTTPConnection:
+    def _take(self) -> HTTPConnection:
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
                 if self._context is None:
-                    return HTTPConnection(self._host, timeout=timeout)
-                return HTTPSConnection(self._host, timeout=timeout, context=self._context)
+                    return HTTPConnection(self._host)
+                return HTTPSConnection(self._host, context=self._context)
             if _is_alive(connection):
-                connection.sock.settimeout(timeout)
                 return connection
             connection.close()
 
@@ -97,6 +147,14 @@ class Connections:
             idle, self._idle, self._closed = self._idle, [], True
         for connection in idle:
             connection.close()
+
+
+def _connect(connection: HTTPConnection, deadline: Deadline) -> None:
+    """Opens a connection that is not open, and gives what is sent on it what is left of the time."""
+    if not connection.sock:
+        connection.timeout = deadline.left()
+        connection.connect()
+    connection.sock.settimeout(deadline.left())
 
 
 def _is_alive(connection: HTTPConnection) -> bool:
