@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -11,6 +13,7 @@ import click
 
 from gati.errors import UnavailableError
 from gati.expiry import FOREVER, parse_age
+from gati.objects import public
 from gati.options import checked, existing_folder, json_option, port_option, write_json
 from gati.ports import ANYWHERE, HOST, Ports
 from gati.pulse import PATIENCE_SECONDS
@@ -22,6 +25,7 @@ from gati.settings import (
     DEFAULT_AGE,
     FEATURES,
     INPUTS,
+    NO_STORE,
     NOTHING,
     RECORD,
     RECORD_SHARE,
@@ -29,6 +33,7 @@ from gati.settings import (
     STORE_AGE,
     STORE_BYTES,
     WORKERS,
+    Settings,
     parse_record,
     workspace,
 )
@@ -135,7 +140,7 @@ def serve(
     if len({*asked}) < len(asked):
         raise click.UsageError("gRPC, HTTP and metrics need a port each.")
     with Server(repository, ports, environment, log, host=host, patience=patience) as server:
-        _announce(server, json_path)
+        _announce(server, environment, json_path)
         while server.process.poll() is None:
             time.sleep(0.2)
             for model in server.end_hung():
@@ -153,7 +158,7 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _announce(server: Server, json_path: Path | None) -> None:
+def _announce(server: Server, environment: Mapping[str, str], json_path: Path | None) -> None:
     host, ports = server.host, server.ports
     for reason in server.refused:
         click.echo(f"Not served: {reason}", err=True)
@@ -166,8 +171,10 @@ def _announce(server: Server, json_path: Path | None) -> None:
     click.echo(f"HTTP     {host}:{ports.http}")
     click.echo(f"metrics  http://{host}:{ports.metrics}/metrics")
     click.echo(f"models   {', '.join(server.models)}")
-    kept = "" if server.keeps_nothing else f"; token and samples are in {workspace(server.repository)}"
-    click.echo(f"log      {server.log}{kept}")
+    click.echo(f"log      {server.log}")
+    if not server.keeps_nothing:
+        click.echo(f"token    {workspace(server.repository) / 'token'}")
+    click.echo(f"samples  {_samples(server.repository, server.keeps_nothing, environment)}")
     write_json(
         json_path,
         {
@@ -178,3 +185,12 @@ def _announce(server: Server, json_path: Path | None) -> None:
             "models": server.models,
         },
     )
+
+
+def _samples(repository: Path, keeps_nothing: bool, environment: Mapping[str, str]) -> str:
+    """Where samples go, in words: as this command's options and the variables of its environment say, in that order."""
+    default = {STORE: NO_STORE} if keeps_nothing else {}
+    settings = Settings.from_environment({**default, **os.environ, **environment}, repository)
+    if settings.store is None or settings.record == NOTHING or not settings.record_share:
+        return "not kept"
+    return public(settings.store)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gati.errors import RepositoryError
+from gati.serve import _samples
 from gati.session import Device
 from gati.settings import Settings, workspace
 
@@ -80,3 +81,30 @@ def test_the_workspace_lies_beside_the_repository_however_it_is_reached(tmp_path
     (tmp_path / "models").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "models")
     assert workspace(tmp_path / "link") == workspace(tmp_path / "models" / ".." / "models") == tmp_path / "models.gati"
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "writable", "said"),
+    [
+        ({}, {}, True, "{}.gati/samples"),
+        ({}, {}, False, "not kept"),
+        ({}, {"GATI_STORE": "s3://key:secret@bucket/samples"}, False, "s3://bucket/samples"),
+        ({"GATI_STORE": "/mnt/samples"}, {"GATI_STORE": "none"}, True, "/mnt/samples"),
+        ({}, {"GATI_STORE": "none"}, True, "not kept"),
+        ({"GATI_RECORD": "nothing"}, {"GATI_RECORD": "inputs"}, True, "not kept"),
+        ({}, {"GATI_RECORD_SHARE": "0"}, True, "not kept"),
+    ],
+)
+def test_serve_says_where_samples_go(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+    variables: dict[str, str],
+    writable: bool,
+    said: str,
+) -> None:
+    for name in ("GATI_STORE", "GATI_RECORD", "GATI_RECORD_SHARE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _samples(tmp_path, not writable, options) == said.format(tmp_path)

@@ -187,7 +187,8 @@ def test_no_record_keeps_nothing(exported: Exported, start: Start, tmp_path: Pat
     running = start(exported.copy(tmp_path), "--no-record")
     running.images(exported.images[:8])
     running.process.terminate()
-    running.process.communicate(timeout=SECONDS)
+    out, _ = running.process.communicate(timeout=SECONDS)
+    assert "samples  not kept" in out.splitlines()
     assert not Path(default_store(running.repository)).exists()
 
 
