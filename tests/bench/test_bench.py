@@ -138,6 +138,14 @@ def test_speed_ups_are_taken_turn_by_turn() -> None:
     assert summed_up(np.array([1.0, 3.0])).throughput == 500
 
 
+def test_throughput_is_of_all_turns_together() -> None:
+    tally = Tally()
+    for mean in (2.0, 8.0):
+        tally.add(latency(mean), None)
+    row = tally.row("plain", "iid", Load(1), tally, Verdict(1.0, {}), None)
+    assert row.throughput == pytest.approx(200), "two requests in 10 ms, and not half of 500 + 125 a second"
+
+
 def result_of(*means: tuple[str, float]) -> Result:
     plain = Tally()
     plain.add(latency(dict(means)["plain"]), 1.0)
@@ -399,7 +407,8 @@ def test_requests_take_what_perf_analyzer_saw_and_not_the_sum_of_what_the_server
         table.write_text(damaged)
         with pytest.raises(BenchError, match="this release of it is not known"):
             analyzer._read(table, said, Load(8))
-    assert Load(None, 200.5).count(100) == 201 and Load(8).count(100) == 100 and Load(512).count(300) == 512
+    assert Load(None, 200.5).count(100) == 201 and Load(1).count(20) == 20
+    assert Load(8).count(100) == 128 and Load(512).count(300) == 16 * 512, "most of it with all in flight"
 
 
 def test_what_is_measured_begins_with_an_analyzer_that_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

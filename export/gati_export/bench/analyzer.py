@@ -28,6 +28,9 @@ MEAN = re.compile(r"^\s*Avg latency: (\d+) usec", re.MULTILINE)
 """Where perf_analyzer prints how long requests took by its own clock, in µs. Its table has the mean in parts alone,
 most of them by the server's clock, to which all of a batch take as long as its last row: where some of a batch are
 answered before others, the sum of the parts is more than requests took."""
+STEADY = 16
+"""Requests for each that is in flight, at least: while the first are sent, and the last are waited for, fewer are in
+flight, so that throughput is not what Little's law makes of the latency."""
 LATE = re.compile(r"([\d.]+)% of the requests were delayed")
 """What it prints where it can't keep to a rate, as all its threads wait for answers."""
 
@@ -45,11 +48,11 @@ class Load:
     rate: float | None = None
 
     def count(self, requests: int) -> int:
-        """How many requests to send where `requests` are asked for: perf_analyzer wants as many as are in flight.
+        """How many requests to send where `requests` are asked for: `STEADY` times as many as are in flight at least.
 
         And at a rate, a second's.
         """
-        return max(requests, math.ceil(self.rate or self.concurrency or 1))
+        return max(requests, math.ceil(self.rate or STEADY * (self.concurrency or 1)))
 
     def options(self) -> list[str]:
         """For perf_analyzer."""

@@ -32,6 +32,11 @@ class Tally:
         """The mean over the turns of one of `Latency`'s attributes."""
         return float(np.mean([getattr(one, name) for one in self.seen]))
 
+    @property
+    def throughput(self) -> float:
+        """Answers a second: those of all turns by the time of all, as each turn has as many requests."""
+        return len(self.seen) / sum(1 / one.throughput for one in self.seen)
+
     def row(self, name: str, workload: str, load: Load, plain: Tally, verdict: Verdict, peak: float | None) -> Row:
         """The row; `plain` is the plain model's under the same load."""
         ratios = [other.mean_ms / own.mean_ms for other, own in zip(plain.seen, self.seen, strict=True)]
@@ -45,7 +50,7 @@ class Tally:
             p50_ms=self.mean("p50_ms"),
             p95_ms=self.mean("p95_ms"),
             p99_ms=self.mean("p99_ms"),
-            throughput=self.mean("throughput"),
+            throughput=self.throughput,
             agreement=verdict.agreement,
             exits=verdict.exits,
             cpu_ms=float(np.mean(used)) if used else None,

@@ -126,7 +126,11 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
     help="Requests a second, with Poisson arrivals.  [default: 70 % of what the plain model takes]",
 )
 @click.option(
-    "--requests", type=click.IntRange(20), default=300, show_default=True, help="Requests in each measurement."
+    "--requests",
+    type=click.IntRange(20),
+    default=300,
+    show_default=True,
+    help="Requests in each measurement; 16 for each in flight, or a second's at a rate, if that is more.",
 )
 @click.option(
     "--turns", type=click.IntRange(1), default=3, show_default=True, help="Times that each contender is measured."
