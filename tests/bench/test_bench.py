@@ -81,14 +81,36 @@ def test_requests_come_in_the_order_of_their_workload() -> None:
         np.testing.assert_array_equal(taken, second.take(40)["image"])  # in however many parts
     iid = Traffic("iid", samples, None, [IMAGE], 0)
     asked = [number_of(samples, row) for row in iid.take(60)["image"]]
-    assert sorted(asked) == list(range(60)) and iid.repeats == 0
-    iid.take(60)
-    assert iid.repeats == pytest.approx(0.5)
+    assert sorted(asked) == list(range(60))
     hot = Traffic("hot", samples, classes, [IMAGE], 0)
     popular = np.bincount(classes[[number_of(samples, row) for row in hot.take(200)["image"]]], minlength=4)
     assert np.sort(popular)[-2:].sum() > 160
     with pytest.raises(SamplesError, match="the same answer, and hot takes two"):
         Traffic("hot", samples, np.zeros_like(classes), [IMAGE], 0)
+
+
+def test_repeats_are_of_what_was_measured_or_compared_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "MOST", 150)  # and then the sequence begins anew
+    iid = Traffic("iid", pool(), None, [IMAGE], 0)
+    iid.take(60)  # to warm up: nobody remembers these that is measured
+    iid.begin_comparing()
+    iid.take(20)
+    iid.begin_measuring()
+    assert (iid.repeats, iid.distinct) == (0, 20)
+    iid.take(40)
+    assert iid.repeats == 0, "they are the other two thirds"
+    iid.take(30)
+    iid.take(10)
+    assert iid.repeats == 0.5, "all have come by now"
+    iid.begin_comparing()
+    iid.take(120)
+    iid.begin_measuring()
+    assert iid.distinct == 60
+    film = Traffic("frames", pool(), None, [IMAGE], 0)
+    film.take(10)
+    film.begin_measuring()
+    film.take(10)
+    assert (film.repeats, film.distinct) == (0, 10)
 
 
 def test_frames_resemble_the_one_before_and_stay_in_range(monkeypatch: pytest.MonkeyPatch) -> None:

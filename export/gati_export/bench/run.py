@@ -141,6 +141,8 @@ def _conditions(plan: Plan, arena: Arena, traffic: Traffic, starts: Mapping[str,
         "requests": plan.requests,
         "turns": plan.turns,
         "seed": plan.seed,
+        "compared": traffic.measured - traffic.compared,
+        "distinct": traffic.distinct,
         "repeats": traffic.repeats,
         "start_seconds": dict(starts),
     }
@@ -191,6 +193,7 @@ class _Run:
     def rows(self) -> list[Row]:
         """All rows."""
         verdicts = self._judge()
+        self._traffic.begin_measuring()
         self._read = self._readings()
         for done, concurrency in enumerate(self._plan.concurrency):
             self._measure(Load(concurrency), verdicts, done / (len(self._plan.concurrency) + 1))
@@ -204,6 +207,7 @@ class _Run:
     def _judge(self) -> dict[str, Verdict]:
         """What each contender answers."""
         self._warm_up()
+        self._traffic.begin_comparing()
         self._first = self._traffic.take(max(self._plan.requests, NEW // 2))
         outputs = outputs_of(self._session, self._plan.chain, self._first)
         verdicts = {}

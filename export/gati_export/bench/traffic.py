@@ -39,6 +39,8 @@ class Traffic:
 
     Attributes:
         taken: How many requests were taken.
+        compared: How many were before those that contenders' answers are compared on; `begin_comparing` sets it.
+        measured: How many were before those that are measured; `begin_measuring` sets it.
 
     Raises:
         SamplesError: If `frames` is asked for and the model's input is no image, or `hot` and all answers are one.
@@ -47,7 +49,7 @@ class Traffic:
     def __init__(
         self, workload: str, samples: Feeds, classes: np.ndarray | None, inputs: Sequence[Tensor], seed: int
     ) -> None:
-        self.taken = 0
+        self.taken = self.compared = self.measured = 0
         self._samples = {tensor.name: samples[tensor.name] for tensor in inputs}
         self._film = _filmed(*_pictures(samples, inputs), seed) if workload == "frames" else None
         count = len(next(iter(self._samples.values())))
@@ -61,15 +63,35 @@ class Traffic:
         if self._film is not None:
             rows = [next(self._film) for _ in range(count)]
             return {name: np.stack([row[name] for row in rows]) for name in self._samples}
-        index = self._index.take(range(start, self.taken), mode="wrap")
+        index = self._drawn(start, self.taken)
         return {name: values[index] for name, values in self._samples.items()}
+
+    def begin_comparing(self) -> None:
+        """From here on all contenders are asked all requests, and may remember them."""
+        self.compared = self.taken
+
+    def begin_measuring(self) -> None:
+        """From here on requests are measured."""
+        self.measured = self.taken
+
+    @property
+    def distinct(self) -> int:
+        """How many different requests there are among those compared."""
+        if self._film is not None:
+            return self.measured - self.compared
+        return len(np.unique(self._drawn(self.compared, self.measured)))
 
     @property
     def repeats(self) -> float:
-        """Share of the requests taken whose like had come before."""
-        if self._film is not None or not self.taken:
+        """Share of the requests measured whose like contenders had been asked before, measured or compared."""
+        if self._film is not None or self.taken == self.measured:
             return 0.0
-        return 1 - len(np.unique(self._index[: self.taken])) / self.taken
+        _, first = np.unique(self._drawn(self.compared, self.taken), return_index=True)
+        new = np.count_nonzero(first >= self.measured - self.compared)
+        return 1 - new / (self.taken - self.measured)
+
+    def _drawn(self, start: int, end: int) -> np.ndarray:
+        return self._index.take(range(start, end), mode="wrap")
 
 
 def _pictures(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> tuple[str, np.ndarray]:

@@ -225,5 +225,8 @@ def _tell(result: Result) -> None:
         click.echo(f"Of the time that an oracle with the same heads would save, {of_oracle:.0%} is saved{beside}.")
     starts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.conditions["start_seconds"].items())
     click.echo(f"From the server's start to the first answer: {starts}.")
-    if result.conditions["repeats"]:
-        click.echo(f"{result.conditions['repeats']:.0%} of the requests repeat an earlier one: give more samples.")
+    if repeats := result.conditions["repeats"]:
+        click.echo(
+            f"{repeats:.0%} of the requests measured repeat an earlier one, which Triton's response cache could "
+            "answer: give more samples."
+        )
