@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from click.testing import CliRunner
 from conftest import MODEL, PLAIN, Exported, Serve
 from google.protobuf import text_format
 from lessons import threshold_of
+from rich.console import Console
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from gati.agreement import parse_agreement
@@ -37,7 +40,18 @@ from gati_export.bench.limits import oracle_exits
 from gati_export.bench.page import page, sentence
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
-from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, MOSTLY_HITS, ORACLE, Result, Row, kept
+from gati_export.bench.rows import (
+    ALLOWED,
+    BYPASSED,
+    ENGINE,
+    MOSTLY_HITS,
+    ORACLE,
+    Result,
+    Row,
+    kept,
+    loads_table,
+    noise,
+)
 from gati_export.bench.run import _closed, _under
 from gati_export.bench.tally import Tally, Verdict, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
@@ -168,22 +182,51 @@ def test_throughput_is_of_all_turns_together() -> None:
     assert row.throughput == pytest.approx(200), "two requests in 10 ms, and not half of 500 + 125 a second"
 
 
-def result_of(*means: tuple[str, float]) -> Result:
+def result_of(*means: tuple[str, float], in_flight: int = 1) -> Result:
     plain = Tally()
     plain.add(latency(dict(means)["plain"]), 1.0)
     rows = []
     for name, mean in means:
         tally = Tally()
         tally.add(latency(mean), 1.0)
-        rows.append(tally.row(name, "iid", Load(1), plain, Verdict(0.995, {"0": 0.75, "2": 0.25}), 50.0))
-    return Result({"model": "<b>", "release": 3, "workload": "iid"}, tuple(rows), ("A note.",))
+        rows.append(tally.row(name, "iid", Load(in_flight), plain, Verdict(0.995, {"0": 0.75, "2": 0.25}), 50.0))
+    conditions = {"model": "<b>", "release": 3, "workload": "iid", "device": "cpu", "turns": 1}
+    return Result(conditions, tuple(rows), ("A note.",))
+
+
+def test_what_can_not_be_faster_and_seems_so_tells_of_noise() -> None:
+    rows = ("plain", 4.0), ("chain-inline", 2.0), ("oracle", 1.0)
+    for name in ("mechanism", "all-miss", BYPASSED):
+        result = result_of(*rows, (name, 3.0))
+        said = noise(result)
+        assert said is not None and f"({name} 1.33 times, 1 in flight)" in said
+        assert said.endswith(".") and said.count(". ") == 0, "a sentence"
+        assert kept(result, ORACLE) is None
+        within = result_of(*rows, (name, 3.6))  # 1.11
+        assert noise(within) is None and kept(within, ORACLE) == pytest.approx(2 / 3)
+        assert noise(result_of(*rows, (name, 3.0), in_flight=8)) is None, "its batches may be better ones"
+        assert "1.60 times, 8 in flight" in str(noise(result_of(*rows, (name, 2.5), in_flight=8)))
+        assert noise(replace(result, conditions=result.conditions | {"device": "cuda"})) is None
+    assert noise(result_of(*rows, ("hit-0", 1.0), ("hits-80", 1.0))) is None
+
+
+def test_the_turns_stand_beside_the_speed_up() -> None:
+    result = result_of(("plain", 246.9), ("chain-inline", 123.45), ("response-cache", 99.9), ("int8", 1234.5))
+    rows = [replace(row, low=1.4, high=2.6) for row in result.rows]
+    result = replace(result, rows=tuple(rows), conditions=result.conditions | {"turns": 3})
+    assert sentence(result).startswith("chain-inline answers 2.00 times as fast (its turns: 1.40 to 2.60) as the plain")
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(loads_table(result, (1, None)))
+    said = console.export_text()
+    assert "…" not in said and re.search(r"p99 +per s +speed-up +its turns +CPU ms", said)
+    assert re.search(r"chain-inline +123\.5 +123\.5 +246\.9 +370\.4 +8 +2\.00 +1\.40-2\.60 +1\.00", said)
 
 
 def test_page_says_what_came_out_and_escapes_it() -> None:
     result = result_of(("plain", 4.0), ("chain-inline", 2.0), ("hit-0", 1.0), ("oracle", 1.0), ("allowed", 1.5))
     assert sentence(result) == (
-        "chain-inline answers 2.00 times as fast as the plain model (mean 2.00 ms, not 4.00 ms, 1 in flight), and "
-        "99.50% of the answers agree with its."
+        "chain-inline answers 2.00 times as fast (one turn) as the plain model (mean 2.00 ms, not 4.00 ms, 1 in "
+        "flight), and 99.50% of the answers agree with its."
     )
     assert (kept(result, ORACLE), kept(result, ALLOWED)) == pytest.approx((2 / 3, 0.8))
     assert kept(result_of(("plain", 4.0), ("chain-inline", 2.0), ("allowed", 4.5)), ALLOWED) is None  # it saves nothing
@@ -338,7 +381,7 @@ def test_bench_measures_a_chain_beside_all_else(
     monkeypatch.setenv("GATI_STORE", str(tmp_path / "production"))
     done = CliRunner().invoke(bench_command, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "times as fast as the plain model" in done.stdout
+    assert "times as fast (one turn) as the plain model" in done.stdout
     told = json.loads((tmp_path / "bench.json").read_text())
     rows = {(row["name"], row["concurrency"]): Row(**row) for row in told["rows"]}
     heads = {f"hit-{head['index']}" for head in release_heads(repository)}

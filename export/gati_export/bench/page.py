@@ -40,9 +40,11 @@ def sentence(result: Result) -> str:
     if best is None or plain is None:
         return "No chain was measured."
     agreement = "" if best.agreement is None else f", and {best.agreement:.2%} of the answers agree with its"
+    several = result.conditions["turns"] > 1
+    turns = f"its turns: {best.low:.2f} to {best.high:.2f}" if several else "one turn"
     return (
-        f"{best.name} answers {best.speedup:.2f} times as fast as the plain model (mean {best.mean_ms:.2f} ms, not "
-        f"{plain.mean_ms:.2f} ms, {load_name(best.concurrency, None)}){agreement}."
+        f"{best.name} answers {best.speedup:.2f} times as fast ({turns}) as the plain model (mean {best.mean_ms:.2f} "
+        f"ms, not {plain.mean_ms:.2f} ms, {load_name(best.concurrency, None)}){agreement}."
     )
 
 

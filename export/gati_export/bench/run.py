@@ -38,7 +38,7 @@ from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
 from gati_export.bench.plan import Plan
 from gati_export.bench.processes import cpu_seconds, peak_mib
-from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, serves
+from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, noise, serves
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
@@ -90,7 +90,8 @@ def bench(plan: Plan, report: Progress) -> Result:
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), arena.environment, options=options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
-        return Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
+        result = Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
+        return replace(result, notes=(*result.notes, *filter(None, [noise(result)])))
 
 
 def _clear(folder: Path) -> None:
