@@ -48,6 +48,7 @@ from gati_export.bench.rows import (
     ORACLE,
     Result,
     Row,
+    answers_table,
     kept,
     loads_table,
     noise,
@@ -191,6 +192,8 @@ def result_of(*means: tuple[str, float], in_flight: int = 1) -> Result:
         tally.add(latency(mean), 1.0)
         rows.append(tally.row(name, "iid", Load(in_flight), plain, Verdict(0.995, {"0": 0.75, "2": 0.25}), 50.0))
     conditions = {"model": "<b>", "release": 3, "workload": "iid", "device": "cpu", "turns": 1}
+    conditions |= {"compared": 300, "distinct": 212, "epsilon": 0.01, "repeats": 0.0123}
+    conditions |= {"start_seconds": {"plain": 1.0456789, "chain-inline": 2.3}}
     return Result(conditions, tuple(rows), ("A note.",))
 
 
@@ -226,7 +229,7 @@ def test_page_says_what_came_out_and_escapes_it() -> None:
     result = result_of(("plain", 4.0), ("chain-inline", 2.0), ("hit-0", 1.0), ("oracle", 1.0), ("allowed", 1.5))
     assert sentence(result) == (
         "chain-inline answers 2.00 times as fast (one turn) as the plain model (mean 2.00 ms, not 4.00 ms, 1 in "
-        "flight), and 99.50% of the answers agree with its."
+        "flight), and 99.50% of the answers to 300 requests (212 distinct) agree with its."
     )
     assert (kept(result, ORACLE), kept(result, ALLOWED)) == pytest.approx((2 / 3, 0.8))
     assert kept(result_of(("plain", 4.0), ("chain-inline", 2.0), ("allowed", 4.5)), ALLOWED) is None  # it saves nothing
@@ -239,8 +242,26 @@ def test_page_says_what_came_out_and_escapes_it() -> None:
     other = sentence(result_of(("plain", 8.0), ("chain-inline", 4.0), ("chain-int8", 3.0)))
     assert other.startswith("chain-inline answers 2.00 times as fast")  # not another network, of no promise
     text = page(result)
+    for name, value in (
+        ("start seconds", "plain 1.05 s, chain-inline 2.30 s"), ("epsilon", "1%"), ("repeats", "1.2%"),
+        ("compared", "300"),
+    ):  # fmt: skip
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in text
     assert "&lt;b&gt;" in text and "<b></b>" not in text and "A note." in text and text.count("<svg") == 3
     assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_answers_are_those_of_the_first_load() -> None:
+    alone = result_of(("plain", 4.0), ("chain-inline", 2.0), ("hit-0", 1.0))
+    loaded = [replace(row, concurrency=8, exits={"1": 1.0}, rss_mb=99.0) for row in alone.rows[:2]]
+    result = replace(alone, rows=(*alone.rows, *loaded))
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(answers_table(result))
+    said = console.export_text()
+    assert said.startswith("answers, 1 in flight") and "hit-0" in said
+    assert re.search(r"chain-inline +99\.50% +50 +0:75% 2:25%", said) and "1:100%" not in said
+    told = page(result).partition("Where requests were answered, 1 in flight")[2]
+    assert "0: 75.0%, 2: 25.0%" in told and "1: 100.0%" not in told
 
 
 def test_exits_are_as_many_as_their_shares_say() -> None:
@@ -415,6 +436,7 @@ def test_bench_measures_a_chain_beside_all_else(
     assert rows[MOSTLY_HITS, 1].exits[first] == pytest.approx(0.8, abs=0.12)  # of 100
     for name in heads:
         assert rows[name, 1].exits == {name.removeprefix("hit-"): 1.0}
+    assert (told["conditions"]["compared"], told["conditions"]["distinct"]) == (100, 100)
     assert told["conditions"]["workload"] == "iid" and 0 < told["conditions"]["repeats"] < 0.1  # of 1,000
     assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
     assert list(left.glob("bench-*")) == [elsewhere]  # the user's own repository is as it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from markupsafe import Markup
 
@@ -10,6 +11,7 @@ from gati_export.bench.rows import PLAIN, SERVED, Result, Row, load_name, serves
 from gati_export.report.drawing import Drawing, Scale, spread
 from gati_export.report.page import template
 from gati_export.report.plots import COLORS, Frame
+from gati_export.report.units import duration, percent, promise
 
 BARS = (660.0, 22.0)
 """Width of the drawing of bars, and the height of each."""
@@ -21,6 +23,7 @@ def page(result: Result) -> str:
     """The page's HTML. All that the result names is escaped."""
     return template("bench.html").render(
         conditions=result.conditions,
+        facts=_facts(result),
         notes=result.notes,
         sentence=sentence(result),
         gains=any(row.speedup > 1 for row in _chains(result)),
@@ -29,7 +32,7 @@ def page(result: Result) -> str:
         throughput=_lines(result, lambda row: row.throughput, "answers a second"),
         tails=_lines(result, lambda row: row.p99_ms, "p99, ms"),
         loads=[(load_name(*load), result.under(load)) for load in result.loads()],
-        exits=[row for row in {row.name: row for row in result.rows}.values() if row.exits],
+        exits=[row for row in result.first if row.exits],
     )
 
 
@@ -39,13 +42,32 @@ def sentence(result: Result) -> str:
     plain = result.row(PLAIN, best.concurrency or 1) if best else None
     if best is None or plain is None:
         return "No chain was measured."
-    agreement = "" if best.agreement is None else f", and {best.agreement:.2%} of the answers agree with its"
+    agreement = (
+        "" if best.agreement is None else f", and {best.agreement:.2%} of the answers {_asked(result)} agree with its"
+    )
     several = result.conditions["turns"] > 1
     turns = f"its turns: {best.low:.2f} to {best.high:.2f}" if several else "one turn"
     return (
         f"{best.name} answers {best.speedup:.2f} times as fast ({turns}) as the plain model (mean {best.mean_ms:.2f} "
         f"ms, not {plain.mean_ms:.2f} ms, {load_name(best.concurrency, None)}){agreement}."
     )
+
+
+def _asked(result: Result) -> str:
+    """What answers were compared on, in words."""
+    return f"to {result.conditions['compared']} requests ({result.conditions['distinct']} distinct)"
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    """The conditions in words."""
+    forms: dict[str, Callable[[Any], str]] = {
+        "epsilon": promise,
+        "delta": promise,
+        "repeats": percent,
+        "start_seconds": lambda starts: ", ".join(f"{name} {duration(seconds)}" for name, seconds in starts.items()),
+    }
+    facts = [(name, forms.get(name, str)(value)) for name, value in result.conditions.items() if value is not None]
+    return [(name.replace("_", " "), value) for name, value in facts]
 
 
 def _chains(result: Result) -> list[Row]:
@@ -56,7 +78,7 @@ def _chains(result: Result) -> list[Row]:
 
 def _bars(result: Result) -> Markup:
     """Mean latencies at the first load, each with a thin line to its 99th percentile."""
-    rows = result.under(result.loads()[0]) if result.rows else []
+    rows = result.first
     width, height = BARS
     drawing = Drawing(width, height * len(rows) + 30, "Mean latency of each contender, in milliseconds")
     across = Scale(0, max((row.p99_ms for row in rows), default=1), NAMES, width - 60)

@@ -82,6 +82,11 @@ class Result:
         """The rows of one load."""
         return [row for row in self.rows if (row.concurrency, row.rate) == load]
 
+    @property
+    def first(self) -> list[Row]:
+        """The rows of the load that was measured first, at which there are all contenders."""
+        return self.under(self.loads()[0]) if self.rows else []
+
     def row(self, name: str, concurrency: int = 1) -> Row | None:
         """A contender's row at a concurrency."""
         return next((row for row in self.rows if row.name == name and row.concurrency == concurrency), None)
@@ -159,10 +164,10 @@ def loads_table(result: Result, load: tuple[int | None, float | None]) -> Table:
 
 
 def answers_table(result: Result) -> Table:
-    """What all answered, from which exit, and how much memory they took, for the terminal."""
-    found = _table("answers", ("agreement", "MiB"))
+    """What all answered, from which exit, and how much memory they took, under the first load, for the terminal."""
+    found = _table(f"answers, {load_name(*result.loads()[0])}", ("agreement", "MiB"))
     found.add_column("requests by exit", overflow="fold")
-    for row in {row.name: row for row in result.rows}.values():
+    for row in result.first:
         exits = " ".join(f"{exit_}:{share:.0%}" for exit_, share in row.exits.items() if share >= 0.005)
         memory = MISSING if row.rss_mb is None else f"{row.rss_mb:.0f}"
         found.add_row(row.name, MISSING if row.agreement is None else f"{row.agreement:.2%}", memory, exits)
