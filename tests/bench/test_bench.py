@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from rich.console import Console
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from gati.agreement import parse_agreement
+from gati.breaker import Alarm
 from gati.chain import Chain, Tensor
 from gati.device import usable
-from gati.errors import BenchError, SamplesError, UnavailableError
+from gati.errors import BenchError, RepositoryError, SamplesError, UnavailableError
 from gati.head import SCORE
+from gati.ledger import Event
 from gati.release import head_path
 from gati.session import DEVICE, Device, open_session
+from gati.settings import workspace
 from gati.startup import startup_models
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
@@ -463,6 +467,40 @@ def test_a_chain_without_a_release_is_measured_too(exported: Exported, tmp_path:
     assert "mechanism-segment-0" not in bls  # it runs in the orchestrator
     assert any("no release" in note for note in arena.notes)
     assert (oracle_exits(arena, {"image": exported.images[:9]}) == len(chain.heads)).all()
+
+
+def test_exits_that_are_closed_in_service_are_told_of(exported: Exported, tmp_path: Path) -> None:
+    repository = exported.copy(tmp_path)
+    number = min(head["index"] for head in release_heads(repository))
+    few = {"image": exported.images[:9]}
+    plan = plan_of(repository, exported.chain, few, "inline")
+    assert set_up(tmp_path / "before", plan, {}, quiet).notes == []
+    path = repository.with_name("models.gati") / "breaker" / MODEL / "host.jsonl"
+    path.parent.mkdir(parents=True)
+    alarm = Alarm(number, 310, 14, 0.0173)
+    path.write_text(json.dumps(asdict(Event(datetime.now(UTC).isoformat(), 1, (number,), alarm))) + "\n")
+    (note,) = set_up(tmp_path / "after", plan, {}, quiet).notes
+    assert f"closed exit {number} of release 1" in note
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["the first of them", "the last"])
+def test_the_log_of_a_server_that_does_not_start_is_still_there(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    class Failing:
+        def __init__(self, repository: Path, _ports: object, _environment: object, log: Path | None = None, *_: object):
+            log = log or workspace(repository) / "server.log"
+            log.write_text("why")
+            raise RepositoryError(f"It did not start (its log is {log}).")
+
+    monkeypatch.setattr(startup if alone else bench_run, "Server", Failing)
+    if not alone:
+        monkeypatch.setattr(bench_run, "seconds_to_answer", lambda *_: {})
+    repository = exported.copy(tmp_path)
+    with pytest.raises(RepositoryError, match="did not start") as raised:
+        bench_run.bench(plan_of(repository, exported.chain, {"image": exported.images}, "inline"), quiet)
+    log = repository.with_name("models.gati") / "bench.log"
+    assert str(log) in str(raised.value) and log.read_text() == "why"
 
 
 def test_heads_with_state_are_not_measured_in_bls_mode(

@@ -26,6 +26,7 @@ from gati_export.bench.rows import BYPASSED, MOSTLY_HITS, PLAIN
 from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
 from gati_export.certificate import uncertified
+from gati_export.day import named, read_day
 from gati_export.headfile import CLOSED, with_threshold
 from gati_export.publish import Draft, publish
 from gati_export.ragged import count, rows_at, typical
@@ -169,6 +170,8 @@ def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
     heads, release = arena.heads(), arena.release
     if release is None:
         arena.notes.append(f"{arena.chain.model!r} has no release: its chain is the backbone in one stage.")
+    else:
+        arena.notes += _closed_in_service(arena, release)
     for mode in modes:
         if mode == "bls" and any(map(has_state, heads.values())):
             arena.notes.append("chain-bls: heads with state are for inline chains.")
@@ -178,6 +181,16 @@ def _add_served(arena: Arena, modes: Sequence[Mode]) -> None:
         raise BenchError(
             f"{arena.chain.model!r} has heads with state, which run in inline mode; ask for --modes inline."
         )
+
+
+def _closed_in_service(arena: Arena, release: Release) -> list[str]:
+    """What to know of a release of which audits have closed exits where it serves: copies know nothing of it."""
+    closed = read_day(arena.source, arena.chain.model, release=release.number).closed_exits(release.number)
+    if not closed:
+        return []
+    return [
+        f"Audits have closed {named(closed)} of release {release.number} where it serves; here all are open at first."
+    ]
 
 
 def _add_forced(arena: Arena, requests: Feeds) -> None:

@@ -51,6 +51,8 @@ LATE = 0.05
 """The share of requests at a rate that may be sent late without a word: Poisson arrivals come in crowds."""
 SETTLE = 1.0
 """Seconds after which what a chain has answered is in its metrics: it hands them over four times a second."""
+LOG = "bench.log"
+"""The servers' log, in the repository's workspace: what fails is looked for there when all else is removed."""
 CACHE_BYTES = 1 << 28
 WARM_UP = 250
 """Requests that chains are asked in turns, before anything is measured."""
@@ -77,6 +79,7 @@ def bench(plan: Plan, report: Progress) -> Result:
     folder = workspace(plan.repository)
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
+    log = folder / LOG
     with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-{socket.gethostname()}-", dir=folder) as work:
         peers, notes = _peers(plan, report)
         arena = set_up(Path(work, "models"), plan, peers, report)
@@ -86,9 +89,9 @@ def bench(plan: Plan, report: Progress) -> Result:
         traffic = Traffic(plan.workload, plan.samples, classes, plan.chain.inputs, plan.seed)
         add_studies(arena, traffic.take(SCORED))
         first = [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
-        starts = seconds_to_answer(arena, first, Path(work, "start"), rows_at(traffic.take(1), [0]))
+        starts = seconds_to_answer(arena, first, Path(work, "start"), rows_at(traffic.take(1), [0]), log)
         options = _cache_options() if "cache" in plan.against else []
-        with Server(arena.repository, Ports(0, 0, 0), arena.environment, options=options) as server:
+        with Server(arena.repository, Ports(0, 0, 0), arena.environment, log, options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
         result = Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
         return replace(result, notes=(*result.notes, *filter(None, [noise(result)])))

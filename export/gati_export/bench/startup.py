@@ -20,7 +20,7 @@ STARTS = 3
 
 
 def seconds_to_answer(
-    arena: Arena, names: Sequence[str], folder: Path, request: Mapping[str, np.ndarray]
+    arena: Arena, names: Sequence[str], folder: Path, request: Mapping[str, np.ndarray], log: Path
 ) -> dict[str, float]:
     """From the start of a server that has only one contender to its first answer: the median, and they take turns.
 
@@ -29,6 +29,7 @@ def seconds_to_answer(
         names: Theirs.
         folder: Where repositories with each alone are to be; there must be none.
         request: Inputs by name, [1, ...].
+        log: File for the servers' log.
     """
     taken: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -37,14 +38,16 @@ def seconds_to_answer(
             (folder / name / model.name).symlink_to(model)
     for _ in range(STARTS):
         for name in names:
-            taken[name].append(_once(folder / name, name, arena.environment, request))
+            taken[name].append(_once(folder / name, name, arena.environment, request, log))
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def _once(repository: Path, name: str, environment: Mapping[str, str], request: Mapping[str, np.ndarray]) -> float:
+def _once(
+    repository: Path, name: str, environment: Mapping[str, str], request: Mapping[str, np.ndarray], log: Path
+) -> float:
     begun = time.perf_counter()
     with (
-        Server(repository, Ports(0, 0, 0), environment) as server,
+        Server(repository, Ports(0, 0, 0), environment, log) as server,
         Client(f"{HOST}:{server.ports.grpc}", name) as client,
     ):
         client.infer(dict(request))
