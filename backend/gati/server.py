@@ -177,6 +177,8 @@ class Server:
     def revive(self) -> list[str]:
         """Loads models again whose process was killed, and returns their names: Triton goes on without, and "ready".
 
+        Where the server itself has ended, there are none.
+
         Raises:
             UnavailableError: If one can't be loaded again.
         """
@@ -189,9 +191,17 @@ class Server:
                 self._control.load(model, START_SECONDS)
                 self._stubs.expect(model)
             except NOT_ANSWERED as error:
+                if self._has_ended():
+                    return []
                 reason = f"The process of {model!r} was killed, and it can't be loaded again"
                 raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error
         return models
+
+    def _has_ended(self) -> bool:
+        """Whether the server itself has ended, perhaps just now."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        return self.process.poll() is not None
 
     def stop(self) -> int:
         """Lets the server answer what it has taken, and ends it; returns its exit code."""

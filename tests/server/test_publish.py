@@ -165,7 +165,7 @@ def test_a_release_that_the_server_does_not_take_is_withdrawn(
                 file.write_bytes(file.read_bytes()[:100])
 
     with monkeypatch.context() as patch:
-        patch.setattr(control, "LIVE_SECONDS", 1.0)  # of this release alone: good ones may take longer
+        patch.setattr(control, "LIVE_SECONDS", GRACE_SECONDS + 2)  # of this release alone: good ones may take longer
         with pytest.raises(PublishError, match=r"did not (load|take)") as refused:
             publish_to(running.repository, running.chain, marked_draft(running.chain, 52), running.served.grpc, damage)
     assert one_sentence(str(refused.value))

@@ -387,7 +387,7 @@ def test_a_server_that_can_not_be_watched_is_ended(
     monkeypatch.setattr(
         server.Server, "_launch", lambda served, *how: (launch(served, *how), started.append(served.process.pid))
     )
-    monkeypatch.setattr(Stubs, "killed", lambda _: 1 / 0)
+    monkeypatch.setattr(Stubs, "expect", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         server.Server(exported.copy(tmp_path), Ports(0, 0, 0))
     assert len(started) == 1 and not _alive(started[0])
