@@ -24,6 +24,7 @@ from gati_export.publish import Draft, OvertakenError
 from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
+from gati_export.splitting import Split
 from gati_export.standing import Live, Standing, judge, live_release, shut
 from gati_export.store import Recorded, misfits, read_recent
 from gati_export.sync import follow
@@ -98,6 +99,48 @@ class Refreshed:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class _Learned:
+    """What recent samples have taught, before anything is decided.
+
+    Attributes:
+        recorded: The samples.
+        parts: Their parts.
+        trained: The heads, or why there are none.
+        report: About them, of no release as yet.
+        live: The release that serves, without the exits that are closed; None if there is none.
+        standing: How that does; None where it was not judged.
+        comparable: Whether the samples can tell how it does.
+    """
+
+    recorded: Recorded
+    parts: Split
+    trained: Trained
+    report: Report
+    live: Live | None
+    standing: Standing | None
+    comparable: bool
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What a turn is to do.
+
+    Attributes:
+        draft: What to publish; None for nothing.
+        why: The reason, in a sentence.
+        objected: Whether something speaks against what was learned that `always` does not outweigh.
+        shuts: Whether the draft is the live release, shut; the report is of no release then.
+        failed: Whether the turn ends as a failure, since there is nothing that could be published.
+    """
+
+    draft: Draft | None
+    why: str
+    objected: bool = False
+    shuts: bool = False
+    failed: bool = False
+
+
 @dataclass
 class _Notes:
     """What becomes a turn, as far as it is known."""
@@ -105,13 +148,13 @@ class _Notes:
     live: Live | None
     started: float = field(default_factory=time.monotonic)
     samples: int = 0
-    standing: Standing | None = None
-    trained: Trained | None = None
+    learned: _Learned | None = None
 
     def turn(self, release: Release | None, why: str) -> Turn:
         """The turn that ends with this."""
-        certified = self.trained is not None and self.trained.certificate is not None
-        plain = sum(self.trained.segment_seconds) if self.trained else None
+        trained = self.learned.trained if self.learned else None
+        standing = self.learned.standing if self.learned else None
+        certified = trained is not None and trained.certificate is not None
         return Turn(
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             took=time.monotonic() - self.started,
@@ -119,45 +162,53 @@ class _Notes:
             live=self.live.number if self.live else 0,
             release=release.number if release else None,
             why=why,
-            plain_seconds=plain,
-            live_seconds=self.standing.seconds if self.standing else None,
-            new_seconds=_expected(self.trained) if self.trained and certified else None,
-            live_differs=self.standing.differs if self.standing else None,
+            plain_seconds=sum(trained.segment_seconds) if trained else None,
+            live_seconds=standing.seconds if standing else None,
+            new_seconds=_expected(trained) if trained and certified else None,
+            live_differs=standing.differs if standing else None,
         )
 
 
-def refreshed(plan: Plan, report: Progress) -> Refreshed:
+def refreshed(plan: Plan, progress: Progress) -> Refreshed:
     """Turns recent samples into the next release, if that is better than the one that serves.
 
     What was decided, and why, is kept (`gati_export.history`), also where this fails.
 
     Args:
         plan: What to refresh, and how.
-        report: Told what is being done and how far it is.
+        progress: Told what is being done and how far it is.
 
     Raises:
         SamplesError: If there are too few samples.
         PublishError: If no heads can be certified, or the release could not be made live, or another refresh of this
-            chain is at work.
+            chain is at work, or nothing was published and the reason could not be written down.
         UnavailableError: If no server answers; found out before the training.
     """
     with _alone(plan):
         notes = _Notes(live_release(plan.repository, plan.chain))
         try:
-            return _refreshed(plan, notes, report)
+            learned = notes.learned = _learn(plan, notes, progress)
+            decision, rollout = _carry_out(plan, _decide(plan, learned, progress), progress)
         except GatiError as error:
-            note(plan.repository, plan.chain.model, notes.turn(None, str(error)))
+            _write_down(plan, notes.turn(None, str(error)), None)
             raise
+        release = rollout.release if rollout else None
+        numbered = None if release is None or decision.shuts else release.number
+        report = replace(learned.report, release=numbered)
+        turn = _write_down(plan, notes.turn(release, decision.why), report)
+        if decision.failed:
+            raise PublishError(turn.why)
+        return Refreshed(report, turn, rollout, decision.objected, learned.recorded.left_out)
 
 
-def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
+def _learn(plan: Plan, notes: _Notes, progress: Progress) -> _Learned:
+    """Trains heads on recent samples, and judges the live release by the same ones."""
     repository, chain = plan.repository, plan.chain
     if plan.server is not None:
         settle(repository, chain, plan.server)
         notes.live = live_release(repository, chain)  # there may be another now
     live = notes.live
-    paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
-    terms = Terms.of(chain, plan.seed, chain.read_trained(repository))
+    paths, terms = _paths(plan), Terms.of(chain, plan.seed, chain.read_trained(repository))
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
 
@@ -165,63 +216,82 @@ def _refreshed(plan: Plan, notes: _Notes, report: Progress) -> Refreshed:
         notes.samples = some.window.samples
         parts = parted(some, terms)
         way = live.parts if live else None
-        return train_heads(chain, paths, some.samples, parts, terms, report, heads, known=known, way=way)
+        return train_heads(chain, paths, some.samples, parts, terms, progress, heads, known=known, way=way)
 
     recorded, trained = without_broken(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
-    samples, parts = recorded.samples, parted(recorded, terms)
-    notes.trained = trained
+    samples, parts, standing = recorded.samples, parted(recorded, terms), None
     comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
     if live is not None and comparable and trained.candidates.heads:
         live = _as_it_serves(plan, live)
-        notes.standing = judge(live, chain, paths, samples, parts, terms, trained, recorded.times)
-    learned = report_of(chain, trained, terms, None, backbone_bytes(paths))
+        standing = judge(live, chain, paths, samples, parts, terms, trained, recorded.times)
+    report = report_of(chain, trained, terms, None, backbone_bytes(paths))
+    return _Learned(recorded, parts, trained, report, live, standing, comparable)
+
+
+def _decide(plan: Plan, learned: _Learned, progress: Progress) -> _Decision:
+    """Whether what was learned is to be published; tries it on the newest samples first."""
+    live, standing, trained = learned.live, learned.standing, learned.trained
     if trained.certificate is None:
-        write(repository, learned)
-        return _shut(plan, notes, live, learned, recorded, report, trained.why_not or "")
+        return _without_new_heads(plan, learned, trained.why_not or "")
     closed = live.closed if live is not None else ()
-    why, publish = verdict(notes.standing, _expected(trained), closed) if comparable else (UNSEEN, False)
-    rollout = against = None
-    if publish or plan.always:
-        against = objection(chain, paths, trained, parts, _newest(plan, recorded), terms, report)
-        if against and notes.standing is not None and notes.standing.untenable:
-            return _shut(plan, notes, live, learned, recorded, report, against)
-        try:
-            rollout = None if against else _publish(plan, _draft(trained, recorded, live), report)
-        except OvertakenError as error:
-            against = str(error)
-        why = against or why
-    turn = notes.turn(rollout.release if rollout else None, why)
-    learned = replace(learned, release=turn.release)
-    try:
-        write(repository, learned)
-        note(repository, chain.model, turn)
-    except OSError as error:
-        if rollout is None:
-            raise
-        turn = replace(turn, why=f"{why} That could not be written down ({error.strerror}).")
-    return Refreshed(learned, turn, rollout, against is not None, recorded.left_out)
+    why, better = verdict(standing, _expected(trained), closed) if learned.comparable else (UNSEEN, False)
+    if not better and not plan.always:
+        return _Decision(None, why)
+    newest, terms = _newest(plan, learned.recorded), Terms.of(plan.chain, plan.seed)
+    against = objection(plan.chain, _paths(plan), trained, learned.parts, newest, terms, progress)
+    if against is None:
+        return _Decision(_draft(trained, learned.recorded, live), why)
+    if standing is not None and standing.untenable:
+        return _without_new_heads(plan, learned, against)
+    return _Decision(None, against, objected=True)
 
 
-def _shut(
-    plan: Plan, notes: _Notes, live: Live | None, learned: Report, recorded: Recorded, report: Progress, why_not: str
-) -> Refreshed:
-    """Ends a turn that has nothing to publish: shuts the live release where that should not even serve alone.
-
-    Raises:
-        PublishError: If it may, or there is none.
-    """
-    assert notes.trained is not None
-    standing = notes.standing
+def _without_new_heads(plan: Plan, learned: _Learned, why_not: str) -> _Decision:
+    """What to do where no new heads can be published: shut the live release if it must not go on, else nothing."""
+    live, standing, recorded = learned.live, learned.standing, learned.recorded
     if live is None or standing is None or not standing.untenable:
         stays = "the live release stays" if live else "the backbone goes on alone"
         aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
-        raise PublishError(f"Nothing is published, {stays}: {why_not}{aside}")
-    draft = shut(live, standing, plan.chain, len(notes.trained.outputs), recorded.window)
-    rollout = _publish(plan, draft, report)
+        return _Decision(None, f"Nothing is published, {stays}: {why_not}{aside}", failed=True)
+    draft = shut(live, standing, plan.chain, len(learned.trained.outputs), recorded.window)
     why = f"The live release differs on {standing.differs:.2%} of the held-out samples, and is shut: {why_not}"
-    turn = notes.turn(rollout.release, why)
-    note(plan.repository, plan.chain.model, turn)
-    return Refreshed(learned, turn, rollout, left_out=recorded.left_out)
+    return _Decision(draft, why, shuts=True)
+
+
+def _carry_out(plan: Plan, decision: _Decision, progress: Progress) -> tuple[_Decision, Rollout | None]:
+    """Publishes what was decided on; the decision is changed where another release was published meanwhile.
+
+    Raises:
+        PublishError: If the release could not be made live.
+        UnavailableError: If no server answers.
+    """
+    if decision.draft is None:
+        return decision, None
+    follow(plan.repository)
+    try:
+        rollout = publish_to(
+            plan.repository, plan.chain, decision.draft, plan.server, lambda step: progress(f"Publish: {step}", 1)
+        )
+    except OvertakenError as error:
+        return _Decision(None, str(error), objected=True), None
+    return decision, rollout
+
+
+def _write_down(plan: Plan, turn: Turn, report: Report | None) -> Turn:
+    """Keeps a turn, and the report if there is one. Returns the turn, which says so if that failed.
+
+    Raises:
+        PublishError: If that failed and nothing was published: a disk that is full now may have room for another turn.
+    """
+    try:
+        if report is not None:
+            write(plan.repository, report)
+        note(plan.repository, plan.chain.model, turn)
+    except OSError as error:
+        turn = replace(turn, why=f"{turn.why} That could not be written down ({error.strerror}).")
+        if turn.release is None:
+            raise PublishError(turn.why) from error
+    return turn
 
 
 def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:
@@ -266,6 +336,10 @@ def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:
     return newest if newest.content == recorded.content else None
 
 
+def _paths(plan: Plan) -> list[Path]:
+    return [plan.chain.segment_path(plan.repository, segment.index) for segment in plan.chain.segments]
+
+
 def _expected(trained: Trained) -> float:
     """Mean seconds of a request."""
     return sum(trained.segment_seconds) / trained.speedup
@@ -275,11 +349,6 @@ def _draft(trained: Trained, recorded: Recorded, live: Live | None) -> Draft:
     if trained.certificate is None:
         raise PublishError("What has no certificate is not published.")
     return Draft(trained.heads, trained.certificate, recorded.window, "refresh", live.number if live else 0)
-
-
-def _publish(plan: Plan, draft: Draft, report: Progress) -> Rollout:
-    follow(plan.repository)
-    return publish_to(plan.repository, plan.chain, draft, plan.server, lambda step: report(f"Publish: {step}", 1))
 
 
 @contextmanager

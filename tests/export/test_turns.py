@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,15 +18,19 @@ import click
 import numpy as np
 import pytest
 from conftest import Exported
+from drafts import marked_draft
 from filelock import Timeout
 from handmade import toy_chain, toy_sample, write_shard
 
 from gati.errors import PublishError, SamplesError
 from gati.recorder import Sample, shard
+from gati.release import valid_releases
 from gati_export import history
 from gati_export.commands.refresh import _again_where_away
 from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import Plan, _alone, refreshed, verdict
+from gati_export.report.data import reports_folder
+from gati_export.rollout import publish_to
 from gati_export.standing import Standing, standing
 from gati_export.store import count_since
 from gati_export.terms import Terms
@@ -123,6 +129,46 @@ def test_a_refresh_that_fails_says_so_and_remembers_it(exported, tmp_path: Path)
         refreshed(plan, quiet)
     (turn,) = turns(plan.repository, plan.chain.model)
     assert (turn.live, turn.release, turn.why) == (1, None, str(error.value))
+
+
+def full(*_: object) -> None:
+    """A disk that is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_why_a_refresh_failed_is_told_where_it_cannot_be_written_down_and_a_watch_makes_it_again(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    monkeypatch.setattr("gati_export.refresh.note", full)
+    told = r"^No samples of 'digits' are recorded.* That could not be written down \(No space left on device\)\.$"
+    with pytest.raises(click.ClickException, match=told) as away, _again_where_away():
+        refreshed(plan, quiet)
+    assert away.value.exit_code == AGAIN
+
+
+@pytest.mark.parametrize("fault", ["reports", "turns"])
+def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written_down(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    repository, name = exported.copy(tmp_path), exported.chain.inputs[0].name
+    chain = replace(exported.chain, epsilon=0.05, views=0, memory=1)
+    draft = marked_draft(chain, 7, {0: -1e9})  # which every row reaches
+    draft = replace(draft, certificate=replace(draft.certificate, thresholds={0: -1e9}))
+    liar = publish_to(repository, chain, draft, None).release
+    plan = Plan(repository, chain, str(tmp_path / "samples"))
+    rows = len(exported.images)
+    served = Sample({name: exported.images}, None, np.zeros(rows, np.int32), np.zeros(rows, np.int64), time.time())
+    write_shard(f"{plan.store}/{chain.model}", shard(chain, [served]), 1 << 30)
+    if fault == "reports":
+        reports_folder(repository).write_text("no folder")
+    else:
+        monkeypatch.setattr("gati_export.refresh.note", full)
+    done = refreshed(plan, quiet)
+    assert done.release == next(valid_releases(repository, chain)) and done.release.number == liar.number + 1
+    assert str(done.release.certificate) == "All heads are shut: the backbone answers every request."
+    assert " is shut: No head" in done.turn.why
+    assert re.search(r" That could not be written down \((Not a directory|No space .*)\)\.$", done.turn.why)
 
 
 def test_a_refresh_says_how_many_files_held_nothing_to_learn_from(exported, tmp_path: Path) -> None:
