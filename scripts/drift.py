@@ -102,7 +102,7 @@ def main(
         world = World(copy, chain, Path(folder), ("--every", "10", "--fresh", str(fresh), "--window", str(window)))
         rows: list[Row] = []
         try:
-            for row in blocks(world.address, chain.model, images, rate, len(chain.segments) - 1):
+            for row in blocks(world.address, chain.model, images, rate, chain.backbone_exit):
                 rows.append(row)
                 cells = f"{row.chain_ms:.2f}", f"{row.plain_ms:.2f}", f"{row.speedup:.2f}"
                 shares = f"{row.hits:.0%}", f"{row.agreement:.1%}"

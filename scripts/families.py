@@ -184,7 +184,7 @@ class Trial:
             heads=dict(trained.families),
             bound=trained.certificate.bound if trained.certificate else None,
             disagreement=float(wrong.mean()),
-            hits=float((exits < len(self.chain.heads)).mean()),
+            hits=float((exits < self.chain.backbone_exit).mean()),
             early=float((until[exits] <= 0.5).mean()),
             macs_saved=float(1 - np.asarray(self.macs)[exits].mean()),
             exits={int(e): (float((exits == e).mean()), float(1 - wrong[exits == e].mean())) for e in np.unique(exits)},
@@ -284,7 +284,7 @@ def _train(
     chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)
     graphs = cut(backbone, points)
     chain = replace(chain, segments=write_segments(graphs, lambda k: chain.segment_path(repository, k).parent))
-    paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
+    paths = chain.segment_paths(repository)
     sessions, times = open_segments(paths), measure_segments(chain, paths, samples)
     candidates = fit_candidates(chain, sessions, samples, parts, names, times, report, seed, {})
     return Trial(

@@ -240,7 +240,7 @@ def disturb(world: World, minutes: float, random: np.random.Generator, asked: As
 def wrong(world: World, traffic: Traffic, rows: list[tuple[int, float, int, int]]) -> np.ndarray:
     """Where an answer was not the backbone's, bool [rows]."""
     chain = world.chain
-    sessions = open_segments([chain.segment_path(world.repository, segment.index) for segment in chain.segments])
+    sessions = open_segments(chain.segment_paths(world.repository))
     told = np.array([row[2] for row in rows])
     numbers = np.array([row[0] for row in rows])
     truth = np.empty(len(rows), int)

@@ -75,7 +75,7 @@ def marked_draft(chain: Chain, mark: int, thresholds: dict[int, float] | None = 
 
 def spread_thresholds(repository: Path, chain: Chain, images: np.ndarray) -> dict[int, float]:
     """Thresholds at which the first head takes a third of the images, the last one half of the rest."""
-    sessions = open_segments([chain.segment_path(repository, segment.index) for segment in chain.segments])
+    sessions = open_segments(chain.segment_paths(repository))
     values, rows = {chain.inputs[0].name: images}, np.arange(len(images))
     thresholds = {}
     for index in chain.heads:

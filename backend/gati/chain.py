@@ -148,7 +148,12 @@ class Chain:
     @property
     def heads(self) -> range:
         """Indices of the cut points, each the place of a possible head."""
-        return range(len(self.segments) - 1)
+        return range(self.backbone_exit)
+
+    @property
+    def backbone_exit(self) -> int:
+        """The exit of requests that no head answers: the index of the last segment."""
+        return len(self.segments) - 1
 
     def segment_model(self, index: int) -> str:
         """Name of a segment's model in the repository."""
@@ -161,6 +166,10 @@ class Chain:
     def segment_path(self, repository: Path, index: int) -> Path:
         """Where a segment's ONNX file lies."""
         return repository / self.segment_model(index) / "1" / "model.onnx"
+
+    def segment_paths(self, repository: Path) -> list[Path]:
+        """Where the ONNX files of all segments lie, in order."""
+        return [self.segment_path(repository, segment.index) for segment in self.segments]
 
     def plan_path(self, repository: Path, index: int) -> Path:
         """Where a segment's TensorRT plan lies, if it has one."""

@@ -181,7 +181,7 @@ def _check(chain: Chain, broken: np.ndarray, rows: np.ndarray) -> None:
     for segment in chain.segments:
         if not broken[segment.index].any():
             continue
-        last = segment.index == len(chain.segments) - 1
+        last = segment.index == chain.backbone_exit
         where = f"at cut point {segment.index} ({segment.output.name!r})" if not last else "in the backbone's output"
         instead = ", or have the network give a large negative number where it gives -inf" if last else ""
         raise BrokenSamples(

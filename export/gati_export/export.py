@@ -162,7 +162,7 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     found = find_cutpoints(backbone, samples)
     chosen = choose_cutpoints(found, plan.cut_points)
     chain = _write_chain(plan, backbone, chosen, staged)
-    paths = [chain.segment_path(staged, segment.index) for segment in chain.segments]
+    paths = chain.segment_paths(staged)
     report("Compare segments with backbone", 0)
     total = count(samples)
     head = {name: rows[:CHECKED] for name, rows in samples.items()}

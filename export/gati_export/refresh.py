@@ -65,6 +65,11 @@ class Plan:
     seed: int = 0
     age: float | None = None
 
+    @property
+    def segment_paths(self) -> list[Path]:
+        """The ONNX files of the chain's segments, in order."""
+        return self.chain.segment_paths(self.repository)
+
 
 @dataclass(frozen=True)
 class Refreshed:
@@ -208,7 +213,7 @@ def _learn(plan: Plan, notes: _Notes, progress: Progress) -> _Learned:
         settle(repository, chain, plan.server)
         notes.live = live_release(repository, chain)  # there may be another now
     live = notes.live
-    paths, terms = _paths(plan), Terms.of(chain, plan.seed, chain.read_trained(repository))
+    paths, terms = plan.segment_paths, Terms.of(chain, plan.seed, chain.read_trained(repository))
     heads = live.heads if live else {}
     known = measured_in(live.report) if live and live.report and not plan.measure else None
 
@@ -238,7 +243,7 @@ def _decide(plan: Plan, learned: _Learned, progress: Progress) -> _Decision:
     if not better and not plan.always:
         return _Decision(None, why)
     newest, terms = _newest(plan, learned.recorded), Terms.of(plan.chain, plan.seed)
-    against = objection(plan.chain, _paths(plan), trained, learned.parts, newest, terms, progress)
+    against = objection(plan.chain, plan.segment_paths, trained, learned.parts, newest, terms, progress)
     if against is None:
         return _Decision(_draft(trained, learned.recorded, live), why)
     if standing is not None and standing.untenable:
@@ -334,10 +339,6 @@ def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:
     except SamplesError:
         return None
     return newest if newest.content == recorded.content else None
-
-
-def _paths(plan: Plan) -> list[Path]:
-    return [plan.chain.segment_path(plan.repository, segment.index) for segment in plan.chain.segments]
 
 
 def _expected(trained: Trained) -> float:

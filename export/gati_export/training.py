@@ -248,7 +248,7 @@ def decide(
     verdict = certify(*asked)
     if verdict is None:
         return refused(refusal(*asked))
-    where = np.array([*(head.cut for head in used), len(chain.heads)])[exits[verdict.step]]
+    where = np.array([*(head.cut for head in used), chain.backbone_exit])[exits[verdict.step]]
     shares = np.bincount(where, minlength=len(chain.segments)) / len(where)
     plain = float(candidates.times.segments.sum())
     mean = float(candidates.times.until_exits([(head.cut, head.seconds) for head in used]) @ shares)

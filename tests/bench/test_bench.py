@@ -318,7 +318,7 @@ def test_the_peers_learn_behind_the_chains_own_segments(exported: Exported, monk
     monkeypatch.setattr(selfxit, "lookups", lambda cut, classes: every(cut, classes)[:1])  # of three architectures
     monkeypatch.setattr(peers, "CERTIFIED", {"knn": "nearest"})  # GATI's heads take longer, and nothing else
     chain = replace(exported.chain, views=0)
-    segments = [chain.segment_path(exported.repository, segment.index) for segment in chain.segments]
+    segments = chain.segment_paths(exported.repository)
     found, notes = peer_heads(chain, segments, {"image": exported.images}, None, lambda *_: None)
     assert set(found) == {"knn", "selfxit", "branchynet"}
     for peer in ("selfxit", "branchynet"):

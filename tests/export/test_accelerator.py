@@ -217,7 +217,7 @@ def test_times_are_taken_where_it_is_said(tmp_path, monkeypatch, engine, asked, 
 def test_a_server_without_a_gpu_runs_it_all_the_same(exported: Exported, serve: Serve, tmp_path: Path) -> None:
     chain = replace(exported.chain, mode="bls", engine="tensorrt")
     repository = exported.copy(tmp_path, "bls")
-    paths = [chain.segment_path(repository, segment.index) for segment in chain.segments]
+    paths = chain.segment_paths(repository)
     accelerator = Accelerator.of(chain, paths, {"image": exported.images}, tmp_path)
     write_repository(repository, chain, accelerator)
     served = serve(repository)

@@ -84,7 +84,7 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
     assert not day.closed
     assert day.happenings[0].words == f"Release {number} went live, and opened exit {liar} again."
     assert day.latest["here"].release == number
-    assert day.exits[liar] and day.exits[len(chain.segments) - 1] and sum(day.exits.values()) >= 64
+    assert day.exits[liar] and day.exits[chain.backbone_exit] and sum(day.exits.values()) >= 64
     assert day.audits[0] > day.audits[1] > 0
     half, whole = (latency(day.all_minutes, 0.5, backbone=backbone) for backbone in (False, True))
     assert half is not None and whole is not None and 0 < half < 10 and 0 < whole < 10
@@ -141,7 +141,7 @@ def test_while_more_differs_than_was_promised_the_backbone_answers_and_that_is_t
 def test_when_what_is_answered_changes_more_is_audited(exported: Exported, serve: Serve, tmp_path: Path) -> None:
     running = started(exported, serve, tmp_path, "inline", GATI_AUDIT="0.02")
     answer = asked(running, exported.images[:32])
-    classes, hits = answer.output.argmax(1), np.flatnonzero(answer.exit < len(running.chain.segments) - 1)
+    classes, hits = answer.output.argmax(1), np.flatnonzero(answer.exit < running.chain.backbone_exit)
     first, other = hits[0], hits[classes[hits] != classes[hits[0]]][0]
     audits = [0]
     with Client(running.served.grpc, MODEL) as client:

@@ -21,7 +21,7 @@ def test_heads_that_do_not_pay_are_bypassed_until_the_next_release(
     repository, chain = exported.copy(tmp_path, plain=True), exported.chain
     publish(repository, chain, draft(closed_heads(repository, chain)))
     running = started(exported, serve, tmp_path, "inline", repository, GATI_BYPASS="1", GATI_REPLICA="here")
-    last = len(chain.segments) - 1
+    last = chain.backbone_exit
 
     def exits(times: int) -> set[int]:
         with Client(running.served.grpc, MODEL) as client:

@@ -154,7 +154,7 @@ def test_refresh_learns_from_features_where_no_input_is_kept(
     store = str(workspace(repository) / "samples")
     recorded = read_recent(store, chain, 1400)
     assert [*recorded.samples] == [chain.segments[0].output.name]
-    sessions = open_segments([chain.segment_path(repository, segment.index) for segment in chain.segments])
+    sessions = open_segments(chain.segment_paths(repository))
     parts = run_batches(chain, sessions, recorded.samples, np.arange(1368), lambda *_: None)
     outputs = np.concatenate([hidden[-1] for _, hidden in parts])
     apart = np.abs(outputs[None] - said[:, None]).max(axis=2).min(axis=1)  # audits put hits behind misses

@@ -114,7 +114,7 @@ def test_both_modes_answer_alike_on_a_thousand_inputs(
             np.testing.assert_array_equal(inline[name], bls[name], err_msg=name)
         np.testing.assert_allclose(inline[OUTPUT], bls[OUTPUT], atol=1e-4, rtol=1e-5)  # inline, segments are fused
         hits = inline["release"][:, 0] > 0
-        assert (hits == (inline["exit"][:, 0] < len(exported.chain.segments) - 1)).all()
+        assert (hits == (inline["exit"][:, 0] < exported.chain.backbone_exit)).all()
         mixed += 0 < hits.sum() < len(hits)
     assert mixed or size == 1
 
@@ -123,7 +123,7 @@ def test_exact_answers_are_the_plain_models(exported: Exported, served: Served) 
     for batch in batches(exported.images, 32):
         exact = ask(served, batch, mode="exact")
         np.testing.assert_allclose(exact[OUTPUT], ask(served, batch, model=PLAIN)[OUTPUT], atol=1e-5, rtol=1e-5)
-        assert (exact["exit"] == len(exported.chain.segments) - 1).all()
+        assert (exact["exit"] == exported.chain.backbone_exit).all()
         assert (exact["release"] == 0).all()
 
 
@@ -221,7 +221,7 @@ def test_a_bad_number_is_never_a_hit(exported: Exported, served: Served, protoco
     images[2, 0, 3, 3] = bad
     spoiled = ask(served, images, protocol=protocol)
     assert spoiled["release"][:, 0].tolist() == [1, 1, 0, 1]
-    assert spoiled["exit"][2, 0] == len(exported.chain.segments) - 1
+    assert spoiled["exit"][2, 0] == exported.chain.backbone_exit
     np.testing.assert_allclose(
         spoiled[OUTPUT][2], ask(served, images, model=PLAIN)[OUTPUT][2], atol=1e-5, rtol=1e-5, equal_nan=True
     )
@@ -303,7 +303,7 @@ def test_what_was_served_is_recorded_but_bad_numbers_are_not(exported: Exported,
 
     table = pq.read_table(Path(store) / MODEL)
     known = np.array([answer is not None for answer in table["gati.answer"].to_pylist()])
-    np.testing.assert_array_equal(known, table["gati.exit"].to_numpy() == len(chain.segments) - 1)
+    np.testing.assert_array_equal(known, table["gati.exit"].to_numpy() == chain.backbone_exit)
     assert sorted(table["gati.exit"].to_pylist()) == sorted(exits[good].tolist())
 
 
@@ -430,7 +430,7 @@ def test_heads_may_remember_and_forget_with_their_release(
     publish_to(repository, chain, draft({1: mixing_head(chain, 1)}), served.grpc)
     answers = [ask(served, image) for _ in range(60)]
     exits = [int(answer["exit"][0, 0]) for answer in answers]
-    assert exits[0] == len(chain.segments) - 1
+    assert exits[0] == chain.backbone_exit
     assert exits[-1] == 1, "what was often answered is answered early"
     assert answers[-1][OUTPUT].argmax() == answers[0][OUTPUT].argmax()
 

@@ -212,7 +212,7 @@ def _add_forced(arena: Arena, requests: Feeds) -> None:
 
 def _reached(arena: Arena, head: Candidate, requests: Feeds) -> float:
     """The threshold that a head's score reaches for `MOST` of the requests."""
-    sessions = open_segments([arena.chain.segment_path(arena.source, s.index) for s in arena.chain.segments])
+    sessions = open_segments(arena.chain.segment_paths(arena.source))
     (said,), _ = ask(arena.chain, sessions, [head], requests, np.arange(count(requests)), lambda *_: None)
     return float(np.quantile(said.scores, 1 - MOST, method="lower"))
 
@@ -332,7 +332,7 @@ def _add_int8(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
 def _add_int8_chain(arena: Arena, path: Path, samples: Mapping[str, np.ndarray]) -> None:
     """Each segment by itself, calibrated on what the ones before, unquantised, give."""
     chain = replace(arena.chain, model="chain-int8", mode="inline")
-    files = [arena.chain.segment_path(arena.source, segment.index) for segment in chain.segments]
+    files = arena.chain.segment_paths(arena.source)
     given, segments = dict(samples), []
     for segment, file, session in zip(chain.segments, files, open_segments(files), strict=True):
         feeds = {name: given[name] for name in segment.inputs}

@@ -38,11 +38,11 @@ def oracle_exits(arena: Arena, requests: Mapping[str, np.ndarray]) -> np.ndarray
     """The first exit of each request, in order, whose head of the live release agrees with the backbone: int64 [n]."""
     chain = arena.chain
     count = len(next(iter(requests.values())))
-    exits = np.full(count, len(chain.heads))
+    exits = np.full(count, chain.backbone_exit)
     heads = [Candidate(index, "live", model, 0.0) for index, model in sorted(arena.heads().items())]
     if not heads:
         return exits
-    sessions = open_segments([chain.segment_path(arena.source, segment.index) for segment in chain.segments])
+    sessions = open_segments(chain.segment_paths(arena.source))
     said, outputs = ask(chain, sessions, heads, requests, np.arange(count), lambda *_: None)
     agree = parse_agreement(chain.agreement)
     for head, one in reversed([*zip(heads, said, strict=True)]):
@@ -53,5 +53,5 @@ def oracle_exits(arena: Arena, requests: Mapping[str, np.ndarray]) -> np.ndarray
 def seconds_until(arena: Arena, requests: Mapping[str, np.ndarray]) -> np.ndarray:
     """Seconds of the backbone until each exit without any lookup, [cut points + 1], on this machine, batch 1."""
     chain = arena.chain
-    paths = [chain.segment_path(arena.source, segment.index) for segment in chain.segments]
+    paths = chain.segment_paths(arena.source)
     return np.cumsum(measure_segments(chain, paths, requests).segments)

@@ -117,7 +117,7 @@ def _peers(plan: Plan, report: Progress) -> tuple[dict[str, dict[int, bytes]], l
         return {}, []
     if plan.learn_from is None:
         raise SamplesError("The peers' heads have to learn from samples: give those of the export with --samples.")
-    segments = [plan.chain.segment_path(plan.repository, segment.index) for segment in plan.chain.segments]
+    segments = plan.chain.segment_paths(plan.repository)
     return peer_heads(plan.chain, segments, plan.learn_from, plan.extra, report)
 
 

@@ -197,7 +197,7 @@ def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
     if explain:
         _explain(report)
     click.echo(
-        f"Cut at {len(chain.segments) - 1} of {exported.found} cut points; on {exported.compared} samples the segments "
+        f"Cut at {len(chain.heads)} of {exported.found} cut points; on {exported.compared} samples the segments "
         f"answer as the backbone does (largest difference {exported.difference:.1e})."
     )
     if chain.tail:
