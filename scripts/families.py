@@ -33,13 +33,14 @@ from gati.orchestrator import Observer, Orchestrator
 from gati.release import Window
 from gati.session import open_session, run
 from gati.watch import ReleaseWatch
-from gati_export.activations import Progress, open_segments
+from gati_export.activations import open_segments
 from gati_export.backbone import load_backbone
 from gati_export.candidates import Candidates, ask, fit_candidates
-from gati_export.commands.common import progress
+from gati_export.commands.common import shown_progress
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.extra import with_extra
 from gati_export.latency import measure_segments
+from gati_export.progress import Progress
 from gati_export.publish import Draft, publish
 from gati_export.runs import find_runs
 from gati_export.samples import check_samples, load_samples
@@ -253,8 +254,8 @@ def main(
     names = families.split(",")
     rows = [_from_json(row) for path in beside for row in json.loads(path.read_text())["rows"]]
     for seed in map(int, seeds.split(",")):
-        with tempfile.TemporaryDirectory() as work, progress() as report:
-            trial = _train(folder, workload, names, cut_points, views, seed, Path(work), report)
+        with tempfile.TemporaryDirectory() as work, shown_progress() as progress:
+            trial = _train(folder, workload, names, cut_points, views, seed, Path(work), progress)
             composed = tuple(name for name in names if name in OURS) or tuple(names)
             sets = [*((name,) for name in names), composed, tuple(names)]
             for chosen in dict.fromkeys(sets):
@@ -269,7 +270,14 @@ def main(
 
 
 def _train(
-    folder: Path, workload: str, names: list[str], cut_points: int, views: int, seed: int, work: Path, report: Progress
+    folder: Path,
+    workload: str,
+    names: list[str],
+    cut_points: int,
+    views: int,
+    seed: int,
+    work: Path,
+    progress: Progress,
 ) -> Trial:
     """Cuts the backbone, and trains heads of all families."""
     terms = Terms(seed=seed)
@@ -286,7 +294,7 @@ def _train(
     chain = replace(chain, segments=write_segments(graphs, lambda k: chain.segment_path(repository, k).parent))
     paths = chain.segment_paths(repository)
     sessions, times = open_segments(paths), measure_segments(chain, paths, samples)
-    candidates = fit_candidates(chain, sessions, samples, parts, names, times, report, seed, {})
+    candidates = fit_candidates(chain, sessions, samples, parts, names, times, progress, seed, {})
     return Trial(
         repository=repository,
         chain=chain,
@@ -296,8 +304,8 @@ def _train(
         size=sum(path.stat().st_size for path in paths),
         terms=terms,
         candidates=candidates,
-        tuned=ask(chain, sessions, candidates.heads, samples, parts.tune, report),
-        held_out=ask(chain, sessions, candidates.heads, samples, parts.calibrate, report),
+        tuned=ask(chain, sessions, candidates.heads, samples, parts.tune, progress),
+        held_out=ask(chain, sessions, candidates.heads, samples, parts.calibrate, progress),
         parts=parts,
         digest=fingerprint(samples, parts.calibrate),
     )

@@ -12,10 +12,9 @@ import onnxruntime as ort
 from gati.chain import Chain
 from gati.errors import BackboneError, SamplesError
 from gati.session import open_session, run_chain
+from gati_export.progress import Progress
 from gati_export.ragged import batches, count, rows_at
 
-Progress = Callable[[str, float], None]
-"""Told what is being done, and which share of it is done, 0..1."""
 Reducer = Callable[[np.ndarray], np.ndarray]
 """From hidden activations [batch, ...] to what is kept of them [batch, ...]."""
 View = tuple[int, str]

@@ -14,13 +14,14 @@ from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
 from gati.resources import memory
 from gati.session import CPU, open_session
-from gati_export.activations import LARGE, Progress, Reducer, Segments, collect, learnable, run_batches
+from gati_export.activations import LARGE, Reducer, Segments, collect, learnable, run_batches
 from gati_export.distillation import Scale
 from gati_export.families import lookups
 from gati_export.families.family import Lookup
 from gati_export.heads import Head, head_model
 from gati_export.latency import Times, measure_heads, measured_on
 from gati_export.lessons import Lessons
+from gati_export.progress import Progress
 from gati_export.replay import Parts, Rows, Said, finite_scores, has_state, part, rehearse
 from gati_export.splitting import Split
 

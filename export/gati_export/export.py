@@ -16,7 +16,6 @@ from gati.errors import SamplesError
 from gati.release import Release, Window
 from gati.settings import workspace
 from gati_export.accelerator import Accelerator
-from gati_export.activations import Progress
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
 from gati_export.deployed import Deployed
@@ -28,6 +27,7 @@ from gati_export.mode import faster_mode
 from gati_export.onnxfile import shorten
 from gati_export.plans import compiled
 from gati_export.prepare import prepare
+from gati_export.progress import Progress
 from gati_export.publish import Draft, publish
 from gati_export.ragged import Samples, batches, count, few, is_ragged, rows_at
 from gati_export.replay import has_state
@@ -133,12 +133,12 @@ class Exported:
         }
 
 
-def export_chain(plan: Plan, report: Progress) -> Exported:
+def export_chain(plan: Plan, progress: Progress) -> Exported:
     """Cuts a backbone, trains and certifies heads, and installs the chain in a repository, whole or not at all.
 
     Args:
         plan: What to export, and how.
-        report: Told what is being done and how far it is.
+        progress: Told what is being done and how far it is.
 
     Raises:
         BackboneError: If the backbone can't be cut or served.
@@ -148,26 +148,26 @@ def export_chain(plan: Plan, report: Progress) -> Exported:
     area = staging_area(plan.repository)
     check_room(area, plan.repository, plan.name, plan.plain)
     with staging(area, plan.name) as work:
-        exported = _export(plan, work / REPOSITORY, work, report)
+        exported = _export(plan, work / REPOSITORY, work, progress)
         with moving(work) as staged:
             install(staged, plan.repository, plan.name)
     write(plan.repository, exported.report)
     return exported
 
 
-def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
-    report("Read backbone and samples", 0)
+def _export(plan: Plan, staged: Path, work: Path, progress: Progress) -> Exported:
+    progress("Read backbone and samples", 0)
     backbone, samples, of_reading = _load(plan, work)
-    report("Read backbone and samples", 1)
+    progress("Read backbone and samples", 1)
     found = find_cutpoints(backbone, samples)
     chosen = choose_cutpoints(found, plan.cut_points)
     chain = _write_chain(plan, backbone, chosen, staged)
     paths = chain.segment_paths(staged)
-    report("Compare segments with backbone", 0)
+    progress("Compare segments with backbone", 0)
     total = count(samples)
     head = {name: rows[:CHECKED] for name, rows in samples.items()}
     difference = check_segments(backbone, paths, head)
-    report("Compare segments with backbone", 1)
+    progress("Compare segments with backbone", 1)
     whole = backbone_bytes(paths)
     if plan.memory_share is not None:
         chain = replace(chain, memory=int(plan.memory_share * whole))
@@ -177,13 +177,13 @@ def _export(plan: Plan, staged: Path, work: Path, report: Progress) -> Exported:
     if extra is not None:
         trained_on = marks(extra, range(count(extra)), terms) - marks(samples, parts.held_out, terms)
         chain = replace(chain, trained=_written(chain.trained_path(staged), b"".join(sorted(trained_on))))
-    trained = train_heads(chain, paths, samples, parts, terms, report, extra=extra)
+    trained = train_heads(chain, paths, samples, parts, terms, progress, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
-    chain, accelerator, notes = _compile(plan, staged, chain, paths, head, report)
+    chain, accelerator, notes = _compile(plan, staged, chain, paths, head, progress)
     write_repository(staged, chain, accelerator)
     release = _publish_first(plan, staged, chain, trained, total)
     found_out = report_of(chain, trained, terms, release, whole)
-    chain, seconds = _settle_mode(plan, staged, chain, trained, samples, report)
+    chain, seconds = _settle_mode(plan, staged, chain, trained, samples, progress)
     if plan.plain:
         write_plain(staged, chain, backbone.path, accelerator)
     notes = (*of_reading, *notes)
@@ -294,15 +294,15 @@ def _compile(
     chain: Chain,
     paths: Sequence[Path],
     samples: Mapping[str, np.ndarray],
-    report: Progress,
+    progress: Progress,
 ) -> tuple[Chain, Accelerator | None, tuple[str, ...]]:
     """Has TensorRT run the segments, if it is to; returns the chain, how, and what to know of it."""
     if chain.engine != "tensorrt":
         return chain, None, ()
-    report("Make engines", 0)
+    progress("Make engines", 0)
     accelerator = Accelerator.of(chain, paths, samples, (plan.engines or workspace(plan.repository)).absolute())
     chain, note = compiled(staged, chain, accelerator)
-    report("Make engines", 1)
+    progress("Make engines", 1)
     return chain, accelerator, (note, f"Times are ONNX Runtime's on {measured_on(chain)} here: {MEASURE_THERE}")
 
 
@@ -314,12 +314,12 @@ def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, sam
 
 
 def _settle_mode(
-    plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: Mapping[str, np.ndarray], report: Progress
+    plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: Mapping[str, np.ndarray], progress: Progress
 ) -> tuple[Chain, dict[str, float]]:
     """Takes the mode asked for, or inline where heads keep state, or else the faster one."""
     if plan.mode is not None or any(map(has_state, trained.heads.values())):
         return chain, {}
-    mode, seconds = faster_mode(staged, chain, samples, report)
+    mode, seconds = faster_mode(staged, chain, samples, progress)
     chain = replace(chain, mode=mode)
     write_repository(staged, chain)
     return chain, seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from gati.ports import HOST, Ports
 from gati.server import Server
 from gati.settings import NO_STORE, STORE
 from gati.triton import find_triton
+from gati_export.progress import Progress
 from gati_export.ragged import rows_at
 from gati_export.repository import write_repository
 
@@ -28,7 +29,7 @@ CLEARLY = 0.9
 
 
 def faster_mode(
-    staged: Path, chain: Chain, samples: Mapping[str, np.ndarray], report: Callable[[str, float], None]
+    staged: Path, chain: Chain, samples: Mapping[str, np.ndarray], progress: Progress
 ) -> tuple[Mode, dict[str, float]]:
     """Serves a chain in both modes, one after the other, and inline again if it seems slower.
 
@@ -36,7 +37,7 @@ def faster_mode(
         staged: A repository that holds this chain alone.
         chain: The chain.
         samples: Inputs to ask, n rows each, one at a time.
-        report: Told how far it is.
+        progress: Told how far it is.
 
     Returns:
         BLS mode if it is clearly faster, else inline, and the mean seconds a request in each; inline and nothing where
@@ -51,13 +52,13 @@ def faster_mode(
     for done, mode in enumerate(turns):
         if seconds and faster(seconds) == mode == "inline":
             break  # it has been asked already, and needs no second chance
-        report("Measure both modes", done / len(turns))
+        progress("Measure both modes", done / len(turns))
         write_repository(staged, replace(chain, mode=mode))
         # A mode that this machine's server can't run is not the faster one.
         with suppress(GatiError), Server(staged, Ports(0, 0, 0), {STORE: NO_STORE}) as server:
             taken = _mean_seconds(f"{HOST}:{server.ports.grpc}", chain, samples)
             seconds[mode] = min(taken, seconds.get(mode, math.inf))
-    report("Measure both modes", 1)
+    progress("Measure both modes", 1)
     return faster(seconds), seconds
 
 

@@ -16,10 +16,11 @@ from gati.chain import Chain
 from gati.errors import GatiError, PublishError, SamplesError
 from gati.release import Release
 from gati.settings import workspace
-from gati_export.activations import Progress, learnable
+from gati_export.activations import learnable
 from gati_export.day import named
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
+from gati_export.progress import Progress
 from gati_export.publish import Draft, OvertakenError
 from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, write

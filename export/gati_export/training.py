@@ -17,7 +17,7 @@ import numpy as np
 from gati.agreement import Agreement, check_classes, of_numbers, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
-from gati_export.activations import Progress, collect, first_segment, learnable, open_segments
+from gati_export.activations import collect, first_segment, learnable, open_segments
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, refusal, there_and_needed
 from gati_export.choice import Choice, choose, walk
@@ -27,6 +27,7 @@ from gati_export.families import chosen_families
 from gati_export.groups import errors_allowed, samples_needed, wrong_within
 from gati_export.headfile import with_threshold
 from gati_export.latency import Measured, Times, measure_segments
+from gati_export.progress import Progress
 from gati_export.ragged import count
 from gati_export.replay import Said
 from gati_export.splitting import Split, fingerprint, shares

@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from gati.chain import Chain
-from gati_export.activations import BrokenSamples, Progress, open_segments
+from gati_export.activations import BrokenSamples, open_segments
 from gati_export.candidates import ask
+from gati_export.progress import Progress
 from gati_export.ragged import count
 from gati_export.refutation import refuted, refuted_since
 from gati_export.runs import find_runs

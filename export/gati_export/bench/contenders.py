@@ -18,7 +18,7 @@ from gati.fuse import fuse
 from gati.release import Certificate, Release, Window, head_path, valid_releases
 from gati.session import CPU, DEVICE, Device, run
 from gati.settings import STORE
-from gati_export.activations import Progress, open_segments
+from gati_export.activations import open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
 from gati_export.bench.plan import Plan
@@ -28,6 +28,7 @@ from gati_export.candidates import Candidate, ask
 from gati_export.certificate import uncertified
 from gati_export.day import named, read_day
 from gati_export.headfile import CLOSED, with_threshold
+from gati_export.progress import Progress
 from gati_export.publish import Draft, publish
 from gati_export.ragged import count, rows_at, typical
 from gati_export.replay import has_state
@@ -104,14 +105,14 @@ class Arena:
         return self.repository / PLAIN / "1" / "model.onnx"
 
 
-def set_up(folder: Path, plan: Plan, peers: Mapping[str, Mapping[int, bytes]], report: Progress) -> Arena:
+def set_up(folder: Path, plan: Plan, peers: Mapping[str, Mapping[int, bytes]], progress: Progress) -> Arena:
     """Writes the repository: the plain backbone, the chain, and what a user would pick instead.
 
     Args:
         folder: An empty folder for it, best on the file system of the plan's repository: files are linked then.
         plan: What is to be measured.
         peers: Other heads for the same segments, by name and cut point.
-        report: Told how far it is.
+        progress: Told how far it is.
 
     Raises:
         RepositoryError: If the chain's files can't be read, or one of them is damaged.
@@ -125,7 +126,7 @@ def set_up(folder: Path, plan: Plan, peers: Mapping[str, Mapping[int, bytes]], r
     arena = Arena(folder, plan.repository, replace(chain, outputs=(), tail="", labels=()), plan.device, release)
     _add_plain(arena, None if chain.tail else plan.repository / plain_name(chain.model))
     _add_served(arena, plan.modes)
-    report("Set up", 0.5)
+    progress("Set up", 0.5)
     if "cache" in plan.against:
         _add_cached(arena)
     if "int8" in plan.against:
@@ -137,7 +138,7 @@ def set_up(folder: Path, plan: Plan, peers: Mapping[str, Mapping[int, bytes]], r
     for name, others in peers.items():
         if others:
             _add_chain(arena, name, "inline", others)
-    report("Set up", 1)
+    progress("Set up", 1)
     return arena
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from gati.agreement import of_numbers, parse_agreement
 from gati.chain import Chain
-from gati_export.activations import Progress, open_segments
+from gati_export.activations import open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.headfile import with_threshold
 from gati_export.latency import measure_segments
+from gati_export.progress import Progress
 from gati_export.runs import find_runs
 from gati_export.splitting import split
 from gati_export.terms import Terms
@@ -36,7 +37,7 @@ def peer_heads(
     segments: Sequence[Path],
     samples: Mapping[str, np.ndarray],
     extra: Mapping[str, np.ndarray] | None,
-    report: Progress,
+    progress: Progress,
 ) -> tuple[dict[str, dict[int, bytes]], list[str]]:
     """Trains every peer's heads, on as much as the chain's own were.
 
@@ -45,7 +46,7 @@ def peer_heads(
         segments: Its segments' files.
         samples: To learn from, inputs by name, [n, ...]: the chain's own, for a fair comparison.
         extra: More samples to train on, likewise.
-        report: Told how far it is.
+        progress: Told how far it is.
 
     Returns:
         The heads of each peer by cut point, thresholds inside, and why a peer has none, in sentences.
@@ -58,15 +59,15 @@ def peer_heads(
     notes = []
     for peer, family in CERTIFIED.items():
         asked = replace(terms, families=family)
-        trained = train_heads(chain, segments, samples, parts, asked, report, extra=extra)
+        trained = train_heads(chain, segments, samples, parts, asked, progress, extra=extra)
         found[peer] = trained.heads
         if trained.why_not:
             notes.append(f"{peer}: {trained.why_not}")
     sessions, times = open_segments(segments), measure_segments(chain, segments, samples)
     rows, parts = enlarged(chain, samples, parts, terms, times, extra)
     for peer in FIXED:
-        candidates = fit_candidates(chain, sessions, rows, parts, [peer], times, report, terms.seed, {})
-        said, outputs = ask(chain, sessions, candidates.heads, rows, parts.tune, report)
+        candidates = fit_candidates(chain, sessions, rows, parts, [peer], times, progress, terms.seed, {})
+        said, outputs = ask(chain, sessions, candidates.heads, rows, parts.tune, progress)
         agree = parse_agreement(chain.agreement)
         rates = [float(agree(one.answers, outputs).mean()) for one in said]
         found[peer] = {cut: with_threshold(head.model, SURE) for cut, head in _best(candidates.heads, rates).items()}

@@ -29,7 +29,6 @@ from gati.server import Server
 from gati.session import open_session, run, threads
 from gati.settings import Settings, workspace
 from gati.triton import find_triton
-from gati_export.activations import Progress
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.audits import audited, eager
 from gati_export.bench.contenders import SCORED, Arena, Contender, add_studies, set_up
@@ -42,6 +41,7 @@ from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, ORACLE, PLAIN, SER
 from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
+from gati_export.progress import Progress
 from gati_export.ragged import batches, rows_at
 from gati_export.scrape import Reading, read_metrics
 
@@ -65,12 +65,12 @@ NOT_IDLE = (
 BATCH = 32
 
 
-def bench(plan: Plan, report: Progress) -> Result:
+def bench(plan: Plan, progress: Progress) -> Result:
     """Runs a benchmark.
 
     Args:
         plan: What to measure.
-        report: Told how far it is.
+        progress: Told how far it is.
 
     Raises:
         GatiError: If something can't be measured; see its message.
@@ -81,8 +81,8 @@ def bench(plan: Plan, report: Progress) -> Result:
     _clear(folder)
     log = folder / LOG
     with tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-{socket.gethostname()}-", dir=folder) as work:
-        peers, notes = _peers(plan, report)
-        arena = set_up(Path(work, "models"), plan, peers, report)
+        peers, notes = _peers(plan, progress)
+        arena = set_up(Path(work, "models"), plan, peers, progress)
         arena.notes += notes
         session = open_session(arena.backbone(), plan.device)
         classes = outputs_of(session, plan.chain, plan.samples).argmax(1) if plan.workload == "hot" else None
@@ -92,7 +92,7 @@ def bench(plan: Plan, report: Progress) -> Result:
         starts = seconds_to_answer(arena, first, Path(work, "start"), rows_at(traffic.take(1), [0]), log)
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), arena.environment, log, options) as server:
-            rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), report).rows()
+            rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), progress).rows()
         result = Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
         return replace(result, notes=(*result.notes, *filter(None, [noise(result)])))
 
@@ -111,14 +111,14 @@ def _clear(folder: Path) -> None:
             continue
 
 
-def _peers(plan: Plan, report: Progress) -> tuple[dict[str, dict[int, bytes]], list[str]]:
+def _peers(plan: Plan, progress: Progress) -> tuple[dict[str, dict[int, bytes]], list[str]]:
     """The peers' heads, and why one has none."""
     if "peers" not in plan.against:
         return {}, []
     if plan.learn_from is None:
         raise SamplesError("The peers' heads have to learn from samples: give those of the export with --samples.")
     segments = plan.chain.segment_paths(plan.repository)
-    return peer_heads(plan.chain, segments, plan.learn_from, plan.extra, report)
+    return peer_heads(plan.chain, segments, plan.learn_from, plan.extra, progress)
 
 
 def _cache_options() -> list[str]:
@@ -180,7 +180,7 @@ class _Run:
         server: Server,
         analyzer: Path,
         inputs: Path,
-        report: Progress,
+        progress: Progress,
     ) -> None:
         self._plan = plan
         self._arena = arena
@@ -189,7 +189,7 @@ class _Run:
         self._server = server
         self._analyzer = analyzer
         self._inputs = inputs
-        self._report = report
+        self._progress = progress
         self._address = f"{HOST}:{server.ports.grpc}"
         self._usual = Settings.from_environment(os.environ, plan.repository).audit_share
         self._rows: list[Row] = []
@@ -204,7 +204,7 @@ class _Run:
         plain = [row.throughput for row in self._rows if row.name == PLAIN]
         for rate in self._plan.rates or (SATURATION * max(plain),):
             self._measure(Load(None, rate), verdicts, len(self._plan.concurrency) / (len(self._plan.concurrency) + 1))
-        self._report("Measure", 1)
+        self._progress("Measure", 1)
         self._arena.notes += filter(None, map(_closed, self._read, self._read.values()))
         return self._rows
 
@@ -217,7 +217,7 @@ class _Run:
         verdicts = {}
         for done, contender in enumerate(self._arena.contenders):
             verdicts[contender.name] = judge(self._address, contender.name, self._plan.chain, self._first, outputs)
-            self._report("Compare answers", (done + 1) / len(self._arena.contenders))
+            self._progress("Compare answers", (done + 1) / len(self._arena.contenders))
         return verdicts
 
     def _warm_up(self) -> None:
@@ -236,7 +236,7 @@ class _Run:
             for name in watched if done else chains:
                 for _ in ask(self._address, name, requests):
                     pass
-            self._report("Warm up", min(1.0, (done + 1) / rounds))
+            self._progress("Warm up", min(1.0, (done + 1) / rounds))
             after = self._readings() if done + 1 >= rounds else {}
             if before and not any(eager(audited(before[name], after[name]), self._usual) for name in watched):
                 return
@@ -261,7 +261,7 @@ class _Run:
                 tallies[contender.name].add(*self._ask(contender, load))
             if load.concurrency == 1:
                 engine.add(summed_up(time_engine(self._session, self._plan.chain, requests) * 1e3), None)
-            self._report("Measure", before + (turn + 1) / self._plan.turns / (len(self._plan.concurrency) + 1))
+            self._progress("Measure", before + (turn + 1) / self._plan.turns / (len(self._plan.concurrency) + 1))
         earlier, self._read = self._read, self._readings()
         plain = tallies[PLAIN]
         verdicts = {name: _under(one, earlier.get(name), self._read.get(name)) for name, one in verdicts.items()}

@@ -18,7 +18,7 @@ from gati.session import CPU, DEVICE, parse_device
 from gati_export.bench.page import page, sentence
 from gati_export.bench.rows import AGAINST, ALLOWED, ORACLE, Result, answers_table, kept, loads_table
 from gati_export.bench.traffic import WORKLOADS
-from gati_export.commands.common import found_model, progress, repository_option, results
+from gati_export.commands.common import found_model, repository_option, results, shown_progress
 from gati_export.images import parse_decode
 from gati_export.report.page import write_page
 
@@ -203,8 +203,8 @@ def bench_command(
         load(extra) if extra else None,
         where,
     )
-    with progress() as report:
-        result = bench(plan, report)
+    with shown_progress() as progress:
+        result = bench(plan, progress)
     _tell(result)
     write_json(json_path, result.as_json())
     if html is not None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from gati.errors import RepositoryError
 from gati.options import checked, existing_folder
 from gati.ports import Ports
 from gati.session import DEVICE, parse_device
+from gati_export.progress import Progress
 
 if TYPE_CHECKING:
     from gati.chain import Chain
@@ -76,9 +78,6 @@ device_option = click.option(
 
 EVERY = 60.0
 """Seconds between two lines of progress, where it goes to a log."""
-
-Report = Callable[[str, float], None]
-"""Told what is being done, and what share of it is done, 0..1."""
 
 
 def checked_address(option: click.Parameter, value: str | None) -> str | None:
@@ -143,12 +142,12 @@ def _later(chain: Chain, replica: Outcome) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def shown_progress() -> Iterator[Progress]:
     """A bar a task on a terminal; elsewhere a line now and then, so that a log shows that long work goes on."""
     if not console.is_terminal:
         yield _lines()
         return
-    bars = Progress(
+    bars = Bars(
         TextColumn("{task.description:<34}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -157,22 +156,22 @@ def progress() -> Iterator[Report]:
     )
     tasks: dict[str, int] = {}
 
-    def report(what: str, done: float) -> None:
+    def progress(what: str, done: float) -> None:
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=1.0)
         bars.update(tasks[what], completed=done)  # type: ignore[arg-type]
 
     with bars:
-        yield report
+        yield progress
 
 
-def _lines() -> Report:
+def _lines() -> Progress:
     due = time.monotonic() + EVERY
 
-    def report(what: str, done: float) -> None:
+    def progress(what: str, done: float) -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + EVERY
             click.echo(f"{what}: {100 * done:.0f} %", err=True)
 
-    return report
+    return progress

@@ -11,7 +11,7 @@ import click
 from gati.chain import Engine, Mode
 from gati.errors import RepositoryError
 from gati.options import checked, json_option, write_json
-from gati_export.commands.common import device_option, progress, results
+from gati_export.commands.common import device_option, results, shown_progress
 from gati_export.commands.terms import terms_options
 from gati_export.images import parse_decode
 from gati_export.report.table import OF_ENGINE, cuts_table
@@ -165,8 +165,8 @@ def export(
         engines=engines,
         deployed=deployed,
     )
-    with progress() as report:
-        exported = export_chain(plan, report)
+    with shown_progress() as progress:
+        exported = export_chain(plan, progress)
     _tell(exported, plan, explain)
     write_json(json_path, exported.as_json())
 

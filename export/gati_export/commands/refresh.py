@@ -21,9 +21,9 @@ from gati_export.commands.common import (
     announce,
     device_option,
     model_argument,
-    progress,
     repository_option,
     results,
+    shown_progress,
     takers_option,
 )
 from gati_export.vigil import AGAIN, Vigil
@@ -137,8 +137,8 @@ def refresh(
     from gati_export.report.table import cuts_table
 
     plan = Plan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
-    with _again_where_away(), progress() as report:
-        result = refreshed(plan, report)
+    with _again_where_away(), shown_progress() as progress:
+        result = refreshed(plan, progress)
     results.print(cuts_table(result.report))
     if result.left_out:
         click.echo(f"Of the samples, {misfits(result.left_out)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from gati_export.demo.digits import SIZE, Pool, views
+from gati_export.progress import Progress
 
 WIDTH, BATCH = 64, 32
 STRIDES = (1, 1, 1, 1, 1, 2, 1, 1)
@@ -50,7 +50,7 @@ class Network(nn.Module):
         return self.scores(self.blocks(self.stem(image)).mean((2, 3)))
 
 
-def train(pool: Pool, report: Callable[[str, float], None], seed: int = 0) -> Network:
+def train(pool: Pool, progress: Progress, seed: int = 0) -> Network:
     """Trains a network on fresh views of a pool's digits, in under a minute on two cores."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def train(pool: Pool, report: Callable[[str, float], None], seed: int = 0) -> Ne
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.005, total_steps=len(batches))
         for step, batch in enumerate(batches):
-            report("Train the network", (done + size * size * epochs * step / len(batches)) / total)
+            progress("Train the network", (done + size * size * epochs * step / len(batches)) / total)
             images = torch.from_numpy(views(pool, batch, seed=int(random.integers(2**31)), size=size))
             loss = functional.cross_entropy(network(images), torch.from_numpy(pool.labels[batch]), label_smoothing=0.05)
             optimizer.zero_grad()
@@ -69,7 +69,7 @@ def train(pool: Pool, report: Callable[[str, float], None], seed: int = 0) -> Ne
             optimizer.step()
             schedule.step()
         done += size * size * epochs
-    report("Train the network", 1)
+    progress("Train the network", 1)
     return network.eval()
 
 

@@ -17,7 +17,7 @@ from gati.draws import NEW
 from gati_client import Client
 from gati_client.load import Observations, alternate, drive
 from gati_client.workload import hot
-from gati_export.commands.common import progress
+from gati_export.commands.common import shown_progress
 from gati_export.demo import digits, network
 from gati_export.demo.commands import gati, serving
 
@@ -106,8 +106,8 @@ def tell(output: Path, repository: Path, requests: int, seed: int) -> Told:
     click.echo(
         f"A network learns {len(ours.labels)} handwritten digits; requests will show {len(theirs.labels)} others."
     )
-    with progress() as report:
-        trained = network.train(ours, report, seed)
+    with shown_progress() as progress:
+        trained = network.train(ours, progress, seed)
     network.save(trained, output / f"{MODEL}.pt2")
     index = np.random.default_rng(seed).integers(0, len(theirs.labels), SAMPLES)
     np.savez(output / "samples.npz", image=digits.views(theirs, index, seed + 1))
