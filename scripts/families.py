@@ -39,7 +39,7 @@ from gati_export.candidates import Candidates, ask, fit_candidates
 from gati_export.commands.common import shown_progress
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.extra import with_extra
-from gati_export.latency import measure_segments
+from gati_export.latency import Measured, measure_segments
 from gati_export.progress import Progress
 from gati_export.publish import Draft, publish
 from gati_export.runs import find_runs
@@ -293,8 +293,8 @@ def _train(
     graphs = cut(backbone, points)
     chain = replace(chain, segments=write_segments(graphs, lambda k: chain.segment_path(repository, k).parent))
     paths = chain.segment_paths(repository)
-    sessions, times = open_segments(paths), measure_segments(chain, paths, samples)
-    candidates = fit_candidates(chain, sessions, samples, parts, names, times, progress, seed, {})
+    sessions, measured = open_segments(paths), Measured(measure_segments(chain, paths, samples), {})
+    candidates = fit_candidates(chain, paths, sessions, samples, parts, names, terms, measured, progress)
     return Trial(
         repository=repository,
         chain=chain,

@@ -53,20 +53,8 @@ class Activations:
     outputs: np.ndarray
 
 
-class Segments(list[ort.InferenceSession]):
-    """A chain's segments, opened one by one.
-
-    Attributes:
-        paths: Their files.
-    """
-
-    def __init__(self, paths: Sequence[Path], sessions: Sequence[ort.InferenceSession]) -> None:
-        super().__init__(sessions)
-        self.paths = paths
-
-
-def open_segments(paths: Sequence[Path]) -> Segments:
-    """Opens a chain's segments.
+def open_segments(paths: Sequence[Path]) -> list[ort.InferenceSession]:
+    """Opens a chain's segments, given their files in order.
 
     Raises:
         BackboneError: If one of them can't be read.
@@ -77,7 +65,7 @@ def open_segments(paths: Sequence[Path]) -> Segments:
             sessions.append(open_session(path))
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise BackboneError(f"Segment {index} can't be opened ({path.name}); export the model again.") from error
-    return Segments(paths, sessions)
+    return sessions
 
 
 def run_segments(sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -14,17 +15,20 @@ from gati.errors import BackboneError, SamplesError
 from gati.head import SCORE
 from gati.resources import memory
 from gati.session import CPU, open_session
-from gati_export.activations import LARGE, Reducer, Segments, collect, learnable, run_batches
+from gati_export.activations import LARGE, Reducer, collect, learnable, run_batches
 from gati_export.distillation import Scale
 from gati_export.families import lookups
 from gati_export.families.family import Lookup
 from gati_export.heads import Head, head_model
-from gati_export.latency import Times, measure_heads, measured_on
+from gati_export.latency import Measured, Times, measure_heads, measured_on
 from gati_export.lessons import Lessons
 from gati_export.progress import Progress
 from gati_export.replay import Parts, Rows, Said, finite_scores, has_state, part, rehearse
 from gati_export.splitting import Split
+from gati_export.terms import Terms
 
+Model = tuple[int, str, bytes]
+"""A head that is not yet timed: its cut point, its family and variant (empty if not known), and its ONNX file."""
 FEATURES = 0.5
 """Share of the memory there is that features may take; what needs more takes another run of the backbone."""
 BEFORE = "Only features from behind it are recorded, so that no head here can learn."
@@ -66,16 +70,15 @@ class Candidates:
 
 def fit_candidates(
     chain: Chain,
-    sessions: Segments,
+    segment_paths: Sequence[Path],
+    sessions: Sequence[ort.InferenceSession],
     samples: Mapping[str, np.ndarray],
     split: Split,
     families: Sequence[str],
-    times: Times,
+    terms: Terms,
+    measured: Measured,
     progress: Progress,
-    seed: int,
-    init: Mapping[int, bytes],
-    numbers: bool = False,
-    known: Mapping[tuple[int, str], float] | None = None,
+    init: Mapping[int, bytes] | None = None,
 ) -> Candidates:
     """Fits heads of all families at all cut points and measures them; heads with state only for inline chains.
 
@@ -83,22 +86,21 @@ def fit_candidates(
 
     Args:
         chain: The chain.
-        sessions: Its segments.
+        segment_paths: Its segments' files, in order.
+        sessions: These, opened.
         samples: Model inputs by name, [n, ...].
         split: Their parts.
         families: Names of families.
-        times: Of the segments, to be kept with the heads'.
+        terms: Of these, the agreement, which says whether answers are numbers, and the seed of all training.
+        measured: Times of the segments, to be kept with the heads', and of lookups that need not be measured.
         progress: Told what is being done and how far that is.
-        seed: Of all training.
         init: Earlier heads by cut point, to go on from where they fit.
-        numbers: Whether answers are numbers, and not which class has the largest score.
-        known: Seconds of a lookup by cut point and name, where they need not be measured.
 
     Raises:
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
     """
     plan, notes = _plan(chain, samples, families)
-    training = Lessons(split.train, split.tune, split.groups, seed)
+    training = Lessons(split.train, split.tune, split.groups, terms.seed)
     rows = np.concatenate([training.train, training.tune])
     learned: list[tuple[int, Lookup]] = []
     scale = Scale("logits")
@@ -106,20 +108,20 @@ def fit_candidates(
     for cuts in _passes(plan, chain, len(rows)):
         reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index]}
         seen = collect(chain, sessions, samples, reducers, progress, rows)
-        _check_outputs(seen.outputs, numbers)
-        scale = scale if numbers else Scale.of(seen.outputs[: len(training.train)])
+        _check_outputs(seen.outputs, terms.numbers)
+        scale = scale if terms.numbers else Scale.of(seen.outputs[: len(training.train)])
         training.logits = scale.logits(seen.outputs)
         training.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index]]
         tell = lambda shares, before=done: progress("Train heads", (before + shares) / total)  # noqa: E731
-        found = training.train_all(tasks, init, tell)
+        found = training.train_all(tasks, init or {}, tell)
         learned += [(index, lookup) for index, lookup in found if not (lookup.state and chain.mode == "bls")]
         done += len(tasks)
         progress("Train heads", done / total)
         seen.features.clear()  # before those of the next pass are collected
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
-    return Candidates(timed(chain, sessions, models, samples, known or {}), notes, times)
+    return Candidates(timed(chain, segment_paths, models, samples, measured.heads), notes, measured.times)
 
 
 def _plan(
@@ -142,8 +144,8 @@ def _plan(
 
 def timed(
     chain: Chain,
-    sessions: Segments,
-    models: Sequence[tuple[int, str, bytes]],
+    segment_paths: Sequence[Path],
+    models: Sequence[Model],
     samples: Mapping[str, np.ndarray],
     known: Mapping[tuple[int, str], float],
 ) -> list[Candidate]:
@@ -151,13 +153,13 @@ def timed(
 
     Args:
         chain: The chain.
-        sessions: Its segments.
-        models: Cut point, name and ONNX file of each head.
+        segment_paths: Its segments' files, in order.
+        models: The heads.
         samples: Model inputs by name; a typical one is run.
         known: Seconds by cut point and name.
     """
     new = [(cut, model) for cut, name, model in models if (cut, name) not in known]
-    measured = iter(measure_heads(chain, sessions.paths, new, samples) if new else ())
+    measured = iter(measure_heads(chain, segment_paths, new, samples) if new else ())
     return [
         Candidate(cut, name, model, known[cut, name] if (cut, name) in known else next(measured))
         for cut, name, model in models
@@ -170,9 +172,9 @@ def _written(
     scale: Scale,
     notes: Mapping[int, list[str]],
     progress: Progress,
-) -> list[tuple[int, str, bytes]]:
-    """The lookups' ONNX files, with cut points and names; why others have none goes to the notes."""
-    models: list[tuple[int, str, bytes]] = []
+) -> list[Model]:
+    """The lookups as ONNX files; why some have none goes to the notes."""
+    models: list[Model] = []
     for done, (index, lookup) in enumerate(learned, start=1):
         try:
             model = head_model(Head(lookup, scale, chain.output), chain.segments[index].output, chain.output)

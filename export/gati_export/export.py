@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gati.agreement import of_numbers
 from gati.chain import Chain, Engine, Mode
 from gati.errors import SamplesError
 from gati.release import Release, Window
@@ -205,9 +204,10 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tupl
         found.update(load_samples(plan.samples, names=names, decode=plan.decode))
         return found
 
-    numbers = of_numbers(plan.terms.agreement)
     signature = plan.deployed.signature if plan.deployed else UNKNOWN
-    backbone = load_backbone(plan.backbone, read, work, numbers=numbers, outputs=plan.outputs, signature=signature)
+    backbone = load_backbone(
+        plan.backbone, read, work, numbers=plan.terms.numbers, outputs=plan.outputs, signature=signature
+    )
     if plan.deployed is not None:
         plan.deployed.check(backbone.inputs, backbone.outputs)
     samples = check_samples(found, backbone.inputs)

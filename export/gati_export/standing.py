@@ -13,8 +13,7 @@ from gati.chain import Chain
 from gati.errors import RepositoryError
 from gati.release import SHUT, Certificate, Window, head_path
 from gati.tryout import newest_release
-from gati_export.activations import open_segments
-from gati_export.candidates import timed
+from gati_export.candidates import Model, timed
 from gati_export.certificate import Fresh, certify, there_and_needed
 from gati_export.day import read_day
 from gati_export.evidence import measured_in
@@ -60,8 +59,8 @@ class Live:
     until: np.datetime64 | None = None
 
     @property
-    def models(self) -> list[tuple[int, str, bytes]]:
-        """Cut point, family (empty where it is not known) and file of each head that is not closed."""
+    def models(self) -> list[Model]:
+        """The heads that are not closed."""
         families = {cut.index: cut.used for cut in self.report.cuts} if self.report else {}
         still = {index: model for index, model in self.heads.items() if index not in self.closed}
         return [(index, families.get(index) or "", model) for index, model in still.items()]
@@ -139,7 +138,7 @@ def judge(
     candidates = trained.candidates
     measured = measured_in(live.report) if live.report else None
     known = {**(measured.heads if measured else {}), **{(h.cut, h.name): h.seconds for h in candidates.heads}}
-    heads = timed(chain, open_segments(segment_paths), live.models, samples, known)
+    heads = timed(chain, segment_paths, live.models, samples, known)
     until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
     said = [trained.earlier[head.cut] for head in heads]
     exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], trained.outputs, terms)

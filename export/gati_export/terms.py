@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from gati.agreement import DEFAULT
+from gati.agreement import DEFAULT, of_numbers
 from gati.chain import Chain
 from gati_export.families import AUTO
 
@@ -43,6 +43,11 @@ class Terms:
     seed: int = 0
     key: bytes = b""
     trained: frozenset[bytes] = frozenset()
+
+    @property
+    def numbers(self) -> bool:
+        """Whether answers are numbers, and not which class has the largest score."""
+        return of_numbers(self.agreement)
 
     @classmethod
     def of(cls, chain: Chain, seed: int, trained: bytes = b"") -> Terms:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import Agreement, check_classes, of_numbers, parse_agreement
+from gati.agreement import Agreement, check_classes, parse_agreement
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import collect, first_segment, learnable, open_segments
@@ -121,10 +121,10 @@ def train_heads(
     """
     parse_agreement(terms.agreement)  # before the work, not after it
     check_classes(terms.agreement, chain.output.shape[0])
-    numbers = of_numbers(terms.agreement)
-    families = chosen_families(terms.families, _share_in_runs(split) > MANY or _has_copies(split), numbers)
+    families = chosen_families(terms.families, _share_in_runs(split) > MANY or _has_copies(split), terms.numbers)
     sessions = open_segments(segment_paths)
-    times = known.times if known else measure_segments(chain, segment_paths, samples)
+    measured = known or Measured(measure_segments(chain, segment_paths, samples), {})
+    times = measured.times
     check_p99(float(times.segments.sum()), terms.p99)
     missing = _too_few(chain, split, terms, extra)
     if missing:
@@ -132,11 +132,10 @@ def train_heads(
         collect(chain, sessions, samples, {}, progress, some)  # numbers that aren't finite, more samples don't mend
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
-    lookups = known.heads if known else {}
     alike = way is None or way == split.way != ""
     start = init or {} if alike and not _share_in_runs(split) else {}
     candidates = fit_candidates(
-        chain, sessions, samples, split, families, times, progress, terms.seed, start, numbers, lookups
+        chain, segment_paths, sessions, samples, split, families, terms, measured, progress, start
     )
     if not candidates.heads:
         return without_heads(chain, candidates, "No family of heads fits any cut point.")

@@ -31,11 +31,18 @@ from gati_export.activations import Activations, open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.families import adaptive
 from gati_export.headfile import with_threshold
-from gati_export.latency import measure_segments
+from gati_export.latency import Measured, measure_segments
 from gati_export.replay import Rows, Said, finite_scores, has_state, part, rehearse, replay
 from gati_export.splitting import Split
+from gati_export.terms import Terms
 
 CLASSES, INPUTS, WIDTH, SAMPLES = 5, 8, 12, 300
+
+TERMS = Terms()
+
+
+def quiet(_what: str, _share: float) -> None:
+    pass
 
 
 def film(rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -91,12 +98,12 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     order = np.arange(1600)
     groups = order // 4
     split = Split(order[groups % 4 < 2], order[groups % 4 == 2], order[groups % 4 == 3], groups, order)
-    sessions, times = open_segments(paths), measure_segments(chain, paths, rows)
+    sessions, times = open_segments(paths), Measured(measure_segments(chain, paths, rows), {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptive, "TELLING", -np.inf)
-        found = fit_candidates(chain, sessions, rows, split, ["pooled", "recent"], times, lambda *_: None, 0, {})
+        found = fit_candidates(chain, paths, sessions, rows, split, ["pooled", "recent"], TERMS, times, quiet)
     samples = film(SAMPLES, 1)
-    said, outputs = ask(chain, sessions, found.heads, samples, np.arange(SAMPLES), lambda *_: None)
+    said, outputs = ask(chain, sessions, found.heads, samples, np.arange(SAMPLES), quiet)
     return Trial(folder, chain, found.heads, said, samples, outputs)
 
 
@@ -106,7 +113,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same_heads(
     chain, paths = build(tmp_path, "Identity")
     rows, order = film(120, 0), np.arange(120)
     split = Split(order[:80], order[80:], order[:0], order, order)
-    sessions, times = open_segments(paths), measure_segments(chain, paths, rows)
+    sessions, times = open_segments(paths), Measured(measure_segments(chain, paths, rows), {})
     collected: list[Activations] = []
 
     def collect(*arguments: Any) -> Activations:
@@ -119,7 +126,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same_heads(
     def fit(room: int) -> tuple[list[tuple[int, bytes]], int]:
         monkeypatch.setattr(candidates, "memory", lambda: room)
         collected.clear()
-        found = fit_candidates(chain, sessions, rows, split, ["pooled"], times, lambda *_: None, 0, {})
+        found = fit_candidates(chain, paths, sessions, rows, split, ["pooled"], TERMS, times, quiet)
         return [(head.cut, head.model) for head in found.heads], len(collected)
 
     (much, once), (little, twice) = fit(1 << 30), fit(0)

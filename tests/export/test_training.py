@@ -328,7 +328,7 @@ def test_earlier_heads_are_a_start(trial, trained):
 def test_a_memory_is_tried_and_heads_begin_anew_where_samples_come_in_runs(trial, monkeypatch):
     tried, begun = [], []
 
-    def fit(_chain, _sessions, _samples, _split, families, _times, _progress, _seed, start, *_):
+    def fit(_chain, _paths, _sessions, _samples, _split, families, _terms, _measured, _progress, start):
         tried.append(families)
         begun.append(start)
         raise SamplesError("That is enough.")

@@ -18,7 +18,7 @@ from gati.chain import Chain
 from gati_export.activations import open_segments
 from gati_export.candidates import Candidate, ask, fit_candidates
 from gati_export.headfile import with_threshold
-from gati_export.latency import measure_segments
+from gati_export.latency import Measured, measure_segments
 from gati_export.progress import Progress
 from gati_export.runs import find_runs
 from gati_export.splitting import split
@@ -63,10 +63,10 @@ def peer_heads(
         found[peer] = trained.heads
         if trained.why_not:
             notes.append(f"{peer}: {trained.why_not}")
-    sessions, times = open_segments(segments), measure_segments(chain, segments, samples)
-    rows, parts = enlarged(chain, samples, parts, terms, times, extra)
+    sessions, measured = open_segments(segments), Measured(measure_segments(chain, segments, samples), {})
+    rows, parts = enlarged(chain, samples, parts, terms, measured.times, extra)
     for peer in FIXED:
-        candidates = fit_candidates(chain, sessions, rows, parts, [peer], times, progress, terms.seed, {})
+        candidates = fit_candidates(chain, segments, sessions, rows, parts, [peer], terms, measured, progress)
         said, outputs = ask(chain, sessions, candidates.heads, rows, parts.tune, progress)
         agree = parse_agreement(chain.agreement)
         rates = [float(agree(one.answers, outputs).mean()) for one in said]
