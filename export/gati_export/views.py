@@ -7,6 +7,7 @@ any traffic (a mirrored word, say) is answered honestly and costs a head little;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,14 @@ MOST_BYTES = 2 << 30
 REACH = 8
 """A view is shifted by up to one part in so many of its height and width."""
 COLOURS = (3, 4)
+
+
+class ImageAxes(NamedTuple):
+    """Which axes of a batch of images are which; axis 0 is the batch."""
+
+    channels: int
+    height: int
+    width: int
 
 
 def with_views(
@@ -45,26 +54,35 @@ def with_views(
         return samples, split
     (name, images), random = next(iter(samples.items())), np.random.default_rng(seed)
     count = min(count, MOST_BYTES // images[0].nbytes)
-    mirrored = images.shape[6 - sum(axes)] in COLOURS  # grey pictures are often writing
+    mirrored = images.shape[axes.channels] in COLOURS  # grey pictures are often writing
     both = np.empty((len(images) + count, *images.shape[1:]), images.dtype)
     both[: len(images)] = images
     for place, row in enumerate(np.resize(split.train, count), len(images)):
-        both[place] = _view(images[row], (axes[0] - 1, axes[1] - 1), mirrored, random)
+        both[place] = _view(images[row], (axes.height - 1, axes.width - 1), mirrored, random)
     return {name: both}, split.grown(count)
 
 
-def image_axes(inputs: Sequence[Tensor]) -> tuple[int, int] | None:
-    """Where the height and width of the model's one input are, the batch being axis 0; None if it is no image."""
+def image_axes(inputs: Sequence[Tensor]) -> ImageAxes | None:
+    """The axes of the model's one input; None if it is no image."""
     if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].numpy.kind not in "fu":
         return None
     first, second, last = inputs[0].shape
     if first in (1, *COLOURS) and min(second, last) >= REACH:
-        return 2, 3
-    return (1, 2) if last in (1, *COLOURS) and min(first, second) >= REACH else None
+        return ImageAxes(channels=1, height=2, width=3)
+    if last in (1, *COLOURS) and min(first, second) >= REACH:
+        return ImageAxes(channels=3, height=1, width=2)
+    return None
 
 
 def _view(image: np.ndarray, axes: tuple[int, int], mirrored: bool, random: np.random.Generator) -> np.ndarray:
-    """Mirrors an image half of the time, where that is sensible, and shifts it; what moves in is a reflection."""
+    """Mirrors an image [...] half of the time, if asked, and shifts it; what moves in at an edge is a reflection.
+
+    Args:
+        image: Without a batch axis.
+        axes: Of its height and its width.
+        mirrored: Whether it may be mirrored.
+        random: Decides both.
+    """
     if mirrored and random.random() < 0.5:
         image = np.flip(image, axes[1])
     for axis in axes:
