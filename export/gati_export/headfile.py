@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from gati.head import THRESHOLD
 
 CLOSED = float("inf")
-"""A threshold that no score reaches."""
+"""A threshold that no score reaches, for heads that have none yet. JSON can't hold it; hence `gati.release.SHUT`."""
 
 
 def with_threshold(model: bytes, threshold: float) -> bytes:
@@ -31,10 +31,9 @@ def with_threshold(model: bytes, threshold: float) -> bytes:
 
 
 def stamp(model: bytes, fields: Mapping[str, str]) -> bytes:
-    """A head's file with metadata `gati.<key>`; other metadata, and its outputs, stay as they are."""
+    """A head's file with metadata under these keys, `gati.` included; the rest of the file stays as it is."""
     proto = onnx.ModelProto.FromString(model)
-    fields = {f"gati.{key.removeprefix('gati.')}": value for key, value in fields.items()}
-    kept = {prop.key: prop.value for prop in proto.metadata_props} | fields
+    kept = {prop.key: prop.value for prop in proto.metadata_props} | dict(fields)
     del proto.metadata_props[:]
     for key, value in sorted(kept.items()):
         proto.metadata_props.add(key=key, value=value)

@@ -113,8 +113,8 @@ def test_threshold_and_metadata_change_without_retraining():
     score, hit = open_session(model).run(["score", "hit"], {cut.name: hidden_rows(cut, 5)})
     assert not hit.any()
     threshold = float(np.sort(score)[2])
-    stamped = stamp(with_threshold(model, threshold), {"version": "7", "gati.segments": json.dumps(["ab"])})
-    stamped = stamp(stamped, {"version": "8"})
+    stamped = stamp(with_threshold(model, threshold), {"gati.version": "7", "gati.segments": json.dumps(["ab"])})
+    stamped = stamp(stamped, {"gati.version": "8"})
     session = open_session(stamped)
     assert session.get_modelmeta().custom_metadata_map == {"gati.version": "8", "gati.segments": '["ab"]'}
     again, hit = session.run(["score", "hit"], {cut.name: hidden_rows(cut, 5)})
