@@ -136,7 +136,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
     if (rungs := _rungs(chain, models, inputs)) is not None:
-        with suppress(Exception):  # likewise, as in `_rungs`
+        with suppress(Exception):  # a ladder that can't be built or run: measure stage by stage
             return Times(*rungs.segments())
     if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
         parts = _cut(chain, models, chain.heads, inputs)
@@ -206,7 +206,7 @@ def measure_heads(
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
     if (rungs := _rungs(chain, models, inputs)) is not None:
-        with suppress(Exception):  # likewise, as in `_rungs`
+        with suppress(Exception):  # a ladder that can't be built or run: measure stage by stage
             return rungs.heads(heads)
     parts = _cut(chain, models, chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []

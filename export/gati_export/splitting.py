@@ -54,8 +54,8 @@ class Split:
         together: How many samples are to count for one where tests would have runs of one size: that of the run of one,
             on average over pairs of samples of a run, so that long runs among many short ones count as what they are.
             1 where there are no runs.
-        way: How it was done. What trained heads that were learned from samples split in the same way never calibrates
-            later; "" where samples come in runs, of which one decides that hangs on what else there is.
+        way: How the samples were split. Whatever trains in one split never calibrates in another that was made in the
+            same way. Empty if samples come in runs: a run's part then depends on the other samples.
     """
 
     train: np.ndarray

@@ -75,8 +75,8 @@ class Standing:
         differs: Share of the answers that don't agree with the backbone's.
         broken: Whether these samples show, at the promise's own confidence, that the promise is not kept.
         lapsed: Whether they no longer show that it is; see `LAPSE`.
-        untenable: Whether it should not even serve where nothing can take its place: it is broken, or has lapsed on
-            samples of which more differ than was promised. Where they are merely too few, it goes on.
+        untenable: Whether it must be shut even where there is nothing to replace it: it is broken, or it has lapsed and
+            more of these samples differ than was promised. If it has lapsed only for want of samples, it goes on.
     """
 
     seconds: float

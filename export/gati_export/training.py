@@ -129,7 +129,7 @@ def train_heads(
     missing = _too_few(chain, split, terms, extra)
     if missing:
         some = np.arange(min(count(samples), SOME))
-        collect(chain, sessions, samples, {}, progress, some)  # numbers that aren't finite, more samples don't mend
+        collect(chain, sessions, samples, {}, progress, some)  # fail now on NaN: more samples would not help
         return without_heads(chain, Candidates([], {}, times), missing)
     samples, split = enlarged(chain, samples, split, terms, times, extra)
     alike = way is None or way == split.way != ""

@@ -78,10 +78,19 @@ def parted(recorded: Recorded, terms: Terms) -> Split:
 
 
 def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple[Recorded, Used]:
-    """Uses recorded samples without those that the network breaks on: a hit was answered before it came to that.
+    """Uses recorded samples, leaving out those for which the network gives NaN or infinite numbers.
+
+    Served samples can be such: a head may have answered them before the segments that break ran.
+
+    Args:
+        recorded: The samples.
+        use: What to do with them; raises BrokenSamples to have some left out, and is called again with the rest.
 
     Returns:
-        Those that are left, and what came of them.
+        The samples that are left, and what `use` made of them.
+
+    Raises:
+        BrokenSamples: If none would be left, or the broken rows are not among these samples.
     """
     while True:
         try:
