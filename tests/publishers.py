@@ -19,7 +19,7 @@ from typing import Any
 from gati.chain import Chain
 from gati.errors import GatiError
 from gati_export.publish import Draft, publish
-from gati_export.refresh import Plan, refreshed
+from gati_export.refresh import RefreshPlan, refreshed
 from gati_export.rollout import publish_to
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -92,7 +92,7 @@ def publish_often(repository: Path, chain: Chain, draft: Draft, address: str | N
 def refresh_once(repository: Path, chain: Chain, store: str, window: int, address: str) -> None:
     """Refreshes; what it can't do, it leaves."""
     with suppress(GatiError):
-        refreshed(Plan(repository, chain, store, window, address, always=True), lambda *_: None)
+        refreshed(RefreshPlan(repository, chain, store, window, address, always=True), lambda *_: None)
 
 
 def race(

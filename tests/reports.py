@@ -10,7 +10,7 @@ from handmade import toy_chain, toy_release
 from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.report.curve import agreement_curve, covered
-from gati_export.report.data import Cut, Option, Point, Report
+from gati_export.report.data import Cut, ParetoPoint, Report, TriedHead
 from gati_export.report.live import LiveChain
 
 MODEL = "resnet18"
@@ -65,7 +65,7 @@ def realistic(cuts: int = 4, families: int = 3, release: int = 2) -> Report:
         why_not=None,
         cuts=tuple(made),
         pareto=tuple(
-            Point(e, 1 + (speedup - 1) * (e / 0.01) ** 0.4, heads[: 1 + i // 2])
+            ParetoPoint(e, 1 + (speedup - 1) * (e / 0.01) ** 0.4, heads[: 1 + i // 2])
             for i, e in enumerate((0.001, 0.002, 0.005, 0.01, 0.02, 0.05))
         ),
         exits=exits,
@@ -84,7 +84,7 @@ def chain_of(report: Report) -> Chain:
     return toy_chain(report.model, len(report.cuts) + 1)
 
 
-def _option(rng: np.random.Generator, difficulty: np.ndarray, share: float, family: str, serves: bool) -> Option:
+def _option(rng: np.random.Generator, difficulty: np.ndarray, share: float, family: str, serves: bool) -> TriedHead:
     skill = share + 0.25 - 0.06 * FAMILIES.index(family)
     margin = (skill - difficulty) * 8
     agree = rng.random(len(difficulty)) < 1 / (1 + np.exp(-margin))
@@ -95,7 +95,7 @@ def _option(rng: np.random.Generator, difficulty: np.ndarray, share: float, fami
     seconds, size_ = 2.1e-5 * (1 + FAMILIES.index(family)), 68_000 * (1 + FAMILIES.index(family))
     reached = covered(scores, threshold) if threshold else None
     why = SAVES if used else SLOWER
-    return Option(family, seconds, size_, float(agree.mean()), why, used, threshold, coverage, agrees, reached)
+    return TriedHead(family, seconds, size_, float(agree.mean()), why, used, threshold, coverage, agrees, reached)
 
 
 def without_heads(

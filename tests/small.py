@@ -16,7 +16,7 @@ from gati.session import threads
 from gati_export import candidates, training
 from gati_export.demo.digits import Pool, pools, views
 from gati_export.distillation import torch_threads
-from gati_export.export import Plan, export_chain
+from gati_export.export import ExportPlan, export_chain
 from gati_export.latency import Times
 from gati_export.terms import Terms
 
@@ -82,7 +82,7 @@ def export_small(folder: Path, name: str) -> np.ndarray:
     with torch_threads(threads()):  # whoever else runs tests waits for this
         network = trained(ours)
     export_onnx(network, {"image": images[:2]}, folder / "small.onnx")
-    plan = Plan(
+    plan = ExportPlan(
         str(folder / "small.onnx"),
         folder / "samples.npz",
         folder / "models",

@@ -22,7 +22,7 @@ from gati_export.onnxfile import open_file, read, shorten
 from gati_export.ragged import few
 from gati_export.samples import check_samples, pick
 from gati_export.signature import UNKNOWN, Signature
-from gati_export.tail import LEAVE_OUT, Tail, divide, flattened, is_pixel, renamed
+from gati_export.tail import LEAVE_OUT, TailGraph, divide, flattened, is_pixel, renamed
 
 OF_CHAINS = {EXIT, RELEASE}
 """Names of a chain's own outputs."""
@@ -59,7 +59,7 @@ class Backbone:
     inputs: tuple[Tensor, ...]
     output: Tensor
     max_batch: int
-    tail: Tail | None = None
+    tail: TailGraph | None = None
     note: str = ""
 
     @property
@@ -228,7 +228,7 @@ def _scores(
     ends: Sequence[ir.Value],
     batches: Sequence[Mapping[str, np.ndarray]],
     fewest: int,
-) -> tuple[Tensor, Tail | None]:
+) -> tuple[Tensor, TailGraph | None]:
     """The network's scores, and what it makes of them; how many there are is to be seen where it gives nothing else."""
     names = [value.name or "" for value in ends]
     nodes = {node.name: node for node in session.get_outputs()}

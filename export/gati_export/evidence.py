@@ -14,7 +14,7 @@ from gati_export.candidates import Candidate
 from gati_export.latency import Measured, Times
 from gati_export.replay import Said
 from gati_export.report.curve import agreement_curve, covered
-from gati_export.report.data import Cut, Option, Point, Report
+from gati_export.report.data import Cut, ParetoPoint, Report, TriedHead
 from gati_export.terms import Terms
 from gati_export.training import Trained
 
@@ -65,7 +65,7 @@ def _cut(chain: Chain, trained: Trained, index: int) -> Cut:
         _option(trained, place, head) for place, head in enumerate(trained.candidates.heads) if head.cut == index
     ]
     options += [
-        Option("—", None, 0, None, note, used=False, threshold=None, coverage=(), agrees=())
+        TriedHead("—", None, 0, None, note, used=False, threshold=None, coverage=(), agrees=())
         for note in dict.fromkeys(trained.candidates.notes.get(index, ()))
     ]
     return Cut(
@@ -95,14 +95,14 @@ def measured_in(report: Report) -> Measured | None:
     return Measured(Times(np.diff(until), np.array(known)), heads)
 
 
-def _option(trained: Trained, place: int, head: Candidate) -> Option:
+def _option(trained: Trained, place: int, head: Candidate) -> TriedHead:
     used = trained.families.get(head.cut) == head.name
     why = trained.choice.reasons.get(place, "") if trained.choice else trained.why_not or ""
     threshold = trained.certificate.thresholds[head.cut] if used and trained.certificate else None
     said, agree = trained.calibration[place] if trained.calibration else (None, np.empty(0, bool))
     scores = said.scores if isinstance(said, Said) else np.empty(0, np.float32)
     coverage, agrees = agreement_curve(scores, agree)
-    return Option(
+    return TriedHead(
         family=head.name,
         seconds=head.seconds,
         bytes=len(head.model),
@@ -116,11 +116,11 @@ def _option(trained: Trained, place: int, head: Candidate) -> Option:
     )
 
 
-def _points(trained: Trained) -> tuple[Point, ...]:
+def _points(trained: Trained) -> tuple[ParetoPoint, ...]:
     if trained.choice is None:
         return ()
     names = {place: (head.cut, head.name) for place, head in enumerate(trained.candidates.heads)}
     return tuple(
-        Point(point.epsilon, point.speedup, tuple(names[place] for place in point.chosen))
+        ParetoPoint(point.epsilon, point.speedup, tuple(names[place] for place in point.chosen))
         for point in trained.choice.pareto
     )

@@ -24,7 +24,6 @@ from gati_export.images import Decode
 from gati_export.latency import measured_on
 from gati_export.mode import faster_mode
 from gati_export.onnxfile import shorten
-from gati_export.plans import compiled
 from gati_export.prepare import prepare
 from gati_export.progress import Progress
 from gati_export.publish import Draft, publish
@@ -38,6 +37,7 @@ from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
 from gati_export.splitting import marks, split
 from gati_export.staging import REPOSITORY, moving, staging, staging_area
+from gati_export.tensorrt_plans import compiled
 from gati_export.terms import Terms
 from gati_export.training import Trained, train_heads
 
@@ -48,7 +48,7 @@ CHECKED = 256
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What to export, and how.
 
     Attributes:
@@ -132,7 +132,7 @@ class Exported:
         }
 
 
-def export_chain(plan: Plan, progress: Progress) -> Exported:
+def export_chain(plan: ExportPlan, progress: Progress) -> Exported:
     """Cuts a backbone, trains and certifies heads, and installs the chain in a repository, whole or not at all.
 
     Args:
@@ -154,7 +154,7 @@ def export_chain(plan: Plan, progress: Progress) -> Exported:
     return exported
 
 
-def _export(plan: Plan, staged: Path, work: Path, progress: Progress) -> Exported:
+def _export(plan: ExportPlan, staged: Path, work: Path, progress: Progress) -> Exported:
     progress("Read backbone and samples", 0)
     backbone, samples, of_reading = _load(plan, work)
     progress("Read backbone and samples", 1)
@@ -192,7 +192,7 @@ def _export(plan: Plan, staged: Path, work: Path, progress: Progress) -> Exporte
     return Exported(chain, len(found), difference, min(CHECKED, total), found_out, release, seconds, notes)
 
 
-def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tuple[str, ...]]:
+def _load(plan: ExportPlan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tuple[str, ...]]:
     """The backbone tells which columns of the samples to read, and is tried on them before it is accepted.
 
     Returns:
@@ -216,7 +216,7 @@ def _load(plan: Plan, work: Path) -> tuple[Backbone, dict[str, np.ndarray], tupl
     return prepare(backbone, samples), samples, notes
 
 
-def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:
+def _write_chain(plan: ExportPlan, backbone: Backbone, chosen: list[CutPoint], staged: Path) -> Chain:
     chain = Chain(
         model=plan.name,
         mode=plan.mode or "inline",
@@ -241,7 +241,7 @@ def _write_chain(plan: Plan, backbone: Backbone, chosen: list[CutPoint], staged:
     return replace(chain, segments=segments)
 
 
-def _extra(plan: Plan, backbone: Backbone) -> dict[str, np.ndarray] | None:
+def _extra(plan: ExportPlan, backbone: Backbone) -> dict[str, np.ndarray] | None:
     if plan.extra is None:
         return None
     names = [tensor.name for tensor in backbone.inputs]
@@ -289,7 +289,7 @@ def _shape_note(samples: Samples) -> str | None:
 
 
 def _compile(
-    plan: Plan,
+    plan: ExportPlan,
     staged: Path,
     chain: Chain,
     paths: Sequence[Path],
@@ -306,7 +306,7 @@ def _compile(
     return chain, accelerator, (note, f"Times are ONNX Runtime's on {measured_on(chain)} here: {MEASURE_THERE}")
 
 
-def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:
+def _publish_first(plan: ExportPlan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:
     if trained.certificate is None or not trained.heads:
         return None
     window = Window(plan.samples.name, samples)
@@ -314,7 +314,12 @@ def _publish_first(plan: Plan, staged: Path, chain: Chain, trained: Trained, sam
 
 
 def _settle_mode(
-    plan: Plan, staged: Path, chain: Chain, trained: Trained, samples: Mapping[str, np.ndarray], progress: Progress
+    plan: ExportPlan,
+    staged: Path,
+    chain: Chain,
+    trained: Trained,
+    samples: Mapping[str, np.ndarray],
+    progress: Progress,
 ) -> tuple[Chain, dict[str, float]]:
     """Takes the mode asked for, or inline where heads keep state, or else the faster one."""
     if plan.mode is not None or any(map(has_state, trained.heads.values())):

@@ -40,7 +40,7 @@ UNSEEN = "The live release has a head before the features that are recorded, and
 
 
 @dataclass(frozen=True)
-class Plan:
+class RefreshPlan:
     """What to refresh, and how.
 
     Attributes:
@@ -175,7 +175,7 @@ class _Notes:
         )
 
 
-def refreshed(plan: Plan, progress: Progress) -> Refreshed:
+def refreshed(plan: RefreshPlan, progress: Progress) -> Refreshed:
     """Turns recent samples into the next release, if that is better than the one that serves.
 
     What was decided, and why, is kept (`gati_export.history`), also where this fails.
@@ -207,7 +207,7 @@ def refreshed(plan: Plan, progress: Progress) -> Refreshed:
         return Refreshed(report, turn, rollout, decision.objected, learned.recorded.left_out)
 
 
-def _learn(plan: Plan, notes: _Notes, progress: Progress) -> _Learned:
+def _learn(plan: RefreshPlan, notes: _Notes, progress: Progress) -> _Learned:
     """Trains heads on recent samples, and judges the live release by the same ones."""
     repository, chain = plan.repository, plan.chain
     if plan.server is not None:
@@ -234,7 +234,7 @@ def _learn(plan: Plan, notes: _Notes, progress: Progress) -> _Learned:
     return _Learned(recorded, parts, trained, report, live, standing, comparable)
 
 
-def _decide(plan: Plan, learned: _Learned, progress: Progress) -> _Decision:
+def _decide(plan: RefreshPlan, learned: _Learned, progress: Progress) -> _Decision:
     """Whether what was learned is to be published; tries it on the newest samples first."""
     live, standing, trained = learned.live, learned.standing, learned.trained
     if trained.certificate is None:
@@ -252,7 +252,7 @@ def _decide(plan: Plan, learned: _Learned, progress: Progress) -> _Decision:
     return _Decision(None, against, objected=True)
 
 
-def _without_new_heads(plan: Plan, learned: _Learned, why_not: str) -> _Decision:
+def _without_new_heads(plan: RefreshPlan, learned: _Learned, why_not: str) -> _Decision:
     """What to do where no new heads can be published: shut the live release if it must not go on, else nothing."""
     live, standing, recorded = learned.live, learned.standing, learned.recorded
     if live is None or standing is None or not standing.untenable:
@@ -264,7 +264,7 @@ def _without_new_heads(plan: Plan, learned: _Learned, why_not: str) -> _Decision
     return _Decision(draft, why, shuts=True)
 
 
-def _carry_out(plan: Plan, decision: _Decision, progress: Progress) -> tuple[_Decision, Rollout | None]:
+def _carry_out(plan: RefreshPlan, decision: _Decision, progress: Progress) -> tuple[_Decision, Rollout | None]:
     """Publishes what was decided on; the decision is changed where another release was published meanwhile.
 
     Raises:
@@ -283,7 +283,7 @@ def _carry_out(plan: Plan, decision: _Decision, progress: Progress) -> tuple[_De
     return decision, rollout
 
 
-def _write_down(plan: Plan, turn: Turn, report: Report | None) -> Turn:
+def _write_down(plan: RefreshPlan, turn: Turn, report: Report | None) -> Turn:
     """Keeps a turn, and the report if there is one. Returns the turn, which says so if that failed.
 
     Raises:
@@ -324,7 +324,7 @@ def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -
     return f"It would not be faster on held-out samples: {times}.", False
 
 
-def _as_it_serves(plan: Plan, live: Live) -> Live:
+def _as_it_serves(plan: RefreshPlan, live: Live) -> Live:
     """The live release with all exits that are closed; replicas say so, too, as their journals may lie elsewhere."""
     if plan.server is None:
         return live
@@ -333,7 +333,7 @@ def _as_it_serves(plan: Plan, live: Live) -> Live:
     return replace(live, closed=sorted({*live.closed, *behind}))
 
 
-def _newest(plan: Plan, recorded: Recorded) -> Recorded | None:
+def _newest(plan: RefreshPlan, recorded: Recorded) -> Recorded | None:
     """What was served, and recorded in the same way, since the samples were read to learn from; None if nothing."""
     try:
         newest = read_recent(plan.store, plan.chain, NEWEST, plan.age, recorded.mark)
@@ -354,7 +354,7 @@ def _draft(trained: Trained, recorded: Recorded, live: Live | None) -> Draft:
 
 
 @contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
+def _alone(plan: RefreshPlan) -> Iterator[None]:
     """Held by the one refresh of a chain that is at work; the kernel lets go of it when that is killed."""
     folder = workspace(plan.repository)
     folder.mkdir(parents=True, exist_ok=True)

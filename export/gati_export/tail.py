@@ -28,7 +28,7 @@ LEAVE_OUT = "name the outputs to serve without it (--outputs)."
 
 
 @dataclass(frozen=True, eq=False)
-class Tail:
+class TailGraph:
     """What a network makes of its scores.
 
     Attributes:
@@ -91,7 +91,7 @@ def _unused(graph: ir.Graph, name: str) -> str:
 
 def divide(
     model: ir.Model, ends: Sequence[ir.Value], batches: Sequence[Mapping[str, np.ndarray]], fewest: int
-) -> tuple[Tensor, Tail] | None:
+) -> tuple[Tensor, TailGraph] | None:
     """Finds the scores of a network that gives what follows from them, and what makes this of them.
 
     Args:
@@ -135,7 +135,7 @@ def _seen(model: ir.Model, values: Collection[ir.Value], feeds: Mapping[str, np.
         return {}
 
 
-def _tail(model: ir.Model, value: ir.Value, scores: Tensor, ends: Sequence[ir.Value], rows: np.ndarray) -> Tail:
+def _tail(model: ir.Model, value: ir.Value, scores: Tensor, ends: Sequence[ir.Value], rows: np.ndarray) -> TailGraph:
     """Takes what is behind the scores out of a model, and tries it on some."""
     graph = extract(model.graph, value, [end for end in ends if end is not value])
     tail, batch = model_of(model, graph), ir.SymbolicDim("batch")
@@ -143,7 +143,7 @@ def _tail(model: ir.Model, value: ir.Value, scores: Tensor, ends: Sequence[ir.Va
     known = {scores.name: scores} | _outputs(tail, scores, rows)
     for end in graph.outputs:
         declare(end, known[end.name or ""], batch)
-    return Tail(tuple(known[end.name or ""] for end in ends), tail)
+    return TailGraph(tuple(known[end.name or ""] for end in ends), tail)
 
 
 def _outputs(tail: ir.Model, scores: Tensor, rows: np.ndarray) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ from gati_export.bench.judge import exits_of, shares
 from gati_export.bench.limits import oracle_exits
 from gati_export.bench.page import page, sentence
 from gati_export.bench.peers import peer_heads
-from gati_export.bench.plan import Plan
+from gati_export.bench.plan import BenchPlan
 from gati_export.bench.rows import (
     ALLOWED,
     BYPASSED,
@@ -58,7 +58,7 @@ from gati_export.bench.rows import (
     noise,
 )
 from gati_export.bench.run import _closed, _under
-from gati_export.bench.tally import Tally, Verdict, summed_up
+from gati_export.bench.tally import Answers, Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
 from gati_export.distillation import Schedule
@@ -78,8 +78,8 @@ def quiet(_what: str, _share: float) -> None:
     """Progress that nobody looks at."""
 
 
-def plan_of(repository: Path, chain: Chain, samples: dict[str, np.ndarray], *modes: str) -> Plan:
-    return Plan(repository, chain, samples, against=(), modes=modes)
+def plan_of(repository: Path, chain: Chain, samples: dict[str, np.ndarray], *modes: str) -> BenchPlan:
+    return BenchPlan(repository, chain, samples, against=(), modes=modes)
 
 
 def pool(count: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
@@ -169,12 +169,12 @@ def test_speed_ups_are_taken_turn_by_turn() -> None:
     for slow, quick in ((4.0, 2.0), (8.0, 2.0)):
         plain.add(latency(slow), 8.0)
         fast.add(latency(quick), 4.0)
-    row = fast.row("chain-inline", "iid", Load(1), plain, Verdict(0.99, {"0": 1.0}), 10.0)
+    row = fast.row("chain-inline", "iid", Load(1), plain, Answers(0.99, {"0": 1.0}), 10.0)
     assert (row.speedup, row.low, row.high, row.cpu_ms) == (3.0, 2.0, 4.0, 4.0)
     limit = Tally()
     for _ in range(2):
         limit.add(latency(1.0), None)
-    row = limit.row("oracle", "iid", Load(1), plain, Verdict(None, {}), None)
+    row = limit.row("oracle", "iid", Load(1), plain, Answers(None, {}), None)
     assert (row.low, row.cpu_ms, row.agreement) == (4.0, None, None)
     assert summed_up(np.array([1.0, 3.0])).throughput == 500
 
@@ -194,7 +194,7 @@ def result_of(*means: tuple[str, float], in_flight: int = 1) -> Result:
     for name, mean in means:
         tally = Tally()
         tally.add(latency(mean), 1.0)
-        rows.append(tally.row(name, "iid", Load(in_flight), plain, Verdict(0.995, {"0": 0.75, "2": 0.25}), 50.0))
+        rows.append(tally.row(name, "iid", Load(in_flight), plain, Answers(0.995, {"0": 0.75, "2": 0.25}), 50.0))
     conditions = {"model": "<b>", "release": 3, "workload": "iid", "device": "cpu", "turns": 1}
     conditions |= {"compared": 300, "distinct": 212, "epsilon": 0.01, "repeats": 0.0123}
     conditions |= {"start_seconds": {"plain": 1.0456789, "chain-inline": 2.3}}
@@ -554,8 +554,8 @@ def test_exits_are_those_of_the_load() -> None:
     before, after = (
         Reading(1, False, (), (0, 1), exits, (0, 0), 0, 0, 0, 0, {}) for exits in ({0: 100, 3: 50}, {0: 130, 3: 60})
     )
-    assert _under(Verdict(0.9, {"3": 1.0}), before, after) == Verdict(0.9, {"0": 0.75, "3": 0.25})
-    assert _under(Verdict(0.9, {}), None, None) == Verdict(0.9, {})
+    assert _under(Answers(0.9, {"3": 1.0}), before, after) == Answers(0.9, {"0": 0.75, "3": 0.25})
+    assert _under(Answers(0.9, {}), None, None) == Answers(0.9, {})
     assert _closed("chain-inline", after) is None
     assert "chain-inline: audits found" in str(_closed("chain-inline", replace(after, closed=(2,))))
     assert "(all)" in str(_closed("chain-inline", replace(after, breaker_open=True)))

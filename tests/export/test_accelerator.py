@@ -22,8 +22,8 @@ from gati.session import CPU, Device, open_session, run
 from gati_client import Client
 from gati_export.accelerator import Accelerator, profile
 from gati_export.latency import measured_on
-from gati_export.plans import why_no_plans
 from gati_export.repository import write_plain, write_repository
+from gati_export.tensorrt_plans import why_no_plans
 
 ENGINES = Path("/srv/cache")
 KINDS = {"FP32": np.float32, "FP16": np.float16}

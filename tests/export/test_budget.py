@@ -5,24 +5,24 @@ from __future__ import annotations
 import click
 import pytest
 
-from gati_export.commands.budget import Budget, parse_size
+from gati_export.commands.budget import MemorySize, parse_size
 
 
 @pytest.mark.parametrize(
     ("text", "budget"),
     [
-        ("5%", Budget(0.05, None)),
-        (" 12.5 % ", Budget(0.125, None)),
-        ("2MB", Budget(None, 2_000_000)),
-        ("1.5 kb", Budget(None, 1500)),
-        ("3MiB", Budget(None, 3 << 20)),
-        ("1GB", Budget(None, 10**9)),
-        ("700", Budget(None, 700)),
-        ("700B", Budget(None, 700)),
-        ("0", Budget(None, 0)),
+        ("5%", MemorySize(0.05, None)),
+        (" 12.5 % ", MemorySize(0.125, None)),
+        ("2MB", MemorySize(None, 2_000_000)),
+        ("1.5 kb", MemorySize(None, 1500)),
+        ("3MiB", MemorySize(None, 3 << 20)),
+        ("1GB", MemorySize(None, 10**9)),
+        ("700", MemorySize(None, 700)),
+        ("700B", MemorySize(None, 700)),
+        ("0", MemorySize(None, 0)),
     ],
 )
-def test_shares_and_sizes_are_told_apart(text: str, budget: Budget) -> None:
+def test_shares_and_sizes_are_told_apart(text: str, budget: MemorySize) -> None:
     assert parse_size(text) == pytest.approx(budget)
 
 

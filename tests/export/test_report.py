@@ -28,7 +28,7 @@ from gati_export.commands.report import report as command
 from gati_export.history import Turn
 from gati_export.publish import Draft
 from gati_export.report.curve import agreement_curve, covered
-from gati_export.report.data import Cut, Point, Report, numbers, read, reports_folder, write
+from gati_export.report.data import Cut, ParetoPoint, Report, numbers, read, reports_folder, write
 from gati_export.report.drawing import Scale, spread
 from gati_export.report.live import ELSEWHERE
 from gati_export.report.page import page
@@ -250,7 +250,7 @@ def test_names_are_no_html(bad: str) -> None:
         sentence=bad,
         cuts=(cut, *report.cuts[1:]),
         certificate=certificate,
-        pareto=(Point(0.01, 2.0, ((0, bad),)),),
+        pareto=(ParetoPoint(0.01, 2.0, ((0, bad),)),),
     )
     source = page(report)
     parsed = Text(source)

@@ -28,7 +28,7 @@ from gati.release import valid_releases
 from gati_export import history
 from gati_export.commands.refresh import _again_where_away
 from gati_export.history import Turn, last_turn, note, turns
-from gati_export.refresh import Plan, _alone, refreshed, verdict
+from gati_export.refresh import RefreshPlan, _alone, refreshed, verdict
 from gati_export.report.data import reports_folder
 from gati_export.rollout import publish_to
 from gati_export.standing import Standing, standing
@@ -124,7 +124,7 @@ def test_old_turns_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_refresh_that_fails_says_so_and_remembers_it(exported, tmp_path: Path) -> None:
-    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
     with pytest.raises(SamplesError, match="No samples of 'digits' are recorded") as error:
         refreshed(plan, quiet)
     (turn,) = turns(plan.repository, plan.chain.model)
@@ -139,7 +139,7 @@ def full(*_: object) -> None:
 def test_why_a_refresh_failed_is_told_where_it_cannot_be_written_down_and_a_watch_makes_it_again(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
     monkeypatch.setattr("gati_export.refresh.note", full)
     told = r"^No samples of 'digits' are recorded.* That could not be written down \(No space left on device\)\.$"
     with pytest.raises(click.ClickException, match=told) as away, _again_where_away():
@@ -156,7 +156,7 @@ def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written
     draft = marked_draft(chain, 7, {0: -1e9})  # which every row reaches
     draft = replace(draft, certificate=replace(draft.certificate, thresholds={0: -1e9}))
     liar = publish_to(repository, chain, draft, None).release
-    plan = Plan(repository, chain, str(tmp_path / "samples"))
+    plan = RefreshPlan(repository, chain, str(tmp_path / "samples"))
     rows = len(exported.images)
     served = Sample({name: exported.images}, None, np.zeros(rows, np.int32), np.zeros(rows, np.int64), time.time())
     write_shard(f"{plan.store}/{chain.model}", shard(chain, [served]), 1 << 30)
@@ -172,7 +172,7 @@ def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written
 
 
 def test_a_refresh_says_how_many_files_held_nothing_to_learn_from(exported, tmp_path: Path) -> None:
-    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "samples"))
+    plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "samples"))
     url, name = f"{plan.store}/{plan.chain.model}", plan.chain.inputs[0].name
     for values in (np.ones((3, 5), np.float32), plan.chain.inputs[0].zeros(3)):
         told = Sample({name: values}, None, np.zeros(3, np.int32), np.zeros(3, np.int64), 0.0)
@@ -182,7 +182,7 @@ def test_a_refresh_says_how_many_files_held_nothing_to_learn_from(exported, tmp_
 
 
 def test_two_refreshes_of_a_chain_are_not_at_work_at_once(exported, tmp_path: Path) -> None:
-    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
     with _alone(plan), pytest.raises(PublishError, match=r"^Another refresh of 'digits' is at work\.$"):
         refreshed(plan, quiet)
     with _alone(replace(plan, chain=replace(exported.chain, model="other"))), pytest.raises(SamplesError):
@@ -295,7 +295,7 @@ def test_what_a_turn_without_a_server_was_to_learn_from_is_still_new(exported: E
 
 def test_a_turn_that_fails_has_come_to_a_decision_only_if_it_has_noted_one(exported: Exported, tmp_path: Path) -> None:
     """The command itself: another refresh is at work, then the disk is full, and then there are no samples."""
-    plan = Plan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
+    plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
     command = ["refresh", exported.chain.model, "--repository", str(plan.repository), "--store", plan.store]
     vigil = Vigil(command, lambda mark: (1, mark, ""), lambda: last_turn(plan.repository, "digits"), 1, 0.01, print)
     with _alone(plan):

@@ -30,7 +30,7 @@ from gati.release import head_path, valid_releases
 from gati.session import open_session
 from gati_export.bench.int8 import quantise
 from gati_export.ragged import count
-from gati_export.refresh import Plan, refreshed
+from gati_export.refresh import RefreshPlan, refreshed
 from gati_export.store import count_since, default_store, read_recent
 
 ENOUGH, FEW = 1500, 40
@@ -277,7 +277,7 @@ def test_a_refresh_learns_from_texts_of_all_lengths(serve, families, tmp_path):
     assert eventually(lambda: count_since(store, chain, "")[0] == len(texts))
     recorded = read_recent(store, chain, len(texts))
     assert [row.tolist() for row in recorded.samples["input_ids"]] == [text["input_ids"][0].tolist() for text in texts]
-    done = refreshed(Plan(repository, chain, store, server=server.grpc, always=True), lambda *_: None)
+    done = refreshed(RefreshPlan(repository, chain, store, server=server.grpc, always=True), lambda *_: None)
     assert done.release is not None and done.release.window.samples == len(texts)
     early = set()
     for length, rows in by_length(texts):

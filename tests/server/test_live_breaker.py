@@ -20,7 +20,7 @@ from gati_client import Client
 from gati_client.client import Answer
 from gati_export.day import latency, read_day
 from gati_export.publish import earlier, publish
-from gati_export.refresh import Plan, _as_it_serves
+from gati_export.refresh import RefreshPlan, _as_it_serves
 from gati_export.rollout import publish_to
 from gati_export.standing import live_release
 from gati_export.store import default_store
@@ -203,7 +203,7 @@ def _is_remembered(running: Running, liar: int, number: int) -> None:
     live = live_release(running.repository, running.chain)
     assert live is not None and list(live.closed) == [liar]
     assert set(live.heads) - {index for index, _, _ in live.models} == {liar}, "what replaces it need not be faster"
-    plan = Plan(running.repository, running.chain, "nothing", server=running.served.grpc)
+    plan = RefreshPlan(running.repository, running.chain, "nothing", server=running.served.grpc)
     unread = replace(live, closed=())
     assert list(_as_it_serves(plan, unread).closed) == [liar], (
         "a replica that keeps its journal elsewhere says so itself"

@@ -18,7 +18,7 @@ from gati.inline import InlineEngine
 from gati.release import valid_releases
 from gati_client import Client
 from gati_client.client import Answer
-from gati_export.refresh import Plan, refreshed
+from gati_export.refresh import RefreshPlan, refreshed
 from gati_export.store import default_store
 
 SEARCHED, PART = 8000, 500
@@ -122,7 +122,9 @@ def test_what_is_learned_from_a_poisoned_stream_keeps_the_promise_on_it(poisoned
     quick = replace(running.chain, views=0)
     store, window = default_store(running.repository), CLEAN + MADE
     try:
-        refreshed(Plan(running.repository, quick, store, window, running.served.grpc, always=True), lambda *_: None)
+        refreshed(
+            RefreshPlan(running.repository, quick, store, window, running.served.grpc, always=True), lambda *_: None
+        )
     except PublishError:
         assert running.live() == 1
         assert running.reading().breaker_open

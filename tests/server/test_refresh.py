@@ -29,7 +29,7 @@ from gati_client import Client
 from gati_export.activations import open_segments, run_batches
 from gati_export.history import turns
 from gati_export.publish import earlier
-from gati_export.refresh import Plan, refreshed
+from gati_export.refresh import RefreshPlan, refreshed
 from gati_export.rollout import publish_to
 from gati_export.store import read_recent
 
@@ -103,7 +103,7 @@ def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running, monkeypat
             publish_to(repository, chain, earlier(repository, chain), running.served.grpc)
 
     store = str(workspace(repository) / "samples")
-    done = refreshed(Plan(repository, chain, store, server=running.served.grpc, always=True), roll_back)
+    done = refreshed(RefreshPlan(repository, chain, store, server=running.served.grpc, always=True), roll_back)
     assert done.rollout is None and running.live() == live + 1
     assert done.turn.why.startswith(f"Release {live + 1} was published meanwhile, by a rollback perhaps")
     assert next(valid_releases(repository, chain)).reason.startswith("rollback to")
@@ -112,7 +112,7 @@ def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("gati_export.refresh.note", full)
-    done = refreshed(Plan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
+    done = refreshed(RefreshPlan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
     assert done.release is not None and running.live() == live + 2, "what is published is told, whatever comes then"
     assert done.turn.why.endswith("That could not be written down (No space left on device).")
 
@@ -124,7 +124,7 @@ def test_a_release_that_breaks_its_promise_is_shut_where_nothing_can_take_its_pl
     draft = marked_draft(chain, 7, {0: LOW})
     draft = replace(draft, certificate=replace(draft.certificate, thresholds={0: LOW}))
     liar = publish_to(repository, chain, draft, running.served.grpc).release
-    plan = Plan(repository, replace(chain, memory=1), store, server=running.served.grpc)
+    plan = RefreshPlan(repository, replace(chain, memory=1), store, server=running.served.grpc)
     done = refreshed(plan, lambda *_: None)
     assert done.release is not None and running.live() == liar.number + 1
     assert re.match(
@@ -159,7 +159,7 @@ def test_refresh_learns_from_features_where_no_input_is_kept(
     outputs = np.concatenate([hidden[-1] for _, hidden in parts])
     apart = np.abs(outputs[None] - said[:, None]).max(axis=2).min(axis=1)  # audits put hits behind misses
     assert (apart < 1e-3).all(), "run on from there, it is the same network"
-    done = refreshed(Plan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
+    done = refreshed(RefreshPlan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
     assert running.live() == 2 and done.release and done.release.window.samples == 1368
     with Client(running.served.grpc, MODEL) as client:
         answer, exact = client.infer(images[1400:1432]), client.infer(images[1400:1432], exact=True)
@@ -227,7 +227,9 @@ def test_what_would_break_its_promise_on_traffic_that_came_meanwhile_is_not_publ
             sent.append(sent[-1] + 300)
             ask(running, next(late), sent[-1])
 
-    plan = Plan(repository, chain, str(workspace(repository) / "samples"), 1400, running.served.grpc, always=True)
+    plan = RefreshPlan(
+        repository, chain, str(workspace(repository) / "samples"), 1400, running.served.grpc, always=True
+    )
     turn = 1
     assert refreshed(plan, traffic).release is not None
     live = running.live()

@@ -21,7 +21,7 @@ from gati.settings import STORE
 from gati_export.activations import open_segments
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
-from gati_export.bench.plan import Plan
+from gati_export.bench.plan import BenchPlan
 from gati_export.bench.rows import BYPASSED, MOSTLY_HITS, PLAIN
 from gati_export.bench.traffic import Feeds
 from gati_export.candidates import Candidate, ask
@@ -105,7 +105,7 @@ class Arena:
         return self.repository / PLAIN / "1" / "model.onnx"
 
 
-def set_up(folder: Path, plan: Plan, peers: Mapping[str, Mapping[int, bytes]], progress: Progress) -> Arena:
+def set_up(folder: Path, plan: BenchPlan, peers: Mapping[str, Mapping[int, bytes]], progress: Progress) -> Arena:
     """Writes the repository: the plain backbone, the chain, and what a user would pick instead.
 
     Args:

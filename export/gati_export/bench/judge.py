@@ -16,7 +16,7 @@ from gati_export.ragged import count, rows_at
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Answers:
     """Share of requests answered as the backbone does, if that was seen; and shares by exit, the backbone's last."""
 
     agreement: float | None
@@ -37,7 +37,7 @@ def ask(address: str, model: str, requests: Mapping[str, np.ndarray]) -> Iterato
         raise BenchError(f"{model!r} failed on a request of the benchmark: {error}") from error
 
 
-def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndarray], outputs: np.ndarray) -> Verdict:
+def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndarray], outputs: np.ndarray) -> Answers:
     """Asks a model some requests, one after the other.
 
     Args:
@@ -56,7 +56,7 @@ def judge(address: str, model: str, chain: Chain, requests: Mapping[str, np.ndar
         if answer.exit is not None:
             exits[row] = answer.exit.ravel()[0]
     agreement = float(parse_agreement(chain.agreement)(answers, outputs).mean())
-    return Verdict(agreement, shares(exits[exits >= 0]))
+    return Answers(agreement, shares(exits[exits >= 0]))
 
 
 def shares(exits: np.ndarray) -> dict[str, float]:

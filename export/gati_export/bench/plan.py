@@ -12,7 +12,7 @@ from gati_export.bench.traffic import Feeds
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What to measure.
 
     Attributes:

@@ -32,10 +32,10 @@ from gati.triton import find_triton
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.audits import audited, eager
 from gati_export.bench.contenders import SCORED, Arena, Contender, add_studies, set_up
-from gati_export.bench.judge import Verdict, ask, exits_of, judge, shares
+from gati_export.bench.judge import Answers, ask, exits_of, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
-from gati_export.bench.plan import Plan
+from gati_export.bench.plan import BenchPlan
 from gati_export.bench.processes import cpu_seconds, peak_mib
 from gati_export.bench.rows import ALLOWED, BYPASSED, ENGINE, ORACLE, PLAIN, SERVED, Result, Row, noise, serves
 from gati_export.bench.startup import seconds_to_answer
@@ -65,7 +65,7 @@ NOT_IDLE = (
 BATCH = 32
 
 
-def bench(plan: Plan, progress: Progress) -> Result:
+def bench(plan: BenchPlan, progress: Progress) -> Result:
     """Runs a benchmark.
 
     Args:
@@ -111,7 +111,7 @@ def _clear(folder: Path) -> None:
             continue
 
 
-def _peers(plan: Plan, progress: Progress) -> tuple[dict[str, dict[int, bytes]], list[str]]:
+def _peers(plan: BenchPlan, progress: Progress) -> tuple[dict[str, dict[int, bytes]], list[str]]:
     """The peers' heads, and why one has none."""
     if "peers" not in plan.against:
         return {}, []
@@ -127,7 +127,7 @@ def _cache_options() -> list[str]:
     return [f"--cache-directory={caches}", f"--cache-config=local,size={CACHE_BYTES}"]
 
 
-def _conditions(plan: Plan, arena: Arena, traffic: Traffic, starts: Mapping[str, float]) -> dict[str, Any]:
+def _conditions(plan: BenchPlan, arena: Arena, traffic: Traffic, starts: Mapping[str, float]) -> dict[str, Any]:
     return {
         "gati": __version__,
         "onnxruntime": ort.__version__,
@@ -173,7 +173,7 @@ class _Run:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BenchPlan,
         arena: Arena,
         traffic: Traffic,
         session: ort.InferenceSession,
@@ -208,7 +208,7 @@ class _Run:
         self._arena.notes += filter(None, map(_closed, self._read, self._read.values()))
         return self._rows
 
-    def _judge(self) -> dict[str, Verdict]:
+    def _judge(self) -> dict[str, Answers]:
         """What each contender answers."""
         self._warm_up()
         self._traffic.begin_comparing()
@@ -248,7 +248,7 @@ class _Run:
         address = f"{HOST}:{self._server.ports.metrics}"
         return {one.name: read_metrics(address, one.name) for one in self._arena.contenders if one.chain}
 
-    def _measure(self, load: Load, verdicts: Mapping[str, Verdict], before: float) -> None:
+    def _measure(self, load: Load, verdicts: Mapping[str, Answers], before: float) -> None:
         """Measures all contenders under one load, in turns, and adds their rows."""
         contenders = [c for c in self._arena.contenders if load.concurrency is not None or serves(c.name)]
         tallies = {contender.name: Tally() for contender in contenders}
@@ -315,7 +315,7 @@ class _Run:
             )
         return seen, taken * 1e3 / count
 
-    def _limits(self, load: Load, plain: Tally, engine: Tally, chain: Verdict) -> list[Row]:
+    def _limits(self, load: Load, plain: Tally, engine: Tally, chain: Answers) -> list[Row]:
         """The engine alone; and what an oracle, and the chain's own heads, would take if lookups cost nothing.
 
         To the time of these the server adds what it adds to the plain model's; where the engine alone took longer,
@@ -324,17 +324,17 @@ class _Run:
         if engine.mean("mean_ms") > plain.mean("mean_ms") and NOT_IDLE not in self._arena.notes:
             self._arena.notes.append(NOT_IDLE)
         workload, count = self._plan.workload, len(next(iter(self._first.values())))
-        rows = [engine.row(ENGINE, workload, load, plain, Verdict(None, {}), None)]
+        rows = [engine.row(ENGINE, workload, load, plain, Answers(None, {}), None)]
         until = seconds_until(self._arena, self._first)
         for name, exits in ((ORACLE, shares(oracle_exits(self._arena, self._first))), (ALLOWED, chain.exits)):
             tally, share = Tally(), until[exits_of(exits, count)] / until[-1]
             for served, alone in zip(plain.seen, engine.seen, strict=True):
                 tally.add(summed_up(share * alone.mean_ms + max(0.0, served.mean_ms - alone.mean_ms)), None)
-            rows.append(tally.row(name, workload, load, plain, Verdict(None, exits), None))
+            rows.append(tally.row(name, workload, load, plain, Answers(None, exits), None))
         return rows
 
 
-def _under(verdict: Verdict, before: Reading | None, after: Reading | None) -> Verdict:
+def _under(verdict: Answers, before: Reading | None, after: Reading | None) -> Answers:
     """What a contender answered, with the exits of the requests between two readings of its metrics."""
     if before is None or after is None:
         return verdict

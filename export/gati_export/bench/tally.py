@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gati_export.bench.analyzer import Latency, Load
-from gati_export.bench.judge import Verdict
+from gati_export.bench.judge import Answers
 from gati_export.bench.rows import Row
 
 
@@ -37,7 +37,7 @@ class Tally:
         """Answers a second: those of all turns by the time of all, as each turn has as many requests."""
         return len(self.seen) / sum(1 / one.throughput for one in self.seen)
 
-    def row(self, name: str, workload: str, load: Load, plain: Tally, verdict: Verdict, peak: float | None) -> Row:
+    def row(self, name: str, workload: str, load: Load, plain: Tally, answers: Answers, peak: float | None) -> Row:
         """The row; `plain` is the plain model's under the same load."""
         ratios = [other.mean_ms / own.mean_ms for other, own in zip(plain.seen, self.seen, strict=True)]
         used = [value for value in self.cpu_ms if value is not None]
@@ -51,8 +51,8 @@ class Tally:
             p95_ms=self.mean("p95_ms"),
             p99_ms=self.mean("p99_ms"),
             throughput=self.throughput,
-            agreement=verdict.agreement,
-            exits=verdict.exits,
+            agreement=answers.agreement,
+            exits=answers.exits,
             cpu_ms=float(np.mean(used)) if used else None,
             rss_mb=peak,
             speedup=plain.mean("mean_ms") / self.mean("mean_ms"),

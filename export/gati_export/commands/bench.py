@@ -179,7 +179,7 @@ def bench_command(
     gati bench resnet18 --repository models --data test.npz
     gati bench resnet18 --repository models --data test.npz --workload hot --against int8,cache --json bench.json
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    from gati_export.bench.plan import Plan
+    from gati_export.bench.plan import BenchPlan
     from gati_export.bench.run import bench  # brings PyTorch, which takes seconds: not for those who ask how
     from gati_export.samples import load_samples
 
@@ -187,7 +187,7 @@ def bench_command(
     os.environ[DEVICE] = device  # parts are measured there, too
     chain = read_chain(repository, found_model(repository, find_chains(repository), model))
     load = partial(load_samples, inputs=chain.inputs, decode=parse_decode(image) if image else None)
-    plan = Plan(
+    plan = BenchPlan(
         repository,
         chain,
         load(data),

@@ -18,7 +18,7 @@ from gati_export.report.table import OF_ENGINE, cuts_table
 
 if TYPE_CHECKING:
     from gati_export.deployed import Deployed
-    from gati_export.export import Exported, Plan
+    from gati_export.export import Exported, ExportPlan
     from gati_export.report.data import Report
     from gati_export.terms import Terms
 
@@ -142,12 +142,12 @@ def export(
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     # these bring PyTorch, which takes seconds: not for those who ask how
     from gati_export.deployed import read_deployed
-    from gati_export.export import Plan, export_chain
+    from gati_export.export import ExportPlan, export_chain
 
     way, kind = _run_by(mode, engine)
     deployed = read_deployed(Path(backbone)) if Path(backbone).is_dir() else None
     served = deployed.signature.outputs if deployed else ()
-    plan = Plan(
+    plan = ExportPlan(
         backbone=str(deployed.path) if deployed else backbone,
         samples=samples,
         repository=repository,
@@ -191,7 +191,7 @@ def _default_name(backbone: str, deployed: Deployed | None) -> str:
     return path.parts[-3] if len(path.parts) > 2 and path.parent.name.isdecimal() else path.stem
 
 
-def _tell(exported: Exported, plan: Plan, explain: bool) -> None:
+def _tell(exported: Exported, plan: ExportPlan, explain: bool) -> None:
     chain, report = exported.chain, exported.report
     results.print(cuts_table(report))
     if explain:

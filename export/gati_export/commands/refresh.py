@@ -133,10 +133,10 @@ def refresh(
         return
     with _again_where_away():
         follow(repository, click.echo)
-    from gati_export.refresh import Plan, refreshed  # brings PyTorch, which a watch leaves to its turns
+    from gati_export.refresh import RefreshPlan, refreshed  # brings PyTorch, which a watch leaves to its turns
     from gati_export.report.table import cuts_table
 
-    plan = Plan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
+    plan = RefreshPlan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
     with _again_where_away(), shown_progress() as progress:
         result = refreshed(plan, progress)
     results.print(cuts_table(result.report))

@@ -10,7 +10,7 @@ import click
 
 from gati.agreement import DEFAULT, parse_agreement
 from gati.options import checked
-from gati_export.commands.budget import Budget, parse_size
+from gati_export.commands.budget import MemorySize, parse_size
 from gati_export.families import AUTO, FAMILIES, named_families
 from gati_export.terms import ENOUGH, Terms
 
@@ -77,7 +77,7 @@ def terms_options(command: Callable[..., None]) -> Callable[..., None]:
         delta: float,
         agreement: str,
         families: str,
-        budget_memory: Budget | None,
+        budget_memory: MemorySize | None,
         budget_p99: float | None,
         views: int,
         seed: int,

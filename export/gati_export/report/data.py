@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Option:
+class TriedHead:
     """A head that was tried at a cut point.
 
     Attributes:
@@ -70,17 +70,17 @@ class Cut:
     share: float
     hits: float
     used: str | None
-    options: tuple[Option, ...]
+    options: tuple[TriedHead, ...]
     cost: float | None = None
 
     @property
-    def shown(self) -> Option | None:
+    def shown(self) -> TriedHead | None:
         """The option in use, or else the one that agrees most often; None where none was tried."""
         return max(self.options, key=lambda o: (o.used, -1.0 if o.agreement is None else o.agreement), default=None)
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """The best composition for a promise: epsilon, its speed-up, and its heads as (cut point, family)."""
 
     epsilon: float
@@ -129,7 +129,7 @@ class Report:
     certificate: Certificate | None
     why_not: str | None
     cuts: tuple[Cut, ...]
-    pareto: tuple[Point, ...]
+    pareto: tuple[ParetoPoint, ...]
     exits: tuple[float, ...]
 
     @property

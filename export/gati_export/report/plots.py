@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from gati_export.report.data import Cut, Option, Report
+from gati_export.report.data import Cut, Report, TriedHead
 from gati_export.report.drawing import Drawing, Scale, spread
 from gati_export.report.units import percent, promise, times
 
@@ -115,7 +115,7 @@ def _described(cut: Cut) -> str:
 
 
 def _name_curves(
-    drawing: Drawing, report: Report, options: list[Option], ends: list[tuple[float, float]], frame: Frame
+    drawing: Drawing, report: Report, options: list[TriedHead], ends: list[tuple[float, float]], frame: Frame
 ) -> None:
     """Families' names to the right, each joined to its line's end."""
     edge = frame.right
@@ -132,7 +132,7 @@ def _mark(drawing: Drawing, place: tuple[float, float], frame: Frame, kind: str)
     drawing.dot(x, y, 4, f"mark {kind}")
 
 
-def _at(option: Option) -> float:
+def _at(option: TriedHead) -> float:
     """Agreement at a head's threshold, read from its curve."""
     place = bisect_left(option.coverage, (option.covered or 0) - 1e-4)
     return option.agrees[min(place, len(option.agrees) - 1)] if option.agrees else 0.0
