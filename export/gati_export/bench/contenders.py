@@ -325,12 +325,12 @@ def _add_int8(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
         quantise(arena.backbone(), path, some)
         _write_model(arena, "int8", path)
         arena.contenders.append(Contender("int8"))
-        _add_int8_chain(arena, path, some)
+        _add_int8_chain(arena, some)
     except BenchError as error:
         arena.notes.append(f"int8: {error}")
 
 
-def _add_int8_chain(arena: Arena, path: Path, samples: Mapping[str, np.ndarray]) -> None:
+def _add_int8_chain(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
     """Each segment by itself, calibrated on what the ones before, unquantised, give."""
     chain = replace(arena.chain, model="chain-int8", mode="inline")
     files = arena.chain.segment_paths(arena.source)

@@ -70,7 +70,7 @@ def _on_device(context: click.Context, option: click.Parameter, text: str | None
 device_option = click.option(
     "--device",
     metavar="DEVICE",
-    envvar="GATI_DEVICE",
+    envvar=DEVICE,
     expose_value=False,
     callback=_on_device,
     help="Where inline chains will run, and are measured: cpu, cuda or cuda:N.  [default: cpu]",
