@@ -13,17 +13,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gati.chain import Chain
-from gati.errors import GatiError, PublishError, SamplesError
+from gati.errors import GatiError, PublishError, RepositoryError, SamplesError, UnavailableError
 from gati.release import Release
 from gati.settings import workspace
 from gati_export.activations import learnable
 from gati_export.day import named
 from gati_export.evidence import backbone_bytes, measured_in, report_of
 from gati_export.history import Turn, note
+from gati_export.latency import Measured
 from gati_export.progress import Progress
 from gati_export.publish import Draft, OvertakenError
 from gati_export.replicas import Replicas, resolved
-from gati_export.report.data import Report, write
+from gati_export.report.data import Report, read, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.splitting import Split
 from gati_export.standing import Live, Standing, judge, live_release, shut
@@ -70,6 +71,11 @@ class RefreshPlan:
     def segment_paths(self) -> list[Path]:
         """The ONNX files of the chain's segments, in order."""
         return self.chain.segment_paths(self.repository)
+
+    @property
+    def terms(self) -> Terms:
+        """What heads are to keep to."""
+        return Terms.of(self.chain, self.seed, self.chain.read_trained(self.repository))
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,8 @@ def refreshed(plan: RefreshPlan, progress: Progress) -> Refreshed:
             learned = notes.learned = _learn(plan, notes, progress)
             decision, rollout = _carry_out(plan, _decide(plan, learned, progress), progress)
         except GatiError as error:
-            _write_down(plan, notes.turn(None, str(error)), None)
+            if notes.learned is not None or not isinstance(error, UnavailableError):  # a watch asks again and again
+                _write_down(plan, notes.turn(None, str(error)), None)
             raise
         release = rollout.release if rollout else None
         numbered = None if release is None or decision.shuts else release.number
@@ -214,9 +221,8 @@ def _learn(plan: RefreshPlan, notes: _Notes, progress: Progress) -> _Learned:
         settle(repository, chain, plan.server)
         notes.live = live_release(repository, chain)  # there may be another now
     live = notes.live
-    paths, terms = plan.segment_paths, Terms.of(chain, plan.seed, chain.read_trained(repository))
-    heads = live.heads if live else {}
-    known = measured_in(live.report) if live and live.report and not plan.measure else None
+    paths, terms, heads = plan.segment_paths, plan.terms, live.heads if live else {}
+    known = None if plan.measure else _known(plan, live)
 
     def learned_from(some: Recorded) -> Trained:
         notes.samples = some.window.samples
@@ -234,6 +240,15 @@ def _learn(plan: RefreshPlan, notes: _Notes, progress: Progress) -> _Learned:
     return _Learned(recorded, parts, trained, report, live, standing, comparable)
 
 
+def _known(plan: RefreshPlan, live: Live | None) -> Measured | None:
+    """Times that need not be measured, beside a busy server say: those of the live release, or else the newest ones."""
+    try:
+        report = live.report if live and live.report else read(plan.repository, plan.chain.model)
+    except RepositoryError:
+        return None
+    return measured_in(report)
+
+
 def _decide(plan: RefreshPlan, learned: _Learned, progress: Progress) -> _Decision:
     """Whether what was learned is to be published; tries it on the newest samples first."""
     live, standing, trained = learned.live, learned.standing, learned.trained
@@ -243,8 +258,8 @@ def _decide(plan: RefreshPlan, learned: _Learned, progress: Progress) -> _Decisi
     why, better = verdict(standing, _expected(trained), closed) if learned.comparable else (UNSEEN, False)
     if not better and not plan.always:
         return _Decision(None, why)
-    newest, terms = _newest(plan, learned.recorded), Terms.of(plan.chain, plan.seed)
-    against = objection(plan.chain, plan.segment_paths, trained, learned.parts, newest, terms, progress)
+    newest = _newest(plan, learned.recorded)
+    against = objection(plan.chain, plan.segment_paths, trained, learned.parts, newest, plan.terms, progress)
     if against is None:
         return _Decision(_draft(trained, learned.recorded, live), why)
     if standing is not None and standing.untenable:

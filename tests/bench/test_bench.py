@@ -183,7 +183,7 @@ def test_throughput_is_of_all_turns_together() -> None:
     tally = Tally()
     for mean in (2.0, 8.0):
         tally.add(latency(mean), None)
-    row = tally.row("plain", "iid", Load(1), tally, Verdict(1.0, {}), None)
+    row = tally.row("plain", "iid", Load(1), tally, Answers(1.0, {}), None)
     assert row.throughput == pytest.approx(200), "two requests in 10 ms, and not half of 500 + 125 a second"
 
 

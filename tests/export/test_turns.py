@@ -22,7 +22,7 @@ from drafts import marked_draft
 from filelock import Timeout
 from handmade import toy_chain, toy_sample, write_shard
 
-from gati.errors import PublishError, SamplesError
+from gati.errors import PublishError, SamplesError, UnavailableError
 from gati.recorder import Sample, shard
 from gati.release import valid_releases
 from gati_export import history
@@ -169,6 +169,14 @@ def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written
     assert str(done.release.certificate) == "All heads are shut: the backbone answers every request."
     assert " is shut: No head" in done.turn.why
     assert re.search(r" That could not be written down \((Not a directory|No space .*)\)\.$", done.turn.why)
+
+
+def test_that_no_server_answers_is_said_and_not_remembered(exported, tmp_path: Path) -> None:
+    """A watch asks every few minutes: a week of that would push out all that was decided before."""
+    plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"), server="127.0.0.1:1")
+    with pytest.raises(UnavailableError, match="No Triton server answers"):
+        refreshed(plan, quiet)
+    assert turns(plan.repository, plan.chain.model) == []
 
 
 def test_a_refresh_says_how_many_files_held_nothing_to_learn_from(exported, tmp_path: Path) -> None:
