@@ -10,7 +10,7 @@ import numpy as np
 
 from gati.agreement import Agreement
 from gati_export.candidates import Candidates
-from gati_export.compose import Composition, Limits, Option, compose, evaluate, seconds_until
+from gati_export.compose import QUICK, Composition, Limits, Option, compose, evaluate, seconds_until
 from gati_export.pareto import Point, explain, oracle, pareto
 from gati_export.path import path
 from gati_export.replay import Said, replay
@@ -19,8 +19,6 @@ STEPS, REPLAYED_STEPS = 256, 40
 """Settings that are tried in certification: more than enough, and what replays one by one leave time for."""
 NEAR, MOST = 4.0, 0.8
 """Of the latter, most are spent where errors are within this factor of what is allowed."""
-EFFORT = 2_000
-"""How long the search for a composition may go on; a second or two."""
 EPSILONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
@@ -52,7 +50,7 @@ def choose(
     outputs: np.ndarray,
     agreement: Agreement,
     limits: Limits,
-    effort: int = EFFORT,
+    effort: int = QUICK,
 ) -> Choice:
     """Chooses heads.
 
@@ -80,7 +78,7 @@ def choose(
         composition=best.composition,
         path=best.path,
         reasons=explain(options, best.composition, seconds, limits),
-        pareto=tuple(pareto(options, seconds, limits, EPSILONS, effort=EFFORT)),
+        pareto=tuple(pareto(options, seconds, limits, EPSILONS, effort=QUICK)),
         oracle_seconds=oracle(right, seconds),
         gap=best.composition.gap if _stateless(said) else None,
     )

@@ -56,6 +56,7 @@ def report_of(chain: Chain, trained: Trained, terms: Terms, release: Release | N
         cuts=tuple(_cut(chain, trained, index) for index in chain.heads),
         pareto=_points(trained),
         exits=trained.exits,
+        gap=choice.gap if choice else None,
     )
 
 

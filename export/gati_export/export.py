@@ -170,7 +170,7 @@ def _export(plan: ExportPlan, staged: Path, work: Path, progress: Progress) -> E
     whole = backbone_bytes(paths)
     if plan.memory_share is not None:
         chain = replace(chain, memory=int(plan.memory_share * whole))
-    terms = Terms.of(chain, plan.terms.seed)
+    terms = replace(Terms.of(chain, plan.terms.seed), proof=plan.terms.proof)
     extra = _extra(plan, backbone)
     parts = split(samples, find_runs(samples), extra=extra is not None, terms=terms)
     if extra is not None:

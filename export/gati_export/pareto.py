@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from gati.errors import SamplesError
-from gati_export.compose import EFFORT, Composition, Limits, Option, compose, evaluate
+from gati_export.compose import Composition, Limits, Option, compose, evaluate
 from gati_export.descent import descend
 from gati_export.tree import PROOF, Tree, dominators
 
@@ -38,7 +38,7 @@ def pareto(
     limits: Limits,
     epsilons: Iterable[float],
     *,
-    effort: int = EFFORT,
+    effort: int,
 ) -> list[Point]:
     """Composes for several promises.
 

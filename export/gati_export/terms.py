@@ -30,6 +30,7 @@ class Terms:
         seed: The same seed, samples and machine speed give the same heads.
         key: What decides, with a sample's content, whether it trains or certifies: the chain's segments, which clients
             don't know.
+        proof: Whether to search for a better composition until there can be none, or for some 20 s; else for a second.
         trained: Marks of samples that train whatever part they would have by that (gati_export.splitting.marks).
     """
 
@@ -42,6 +43,7 @@ class Terms:
     views: int = ENOUGH
     seed: int = 0
     key: bytes = b""
+    proof: bool = False
     trained: frozenset[bytes] = frozenset()
 
     @property

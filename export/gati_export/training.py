@@ -21,7 +21,7 @@ from gati_export.activations import collect, first_segment, learnable, open_segm
 from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, refusal, there_and_needed
 from gati_export.choice import Choice, choose, walk
-from gati_export.compose import Limits, check_p99
+from gati_export.compose import EFFORT, QUICK, Limits, check_p99
 from gati_export.extra import with_extra
 from gati_export.families import chosen_families
 from gati_export.groups import errors_allowed, samples_needed, wrong_within
@@ -233,7 +233,7 @@ def decide(
     agreement = parse_agreement(terms.agreement)
     limits = Limits(_affordable(split, terms), terms.memory, terms.p99)
     groups, fresh = split.groups[split.calibrate], split.fresh
-    choice = choose(candidates, *tuned, agreement, limits)
+    choice = choose(candidates, *tuned, agreement, limits, EFFORT if terms.proof else QUICK)
     said, outputs = held_out
     agrees = tuple((one, agreement(one.answers, outputs)) for one in said)
     refused = partial(without_heads, chain, candidates, choice=choice, calibration=agrees)

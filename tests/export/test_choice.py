@@ -67,6 +67,9 @@ def test_a_memory_learns_from_a_head_behind_it_if_that_does_not_do_alone(late: f
     times = Times(np.array([0.01, late, 0.99 - late]), np.zeros(2))
     choice = choose(Candidates(heads, {}, times), said, ANSWERS, AGREEMENT, Limits(0.0))
     assert tuple(heads[place].name for place in choice.composition.chosen) == expected
+    assert choice.gap is None, "of what depends on each other, nothing is proved"
+    alone = choose(Candidates(heads[1:], {}, times), said[1:], ANSWERS, AGREEMENT, Limits(0.0))
+    assert alone.gap == 0
 
 
 def test_a_memory_is_taken_with_heads_behind_it_that_do_not_starve_it() -> None:

@@ -411,7 +411,7 @@ def test_a_path_goes_from_sure_to_unsure_where_all_samples_agree():
 @settings(max_examples=25, deadline=None)
 def test_a_larger_epsilon_is_never_slower(case):
     options, segments, limits = case
-    points = pareto(options, segments, limits, [0.3, 0.0, 0.1])
+    points = pareto(options, segments, limits, [0.3, 0.0, 0.1], effort=composing.EFFORT)
     assert [point.epsilon for point in points] == [0.0, 0.1, 0.3]
     for point in points:
         best = brute_force(options, segments, Limits(point.epsilon, limits.memory, limits.p99))

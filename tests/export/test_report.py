@@ -93,6 +93,20 @@ def test_a_report_survives_its_file(repository: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["0.json", "2.json"]
 
 
+@pytest.mark.parametrize(
+    ("gap", "says"), [(None, ""), (0.0, "Proved: with these heads"), (0.0367, "would take at most 3.7% less time.")]
+)
+def test_how_good_the_choice_of_heads_is_stands_beside_other_promises(
+    repository: Path, gap: float | None, says: str
+) -> None:
+    report = replace(realistic(), gap=gap)
+    assert says in report.proof and bool(report.proof) == bool(says)
+    write(repository, report)
+    assert read(repository, MODEL) == report
+    told = Text(page(report)).text
+    assert report.proof in told and ("With these heads" in told or "with these heads" in told) == bool(says)
+
+
 def test_the_newest_release_is_read_by_number_not_by_name(repository: Path) -> None:
     for number in (9, 10, 2):
         write(repository, realistic(release=number))

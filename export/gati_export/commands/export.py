@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,11 @@ def _checked_name(name: str) -> str:
     type=click.Path(path_type=Path),
     help="More samples to train on and never to certify with, such as those that BACKBONE itself was trained on.",
 )
-@click.option("--explain", is_flag=True, help="Say of every head that was tried why it is used or not.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Say of every head that was tried why it is used or not, and search for some 20 s for a better choice.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["auto", "inline", "bls"]),
@@ -154,7 +159,7 @@ def export(
         name=_checked_name(_default_name(backbone, deployed)) if name is None else name,
         decode=parse_decode(image) if image else None,
         outputs=tuple(name.strip() for name in outputs.split(",")) if outputs else tuple(served),
-        terms=terms,
+        terms=replace(terms, proof=explain),
         memory_share=memory_share,
         extra=extra,
         mode=way,
@@ -225,6 +230,8 @@ def _explain(report: Report) -> None:
     for cut in report.cuts:
         for option in cut.options:
             click.echo(f"exit {cut.index}, {option.family}: {option.why}")
+    if report.proof:
+        click.echo(report.proof)
     for point in report.pareto:
         heads = ", ".join(f"{family} at {cut}" for cut, family in point.heads) or "no heads"
         click.echo(f"epsilon {point.epsilon:.2%}: expected speed-up {point.speedup:.2f} with {heads}")

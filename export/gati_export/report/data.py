@@ -111,6 +111,7 @@ class Report:
         cuts: The cut points, in order.
         pareto: The best compositions for several promises.
         exits: Share of requests answered at each cut point, and last by the backbone.
+        gap: The best choice of these heads takes at most this share less than the one made; None if that is not known.
     """
 
     model: str
@@ -131,11 +132,21 @@ class Report:
     cuts: tuple[Cut, ...]
     pareto: tuple[ParetoPoint, ...]
     exits: tuple[float, ...]
+    gap: float | None = None
 
     @property
     def number(self) -> int:
         """What its file is named by: the release, or 0 for none."""
         return NONE if self.release is None else self.release
+
+    @property
+    def proof(self) -> str:
+        """How good the choice of heads is, among all that there were, in a sentence; empty if that is not known."""
+        if self.gap is None:
+            return ""
+        if self.gap == 0:
+            return "Proved: with these heads, no other choice and no other thresholds answer the samples sooner."
+        return f"With these heads, the best choice and thresholds would take at most {self.gap:.1%} less time."
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -200,7 +211,7 @@ def _check(report: Report) -> None:
     speedups = [report.speedup, report.oracle_speedup, *(point.speedup for point in report.pareto)]
     if min(report.backbone_seconds, report.expected_seconds, report.delta, *epsilons, *speedups) <= 0:
         raise ValueError("a time, a speed-up, epsilon or delta is not above 0")
-    _check_shares("epsilon, delta and exits", *epsilons, report.delta, *report.exits)
+    _check_shares("epsilon, delta, gap and exits", *epsilons, report.delta, report.gap or 0.0, *report.exits)
     for cut in report.cuts:
         _check_cut(cut)
 
