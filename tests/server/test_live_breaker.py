@@ -67,10 +67,10 @@ def test_an_exit_that_lies_closes_alone_and_outlives_a_kill(
 
     _is_remembered(again, liar, number)
     number = publish_to(again.repository, chain, draft(heads), again.served.grpc).release.number
+    assert eventually(lambda: not again.reading().closed)  # before its lies are found out once more
     opened = asked(again, images)
     assert opened.release is not None
     assert opened.release.tolist() == [number] * 32
-    assert eventually(lambda: not again.reading().closed)
     assert eventually(lambda: _closes(again, images, liar))
     # what the killed server had audited last may be lost: what differs below, this one found
     mended = heads | {liar: remembering_head(chain, liar)}
