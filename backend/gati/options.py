@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,27 @@ from gati.files import replace
 
 existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
+
+class OutputFile(click.Path):
+    """A file to be written when the work is done; where it could not be, that is said before, as wrong use."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Its path."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.exists():
+            folder = next(above for above in path.absolute().parents if above.exists())
+            if not (folder.is_dir() and os.access(folder, os.W_OK)):
+                self.fail(f"{path} can't be written: {folder} is no folder that files can be put into.", param, ctx)
+        return path
+
+
 json_option = click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write the result to this file, as JSON.",
 )
 

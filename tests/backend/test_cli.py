@@ -9,11 +9,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import pytest
 
 from gati import cli
 from gati.errors import RepositoryError
-from gati.options import write_json
+from gati.options import OutputFile, write_json
 
 HEAVY = "torch", "tritonclient", "onnx", "onnxruntime", "pyarrow", "scipy", "matplotlib", "gati_export"
 
@@ -85,6 +86,22 @@ def test_no_proxy_is_asked_for_this_machine(
         cli.main(["--version"])
     assert os.environ["no_proxy"] == spared
     monkeypatch.setenv("no_proxy", "")  # undone as the test ends
+
+
+def test_a_result_that_could_not_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path, fits in {
+        tmp_path / "file": True,
+        tmp_path / "new" / "folder" / "result.json": True,
+        Path(os.devnull): True,
+        tmp_path / "file" / "result.json": False,
+        tmp_path: False,
+    }.items():
+        if fits:
+            assert OutputFile().convert(str(path), None, None) == path
+        else:
+            with pytest.raises(click.BadParameter, match=r"can't be written: .*file is no folder|is a directory"):
+                OutputFile().convert(str(path), None, None)
 
 
 def test_a_command_that_lacks_something_says_what_to_install(

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import click
 
 from gati.chain import Mode, find_chains, read_chain
-from gati.options import checked, json_option, write_json
+from gati.options import OutputFile, checked, json_option, write_json
 from gati.session import CPU, DEVICE, parse_device
 from gati_export.bench.page import page, sentence
 from gati_export.bench.rows import AGAINST, ALLOWED, ORACLE, Result, answers_table, kept, loads_table
@@ -145,7 +145,7 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
     show_default=True,
     help="Where the plain model and inline chains run: cpu, cuda or cuda:N.",
 )
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
+@click.option("--html", type=OutputFile(), help="Write a page with plots to this file.")
 @json_option
 def bench_command(
     model: str | None,

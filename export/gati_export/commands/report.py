@@ -8,7 +8,7 @@ import click
 
 from gati.chain import find_chains
 from gati.errors import UnavailableError
-from gati.options import json_option, write_json
+from gati.options import OutputFile, json_option, write_json
 from gati_export.commands.common import checked_addresses, found_model, model_argument, repository_option, results
 from gati_export.day import read_day
 from gati_export.history import turns
@@ -32,7 +32,7 @@ from gati_export.scrape import Reading, read_metrics
 @click.option(
     "--out",
     metavar="FILE.html",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Where to write the page.  [default: DIR.gati/reports/MODEL-RELEASE.html]",
 )
 @click.option(
