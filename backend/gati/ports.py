@@ -40,3 +40,12 @@ def choose(ports: Ports, host: str) -> Ports:
         for listener in held:
             listener.close()
     return Ports(**chosen)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on a port of this machine."""
+    try:
+        with socket.create_connection((HOST, port), timeout=1):
+            return True
+    except OSError:
+        return False

@@ -19,7 +19,7 @@ from gati.chain import find_chains
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.model_control import EXIT_SECONDS, HEADER, NOT_ANSWERED, Control, is_ready
 from gati.parent import die_with_parent
-from gati.ports import HOST, Ports, choose
+from gati.ports import HOST, Ports, choose, listens
 from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
@@ -160,7 +160,7 @@ class Server:
     def _wait(self) -> None:
         seconds = start_seconds(self.repository)
         deadline = time.monotonic() + seconds
-        while not is_ready(self.ports.http):
+        while not (is_ready(self.ports.http) and listens(self.ports.metrics)):  # which Triton begins with last
             if self.process.poll() is not None:
                 if self.log != STDERR:
                     check_taken(self.log)
