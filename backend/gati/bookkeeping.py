@@ -32,8 +32,8 @@ FLIGHTS_WAITING, LARGEST_WAITING = 64, 1 << 20
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a release stands: its number, the breaker's alarm, if any, and bounds on its share of differing answers."""
+class Shown:
+    """What is shown of a release: its number, the breaker's alarm, if any, and bounds on the share that differs."""
 
     release: int
     alarm: Alarm | None
@@ -74,7 +74,7 @@ class Bookkeeper(Observer):
         self._warn = warn
         self._warn_once = WarnOnce(warn)
         self._drift = Drift()
-        self._shown: Standing | None = None
+        self._shown: Shown | None = None
         self._clerk = Workers(1, failed, CLERK_PAUSE, CLERK_CROWD)
         self._start_metrics()
 
@@ -161,7 +161,7 @@ class Bookkeeper(Observer):
     def report(self) -> None:
         """Writes down and shows how the live release stands; to be called again and again."""
         live = self._live()
-        standing = Standing(live.number, live.breaker.alarm, live.breaker.bounds())
+        standing = Shown(live.number, live.breaker.alarm, live.breaker.bounds())
         self.keep()  # first: an alarm that was told survives whatever comes
         if live.breaker.budget.overdrawn:
             self._warn_once(
@@ -186,7 +186,7 @@ class Bookkeeper(Observer):
         live = self._live()
         self._minutes.keep(live.number, live.breaker.closed_exits, live.breaker.bounds(), now=now)
 
-    def _show(self, standing: Standing, closed: Sequence[int]) -> None:
+    def _show(self, standing: Shown, closed: Sequence[int]) -> None:
         """Sets what the breaker says; logs an alarm once."""
         alarm, before = standing.alarm, self._shown
         for bound, value in zip(("lower", "upper"), standing.bounds, strict=True):

@@ -17,12 +17,12 @@ LOADED = {"LOADING", "READY", "UNLOADING"}
 EXIT_SECONDS = 15
 """How long a server may take to unload its models, or to end."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks loopback, and not the proxy that the environment may name, which would be told the token."""
+"""Asks a server itself, and not the proxy that the environment may name, which would be told the token."""
 NOT_ANSWERED = OSError, HTTPException, ValueError
 """What comes of asking a server that is not up yet, or ends meanwhile."""
 
 
-class Control:
+class ModelControl:
     """The model control of one server on loopback; its methods raise what is in `NOT_ANSWERED`.
 
     Args:

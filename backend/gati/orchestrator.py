@@ -75,7 +75,7 @@ class Orchestrator:
         self._draws = draws or Draws(0.0, chain.epsilon)
         self._cut = cut
         self._agreement = parse_agreement(chain.agreement)
-        self._last = len(chain.segments) - 1
+        self._last = chain.backbone_exit
         self._read_later = [
             {name for segment in chain.segments[index + 1 :] for name in segment.inputs}
             for index in range(self._last + 1)

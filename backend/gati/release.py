@@ -70,8 +70,13 @@ class Certificate:
     together: float = 1.0
     parts: str = ""
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether none of the heads that it covers answers anything."""
+        return min(self.thresholds.values(), default=0.0) >= SHUT
+
     def __str__(self) -> str:
-        if self.thresholds and min(self.thresholds.values()) >= SHUT:
+        if self.is_shut:
             return "All heads are shut: the backbone answers every request."
         independent = f", {self.observations} independent ones among them" if self.observations < self.n else ""
         return (

@@ -29,7 +29,7 @@ class Samples:
     def __init__(
         self, chain: Chain, settings: Settings, dropped: Callable[[int], None], log: Callable[[str], None]
     ) -> None:
-        self._last = len(chain.segments) - 1
+        self._last = chain.backbone_exit
         self._share = settings.record_share
         self._log = log
         self._content = None if settings.store is None else self._chosen(chain, settings)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gati.chain import find_chains
 from gati.errors import PublishError, RepositoryError, UnavailableError
-from gati.model_control import EXIT_SECONDS, HEADER, NOT_ANSWERED, Control, is_ready
+from gati.model_control import EXIT_SECONDS, HEADER, NOT_ANSWERED, ModelControl, is_ready
 from gati.parent import die_with_parent
 from gati.ports import HOST, Ports, choose, listens
 from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
@@ -130,7 +130,7 @@ class Server:
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one function of libc, takes no lock
             )
         self._stubs = Stubs(self.process.pid)
-        self._control = Control(self.ports.http, self._token)
+        self._control = ModelControl(self.ports.http, self._token)
 
     def _options(self, backends: Path) -> list[str]:
         options = {

@@ -70,7 +70,7 @@ class Service:
         work = workspace(repository)
         ledger = Ledger(work / "breaker" / model / f"{settings.replica}.json", self.chain, self._warn)
         path = work / "minutes" / model / f"{settings.replica}.jsonl"
-        minutes = Minutes(path, len(self.chain.segments) - 1, self._warn)
+        minutes = Minutes(path, self.chain.backbone_exit, self._warn)
         self._books = Bookkeeper(
             self.chain,
             lambda: self._releases.live,
@@ -81,9 +81,16 @@ class Service:
             self._warn,
             self._failed,
         )
-        told = (self._books.refused, self._taken, ledger.open)
-        bypasses = settings.bypass and self.chain.epsilon < NO_PROMISE
-        self._releases = ReleaseWatch(repository, self.chain, engine, *told, cuts, bypasses=bypasses)
+        self._releases = ReleaseWatch(
+            repository,
+            self.chain,
+            engine,
+            self._books.refused,
+            self._taken,
+            ledger.open,
+            cuts,
+            bypasses=settings.bypass and self.chain.epsilon < NO_PROMISE,
+        )
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(workers, self._failed)
         self._auditor = Workers(1, self._failed)
@@ -146,7 +153,7 @@ class Service:
 
     def _audit_later(self, audit: Audit) -> None:
         """Leaves an audit to a thread of its own, unless there is nothing left to run."""
-        take = self._auditor.run if audit.at == len(self.chain.segments) - 1 else self._auditor.add
+        take = self._auditor.run if audit.at == self.chain.backbone_exit else self._auditor.add
         take(partial(self._audit, audit))
 
     def _audit(self, audit: Audit) -> None:

@@ -138,7 +138,7 @@ class ShortcutLoader:
         if self._loaded.whole is not None:
             return self._loaded.whole
         session = split.weights.open(split.whole)
-        whole = stage_of(session, self._chain, len(self._chain.segments) - 1, self._runner)
+        whole = stage_of(session, self._chain, self._chain.backbone_exit, self._runner)
         for row in self._rows():
             output, _ = self._walk(row, asking=False)
             if not close(np.asarray(_alone(whole, row)), output):
@@ -190,11 +190,11 @@ class ShortcutLoader:
                 said = self._predict(stage.last, values[name], state.feeds())
                 if said.hit[0] and leaving:
                     return said.answer, stage.last
-        return np.asarray(values[self._chain.output.name]), len(self._chain.segments) - 1
+        return np.asarray(values[self._chain.output.name]), self._chain.backbone_exit
 
     def _costs(self, joined: Joined | None, whole: Stage | None) -> Costs:
         """As requests go, where that can be measured: NaN hits nothing, and of integers there is none."""
-        shares = {i: self._chain.segments[i].share for i in sorted(self._heads)} | {len(self._chain.segments) - 1: 1.0}
+        shares = {i: self._chain.segments[i].share for i in sorted(self._heads)} | {self._chain.backbone_exit: 1.0}
         tensors = self._chain.inputs
         if joined is not None and whole is not None and all(t.zeros().dtype.kind == "f" for t in tensors):
             row = {tensor.name: np.full_like(tensor.zeros(), np.nan) for tensor in tensors}

@@ -39,8 +39,8 @@ ROUNDS, SECONDS = 100, 0.3
 LOW = 0.1
 """Share of the rounds that may take less than what is told: other programs make most of them take longer, at times, and
 parts unlike. The least of them, on the other hand, may be one that no other comes up to."""
-TURNS, PAUSE, DISTURBED = 4, 1.0, 1.25
-"""So often is a cut measured at most, with so many seconds between, while its halves take this much of the whole."""
+TURNS, PAUSE, DISTURBED = 4, 1.0, 0.25
+"""So often is a cut measured at most, with so many seconds between, while it seems to add such a share of the whole."""
 BUDGET, CUT_BUDGET = 10.0, 2.0
 """Seconds after which no further round begins, and the same for each cut; three rounds are always run."""
 
@@ -176,14 +176,14 @@ class _Halves(NamedTuple):
 
 
 def _undisturbed(cuts: Iterable[int], measured: Callable[[int], _Halves]) -> list[_Halves]:
-    """Measures cuts; those of which the halves take much more than the whole, again and later, the least counts.
+    """Measures cuts; those that seem to add much to the whole, again and later: the least counts.
 
     Something else ran for a while on the machine, most likely: what was before the cut then seems to be later than it
     is, and all that comes behind it, too.
     """
     found: dict[int, _Halves] = {}
     for turn in range(TURNS):
-        odd = [index for index in cuts if index not in found or found[index].before + found[index].after > DISTURBED]
+        odd = [index for index in cuts if index not in found or found[index].added > DISTURBED]
         if turn and odd:
             time.sleep(PAUSE)
         for index in odd:

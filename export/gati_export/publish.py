@@ -29,7 +29,6 @@ from gati.lock import publisher_lock
 from gati.quarantine import clear, forget, move_out, next_number, refused
 from gati.release import (
     ROLLBACK,
-    SHUT,
     Certificate,
     HeadFile,
     Release,
@@ -78,11 +77,6 @@ class Draft:
     window: Window
     reason: str
     compared: int | None = None
-
-    @property
-    def is_shut(self) -> bool:
-        """Whether none of its heads answers anything."""
-        return min(self.certificate.thresholds.values(), default=0.0) >= SHUT
 
 
 def publish(repository: Path, chain: Chain, draft: Draft, step: Step = lambda _: None, least: int = 1) -> Release:

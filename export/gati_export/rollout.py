@@ -54,7 +54,7 @@ def publish_to(
     if servers is None:
         return Rollout(publish(repository, chain, draft, step), [])
     back = draft.reason.startswith(ROLLBACK)
-    stays = back or draft.is_shut
+    stays = back or draft.certificate.is_shut
     # where nobody is there, that is found out before anything is published
     there = _answering(repository, chain, servers) if back else settle(repository, chain, servers)
     release = publish(repository, chain, draft, step, max(_serving(there).values(), default=0) + 1)

@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 from gati import server
 from gati.chain import Mode
 from gati.errors import UnavailableError
-from gati.model_control import HEADER, Control, is_ready
+from gati.model_control import HEADER, ModelControl, is_ready
 from gati.ports import HOST, Ports, choose
 from gati.proc import arguments, children, descendants
 from gati.server import running_ports
@@ -375,7 +375,7 @@ def test_a_full_disk_keeps_nobody_from_serving_and_what_goes_away_meanwhile_from
         assert is_ready(served.ports.http)
         temporary = served._temporary
         assert temporary.is_dir()
-        monkeypatch.setattr(Control, "_call", cut_off)
+        monkeypatch.setattr(ModelControl, "_call", cut_off)
     assert served.process.poll() is not None and not temporary.exists()
 
 
