@@ -1,11 +1,11 @@
-"""What is measured: a repository of the plain backbone, the chain in several guises, and what could serve instead."""
+"""What is measured: the plain backbone, the chain in several guises, and what could serve instead."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import onnx
 from gati.chain import Chain, Mode, Segment, sha256_of
 from gati.errors import BackboneError, BenchError
 from gati.fuse import fuse
-from gati.release import Certificate, Release, Window, head_path, valid_releases
-from gati.session import CPU, DEVICE, Device, run
-from gati.settings import STORE
+from gati.release import Certificate, Release, Window, valid_releases
+from gati.session import run
 from gati_export.activations import open_segments
+from gati_export.bench.arena import Arena, Contender
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
 from gati_export.bench.plan import BenchPlan
@@ -40,69 +40,6 @@ MOST, SCORED = 0.8, 512
 """The share of requests that hit at the first exit where traffic is easy, and how many tell which these are."""
 CERTAIN = 1 - 1e-9
 """An ε that no answer breaks: a chain that is made to hit answers wrongly, and its breaker would open."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model that is measured.
-
-    Attributes:
-        name: Of the row, and of the model on the server.
-        chain: The chain, of a chain.
-    """
-
-    name: str
-    chain: Chain | None = None
-
-    @property
-    def models(self) -> list[str]:
-        """The models that run for it."""
-        if self.chain is None or self.chain.mode == "inline":
-            return [self.name]
-        segments = [self.chain.segment_model(segment.index) for segment in self.chain.segments]
-        return [self.name, *segments, *(self.chain.head_model(index) for index in self.chain.heads)]
-
-
-@dataclass
-class Arena:
-    """A model repository made for one benchmark.
-
-    Attributes:
-        repository: Where it lies.
-        source: The repository that the chain came from.
-        chain: The chain.
-        device: Where inline chains run, and what they are compared with.
-        release: Its live release; None if it has none.
-        contenders: What there is to measure.
-        notes: Why something is not among them, in sentences.
-    """
-
-    repository: Path
-    source: Path
-    chain: Chain
-    device: Device = CPU
-    release: Release | None = None
-    contenders: list[Contender] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def heads(self) -> dict[int, bytes]:
-        """The live release's heads by cut point."""
-        if self.release is None:
-            return {}
-        number = self.release.number
-        return {
-            head.index: head_path(self.source, self.chain, head.index, number).read_bytes()
-            for head in self.release.heads
-        }
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Of a server of it: where chains run, and that requests of a benchmark are kept in no store but its own."""
-        return {DEVICE: str(self.device), STORE: ""}
-
-    def backbone(self) -> Path:
-        """The backbone's file."""
-        return self.repository / PLAIN / "1" / "model.onnx"
 
 
 def set_up(folder: Path, plan: BenchPlan, peers: Mapping[str, Mapping[int, bytes]], progress: Progress) -> Arena:

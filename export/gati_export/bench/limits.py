@@ -12,7 +12,7 @@ from gati.agreement import parse_agreement
 from gati.chain import Chain
 from gati.session import run
 from gati_export.activations import open_segments
-from gati_export.bench.contenders import Arena
+from gati_export.bench.arena import Arena
 from gati_export.candidates import Candidate, ask
 from gati_export.latency import measure_segments
 from gati_export.ragged import rows_at

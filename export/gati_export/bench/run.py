@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from gati import __version__
 from gati.breaker import LONGEST
 from gati.chain import Chain
 from gati.draws import NEW, NO_PROMISE
 from gati.errors import SamplesError, first_line
 from gati.ports import HOST, Ports
-from gati.resources import cores
 from gati.server import Server
-from gati.session import open_session, run, threads
+from gati.session import open_session, run
 from gati.settings import Settings, workspace
 from gati.triton import find_triton
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
+from gati_export.bench.arena import Arena, Contender
 from gati_export.bench.audits import audited, eager
-from gati_export.bench.contenders import SCORED, Arena, Contender, add_studies, set_up
+from gati_export.bench.conditions import conditions
+from gati_export.bench.contenders import SCORED, add_studies, set_up
 from gati_export.bench.judge import Answers, ask, exits_of, judge, shares
 from gati_export.bench.limits import oracle_exits, seconds_until, time_engine
 from gati_export.bench.peers import peer_heads
@@ -93,7 +90,7 @@ def bench(plan: BenchPlan, progress: Progress) -> Result:
         options = _cache_options() if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), arena.environment, log, options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), progress).rows()
-        result = Result(_conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
+        result = Result(conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
         return replace(result, notes=(*result.notes, *filter(None, [noise(result)])))
 
 
@@ -125,31 +122,6 @@ def _cache_options() -> list[str]:
     """Triton's own response cache, for the model that asks for it."""
     caches = find_triton().backends.with_name("caches")
     return [f"--cache-directory={caches}", f"--cache-config=local,size={CACHE_BYTES}"]
-
-
-def _conditions(plan: BenchPlan, arena: Arena, traffic: Traffic, starts: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "gati": __version__,
-        "onnxruntime": ort.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {cores()} cores",
-        "threads": threads(),
-        "device": str(plan.device),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": plan.chain.model,
-        "release": arena.release.number if arena.release else None,
-        "epsilon": plan.chain.epsilon,
-        "delta": plan.chain.delta,
-        "agreement": plan.chain.agreement,
-        "workload": plan.workload,
-        "requests": plan.requests,
-        "turns": plan.turns,
-        "seed": plan.seed,
-        "compared": traffic.measured - traffic.compared,
-        "distinct": traffic.distinct,
-        "repeats": traffic.repeats,
-        "start_seconds": dict(starts),
-    }
 
 
 def outputs_of(session: ort.InferenceSession, chain: Chain, requests: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from gati.ports import HOST, Ports
 from gati.server import Server
 from gati_client import Client
-from gati_export.bench.contenders import Arena
+from gati_export.bench.arena import Arena
 from gati_export.repository import models_of
 
 STARTS = 3
