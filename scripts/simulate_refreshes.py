@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from gati_export.certificate import certify
-from gati_export.refresh import verdict
+from gati_export.decision import verdict
 from gati_export.refutation import refuted_since
 from gati_export.standing import standing
 from gati_export.terms import Terms

@@ -19,7 +19,8 @@ from typing import Any
 from gati.chain import Chain
 from gati.errors import GatiError
 from gati_export.publish import Draft, publish
-from gati_export.refresh import RefreshPlan, refreshed
+from gati_export.refresh import refreshed
+from gati_export.refresh_plan import RefreshPlan
 from gati_export.rollout import publish_to
 
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -3,79 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gati.chain import Chain
-from gati.errors import GatiError, PublishError, RepositoryError, SamplesError, UnavailableError
+from gati.errors import GatiError, PublishError, UnavailableError
 from gati.release import Release
 from gati.settings import workspace
-from gati_export.activations import learnable
-from gati_export.day import named
-from gati_export.evidence import backbone_bytes, measured_in, report_of
+from gati_export.decision import Decision, decide, expected_seconds
 from gati_export.history import Turn, note
-from gati_export.latency import Measured
+from gati_export.learned import Learned, learn
 from gati_export.progress import Progress
-from gati_export.publish import Draft, OvertakenError
-from gati_export.replicas import Replicas, resolved
-from gati_export.report.data import Report, read, write
+from gati_export.publish import OvertakenError
+from gati_export.refresh_plan import RefreshPlan
+from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
-from gati_export.splitting import Split
-from gati_export.standing import Live, Standing, judge, live_release, shut
-from gati_export.store import Recorded, misfits, read_recent
+from gati_export.standing import Live, live_release
 from gati_export.sync import follow
-from gati_export.terms import Terms
-from gati_export.training import Trained, train_heads
-from gati_export.trial import NEWEST, objection, parted, without_broken
-
-BETTER = 0.02
-"""How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
-
-UNSEEN = "The live release has a head before the features that are recorded, and can't be compared with."
-
-
-@dataclass(frozen=True)
-class RefreshPlan:
-    """What to refresh, and how.
-
-    Attributes:
-        repository: The model repository.
-        chain: The chain.
-        store: fsspec URL of the sample store.
-        window: How many of the newest samples to learn from.
-        server: HOST:GRPC_PORT of the servers that shall take the release, with commas, or None to only write it.
-        always: Whether to publish what is certified even where it is not faster than what serves. What breaks its
-            promise on the newest samples is not published even then.
-        measure: Whether to measure latencies anew, and not to take those that were measured for the release before.
-        seed: Of the training.
-        age: Seconds since samples were served, at most; None for any.
-    """
-
-    repository: Path
-    chain: Chain
-    store: str
-    window: int = 20_000
-    server: str | None = None
-    always: bool = False
-    measure: bool = False
-    seed: int = 0
-    age: float | None = None
-
-    @property
-    def segment_paths(self) -> list[Path]:
-        """The ONNX files of the chain's segments, in order."""
-        return self.chain.segment_paths(self.repository)
-
-    @property
-    def terms(self) -> Terms:
-        """What heads are to keep to."""
-        return Terms.of(self.chain, self.seed, self.chain.read_trained(self.repository))
 
 
 @dataclass(frozen=True)
@@ -111,48 +59,6 @@ class Refreshed:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class _Learned:
-    """What recent samples have taught, before anything is decided.
-
-    Attributes:
-        recorded: The samples.
-        parts: Their parts.
-        trained: The heads, or why there are none.
-        report: About them, of no release as yet.
-        live: The release that serves, without the exits that are closed; None if there is none.
-        standing: How that does; None where it was not judged.
-        comparable: Whether the samples can tell how it does.
-    """
-
-    recorded: Recorded
-    parts: Split
-    trained: Trained
-    report: Report
-    live: Live | None
-    standing: Standing | None
-    comparable: bool
-
-
-@dataclass(frozen=True)
-class _Decision:
-    """What a turn is to do.
-
-    Attributes:
-        draft: What to publish; None for nothing.
-        why: The reason, in a sentence.
-        objected: Whether something speaks against what was learned that `always` does not outweigh.
-        shuts: Whether the draft is the live release, shut; the report is of no release then.
-        failed: Whether the turn ends as a failure, since there is nothing that could be published.
-    """
-
-    draft: Draft | None
-    why: str
-    objected: bool = False
-    shuts: bool = False
-    failed: bool = False
-
-
 @dataclass
 class _Notes:
     """What becomes a turn, as far as it is known."""
@@ -160,7 +66,11 @@ class _Notes:
     live: Live | None
     started: float = field(default_factory=time.monotonic)
     samples: int = 0
-    learned: _Learned | None = None
+    learned: Learned | None = None
+
+    def saw(self, samples: int) -> None:
+        """Takes in how many samples there are to learn from."""
+        self.samples = samples
 
     def turn(self, release: Release | None, why: str) -> Turn:
         """The turn that ends with this."""
@@ -176,7 +86,7 @@ class _Notes:
             why=why,
             plain_seconds=sum(trained.segment_seconds) if trained else None,
             live_seconds=standing.seconds if standing else None,
-            new_seconds=_expected(trained) if trained and certified else None,
+            new_seconds=expected_seconds(trained) if trained and certified else None,
             live_differs=standing.differs if standing else None,
         )
 
@@ -199,8 +109,11 @@ def refreshed(plan: RefreshPlan, progress: Progress) -> Refreshed:
     with _alone(plan):
         notes = _Notes(live_release(plan.repository, plan.chain))
         try:
-            learned = notes.learned = _learn(plan, notes, progress)
-            decision, rollout = _carry_out(plan, _decide(plan, learned, progress), progress)
+            if plan.server is not None:
+                settle(plan.repository, plan.chain, plan.server)
+                notes.live = live_release(plan.repository, plan.chain)  # there may be another now
+            learned = notes.learned = learn(plan, notes.live, progress, notes.saw)
+            decision, rollout = _carry_out(plan, decide(plan, learned, progress), progress)
         except GatiError as error:
             if notes.learned is not None or not isinstance(error, UnavailableError):  # a watch asks again and again
                 _write_down(plan, notes.turn(None, str(error)), None)
@@ -214,72 +127,7 @@ def refreshed(plan: RefreshPlan, progress: Progress) -> Refreshed:
         return Refreshed(report, turn, rollout, decision.objected, learned.recorded.left_out)
 
 
-def _learn(plan: RefreshPlan, notes: _Notes, progress: Progress) -> _Learned:
-    """Trains heads on recent samples, and judges the live release by the same ones."""
-    repository, chain = plan.repository, plan.chain
-    if plan.server is not None:
-        settle(repository, chain, plan.server)
-        notes.live = live_release(repository, chain)  # there may be another now
-    live = notes.live
-    paths, terms, heads = plan.segment_paths, plan.terms, live.heads if live else {}
-    known = None if plan.measure else _known(plan, live)
-
-    def learned_from(some: Recorded) -> Trained:
-        notes.samples = some.window.samples
-        parts = parted(some, terms)
-        way = live.parts if live else None
-        return train_heads(chain, paths, some.samples, parts, terms, progress, heads, known=known, way=way)
-
-    recorded, trained = without_broken(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
-    samples, parts, standing = recorded.samples, parted(recorded, terms), None
-    comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
-    if live is not None and comparable and trained.candidates.heads:
-        live = _as_it_serves(plan, live)
-        standing = judge(live, chain, paths, samples, parts, terms, trained, recorded.times)
-    report = report_of(chain, trained, terms, None, backbone_bytes(paths))
-    return _Learned(recorded, parts, trained, report, live, standing, comparable)
-
-
-def _known(plan: RefreshPlan, live: Live | None) -> Measured | None:
-    """Times that need not be measured, beside a busy server say: those of the live release, or else the newest ones."""
-    try:
-        report = live.report if live and live.report else read(plan.repository, plan.chain.model)
-    except RepositoryError:
-        return None
-    return measured_in(report)
-
-
-def _decide(plan: RefreshPlan, learned: _Learned, progress: Progress) -> _Decision:
-    """Whether what was learned is to be published; tries it on the newest samples first."""
-    live, standing, trained = learned.live, learned.standing, learned.trained
-    if trained.certificate is None:
-        return _without_new_heads(plan, learned, trained.why_not or "")
-    closed = live.closed if live is not None else ()
-    why, better = verdict(standing, _expected(trained), closed) if learned.comparable else (UNSEEN, False)
-    if not better and not plan.always:
-        return _Decision(None, why)
-    newest = _newest(plan, learned.recorded)
-    against = objection(plan.chain, plan.segment_paths, trained, learned.parts, newest, plan.terms, progress)
-    if against is None:
-        return _Decision(_draft(trained, learned.recorded, live), why)
-    if standing is not None and standing.untenable:
-        return _without_new_heads(plan, learned, against)
-    return _Decision(None, against, objected=True)
-
-
-def _without_new_heads(plan: RefreshPlan, learned: _Learned, why_not: str) -> _Decision:
-    """What to do where no new heads can be published: shut the live release if it must not go on, else nothing."""
-    live, standing, recorded = learned.live, learned.standing, learned.recorded
-    if live is None or standing is None or not standing.untenable:
-        stays = "the live release stays" if live else "the backbone goes on alone"
-        aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
-        return _Decision(None, f"Nothing is published, {stays}: {why_not}{aside}", failed=True)
-    draft = shut(live, standing, plan.chain, len(learned.trained.outputs), recorded.window)
-    why = f"The live release differs on {standing.differs:.2%} of the held-out samples, and is shut: {why_not}"
-    return _Decision(draft, why, shuts=True)
-
-
-def _carry_out(plan: RefreshPlan, decision: _Decision, progress: Progress) -> tuple[_Decision, Rollout | None]:
+def _carry_out(plan: RefreshPlan, decision: Decision, progress: Progress) -> tuple[Decision, Rollout | None]:
     """Publishes what was decided on; the decision is changed where another release was published meanwhile.
 
     Raises:
@@ -294,7 +142,7 @@ def _carry_out(plan: RefreshPlan, decision: _Decision, progress: Progress) -> tu
             plan.repository, plan.chain, decision.draft, plan.server, lambda step: progress(f"Publish: {step}", 1)
         )
     except OvertakenError as error:
-        return _Decision(None, str(error), objected=True), None
+        return Decision(None, str(error), objected=True), None
     return decision, rollout
 
 
@@ -313,59 +161,6 @@ def _write_down(plan: RefreshPlan, turn: Turn, report: Report | None) -> Turn:
         if turn.release is None:
             raise PublishError(turn.why) from error
     return turn
-
-
-def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:
-    """Whether a certified release that takes `seconds` a request, expected, is better than the live one, and why.
-
-    It is if it is faster, or if the live one does not hold, or no longer for sure.
-
-    Args:
-        live: How that does, without the exits that audits have closed.
-        seconds: What the new one takes.
-        closed: These exits.
-    """
-    if live is None:
-        return "Nothing served before.", True
-    shut = f", with {named(closed)} closed" if closed else ""
-    times = f"{seconds * 1e3:.3g} ms a request, the live release {live.seconds * 1e3:.3g} ms{shut}"
-    if live.broken:
-        return f"The live release differs on {live.differs:.2%} of the held-out samples, more than promised.", True
-    if seconds <= (1 - BETTER) * live.seconds:
-        return f"It is faster on held-out samples: {times}.", True
-    if live.lapsed:
-        share = f"{live.differs:.2%} of the held-out samples"
-        return f"The live release would not be certified once more: it differs on {share}.", True
-    return f"It would not be faster on held-out samples: {times}.", False
-
-
-def _as_it_serves(plan: RefreshPlan, live: Live) -> Live:
-    """The live release with all exits that are closed; replicas say so, too, as their journals may lie elsewhere."""
-    if plan.server is None:
-        return live
-    first = Replicas(plan.repository, plan.chain, resolved(plan.server)).closed(live.number)
-    behind = [index for index in live.heads if first is not None and index >= first]
-    return replace(live, closed=sorted({*live.closed, *behind}))
-
-
-def _newest(plan: RefreshPlan, recorded: Recorded) -> Recorded | None:
-    """What was served, and recorded in the same way, since the samples were read to learn from; None if nothing."""
-    try:
-        newest = read_recent(plan.store, plan.chain, NEWEST, plan.age, recorded.mark)
-    except SamplesError:
-        return None
-    return newest if newest.content == recorded.content else None
-
-
-def _expected(trained: Trained) -> float:
-    """Mean seconds of a request."""
-    return sum(trained.segment_seconds) / trained.speedup
-
-
-def _draft(trained: Trained, recorded: Recorded, live: Live | None) -> Draft:
-    if trained.certificate is None:
-        raise PublishError("What has no certificate is not published.")
-    return Draft(trained.heads, trained.certificate, recorded.window, "refresh", live.number if live else 0)
 
 
 @contextmanager

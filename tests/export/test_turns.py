@@ -27,8 +27,10 @@ from gati.recorder import Sample, shard
 from gati.release import valid_releases
 from gati_export import history
 from gati_export.commands.refresh import _again_where_away
+from gati_export.decision import verdict
 from gati_export.history import Turn, last_turn, note, turns
-from gati_export.refresh import RefreshPlan, _alone, refreshed, verdict
+from gati_export.refresh import _alone, refreshed
+from gati_export.refresh_plan import RefreshPlan
 from gati_export.report.data import reports_folder
 from gati_export.rollout import publish_to
 from gati_export.standing import Standing, standing

@@ -30,7 +30,8 @@ from gati.release import head_path, valid_releases
 from gati.session import open_session
 from gati_export.bench.int8 import quantise
 from gati_export.ragged import count
-from gati_export.refresh import RefreshPlan, refreshed
+from gati_export.refresh import refreshed
+from gati_export.refresh_plan import RefreshPlan
 from gati_export.store import count_since, default_store, read_recent
 
 ENOUGH, FEW = 1500, 40

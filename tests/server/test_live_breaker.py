@@ -19,8 +19,9 @@ from gati.release import head_path, valid_releases
 from gati_client import Client
 from gati_client.client import Answer
 from gati_export.day import latency, read_day
+from gati_export.learned import _as_it_serves
 from gati_export.publish import earlier, publish
-from gati_export.refresh import RefreshPlan, _as_it_serves
+from gati_export.refresh_plan import RefreshPlan
 from gati_export.rollout import publish_to
 from gati_export.standing import live_release
 from gati_export.store import default_store

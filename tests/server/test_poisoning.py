@@ -18,7 +18,8 @@ from gati.inline import InlineEngine
 from gati.release import valid_releases
 from gati_client import Client
 from gati_client.client import Answer
-from gati_export.refresh import RefreshPlan, refreshed
+from gati_export.refresh import refreshed
+from gati_export.refresh_plan import RefreshPlan
 from gati_export.store import default_store
 
 SEARCHED, PART = 8000, 500

@@ -29,7 +29,8 @@ from gati_client import Client
 from gati_export.activations import open_segments, run_batches
 from gati_export.history import turns
 from gati_export.publish import earlier
-from gati_export.refresh import RefreshPlan, refreshed
+from gati_export.refresh import refreshed
+from gati_export.refresh_plan import RefreshPlan
 from gati_export.rollout import publish_to
 from gati_export.store import read_recent
 

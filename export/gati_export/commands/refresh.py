@@ -133,7 +133,8 @@ def refresh(
         return
     with _again_where_away():
         follow(repository, click.echo)
-    from gati_export.refresh import RefreshPlan, refreshed  # brings PyTorch, which a watch leaves to its turns
+    from gati_export.refresh import refreshed  # brings PyTorch, which a watch leaves to its turns
+    from gati_export.refresh_plan import RefreshPlan
     from gati_export.report.table import cuts_table
 
     plan = RefreshPlan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
