@@ -19,7 +19,7 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from soak import World
+from world import World
 
 from gati.chain import find_chains, read_chain
 from gati.options import existing_folder, json_option, write_json
@@ -102,7 +102,7 @@ def main(
         world = World(copy, chain, Path(folder), ("--every", "10", "--fresh", str(fresh), "--window", str(window)))
         rows: list[Row] = []
         try:
-            for row in blocks(world.address, chain.model, images, rate, chain.backbone_exit):
+            for row in blocks(world.replicas[0].address, chain.model, images, rate, chain.backbone_exit):
                 rows.append(row)
                 cells = f"{row.chain_ms:.2f}", f"{row.plain_ms:.2f}", f"{row.speedup:.2f}"
                 shares = f"{row.hits:.0%}", f"{row.agreement:.1%}"

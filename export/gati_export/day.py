@@ -218,7 +218,8 @@ def _words(before: Event | None, now: Event) -> tuple[str, bool]:
         return f"Closed {names}: {now.alarm}.", True
     if before is not None and now.release == before.release:
         return f"The server started again{f', with {names} closed' if now.closed else ''}.", bool(now.closed)
-    opened = f", and opened {named(before.closed)} again" if before is not None and before.closed else ""
+    again = [] if before is None else [exit_ for exit_ in before.closed if exit_ not in now.closed]
+    opened = f", and opened {named(again)} again" if again else ""
     return f"Release {now.release} went live{opened}{f', with {names} closed' if now.closed else ''}.", bool(now.closed)
 
 

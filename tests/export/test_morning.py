@@ -128,6 +128,15 @@ def test_a_day_is_what_its_replicas_wrote_down(repository: Path) -> None:
     ]
 
 
+def test_a_rollback_to_heads_that_stay_closed_opens_nothing(tmp_path: Path) -> None:
+    events = [Event(ago(3), 2, (0, 1), ALARM), Event(ago(2), 4, (0, 1), ALARM), Event(ago(1), 5, (1,), ALARM)]
+    words = [happening.words for happening in Day(NOW, {}, {"triton": events}).happenings]
+    assert words[:2] == [
+        "Release 5 went live, and opened exit 0 again, with exit 1 closed.",
+        "Release 4 went live, with exits 0 and 1 closed.",
+    ]
+
+
 DAMAGE = b"\n".join([b"{", b"[]", b"\xff\xfe", b'{"at": "yesterday"}', b"[" * 100_000, b"3", b""])
 
 
