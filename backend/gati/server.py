@@ -25,7 +25,7 @@ from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
-from gati.startup import START_SECONDS, start_seconds, startup_models
+from gati.startup import START_SECONDS, is_complete, start_seconds, startup_models
 from gati.stubs import Stubs
 from gati.temporary import TEMPORARY, sweep
 from gati.triton import find_triton
@@ -152,7 +152,7 @@ class Server:
             "exit-timeout-secs": EXIT_SECONDS - 5,
         }
         # Configurations are complete as exported; asking every backend to complete them starts each stub twice.
-        flags = ["--disable-auto-complete-config"]
+        flags = ["--disable-auto-complete-config"] if is_complete(self.repository) else []
         return (
             [f"--{key}={value}" for key, value in options.items()] + [f"--load-model={m}" for m in self.models] + flags
         )

@@ -19,7 +19,7 @@ def startup_models(repository: Path) -> list[str]:
     Raises:
         RepositoryError: If there is no model in the repository.
     """
-    models = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    models = _models(repository)
     if not models:
         raise RepositoryError(f"{repository} is no model repository: no folder in it has a config.pbtxt.")
     for name in find_chains(repository):
@@ -30,6 +30,24 @@ def startup_models(repository: Path) -> list[str]:
         else:
             models -= {h for h in heads & models if not any(f.name.isdecimal() for f in (repository / h).iterdir())}
     return sorted(models)
+
+
+def parts(repository: Path) -> set[str]:
+    """Names of the segments and heads of all chains."""
+    chains = [read_chain(repository, name) for name in find_chains(repository)]
+    heads = {chain.head_model(index) for chain in chains for index in chain.heads}
+    return heads | {chain.segment_model(segment.index) for chain in chains for segment in chain.segments}
+
+
+def is_complete(repository: Path) -> bool:
+    """Whether all models are of chains: what the configurations of others leave out, Triton has to find out."""
+    return _models(repository) <= {*find_chains(repository), *parts(repository)}
+
+
+def _models(repository: Path) -> set[str]:
+    """Names of all models; Triton takes one without a configuration for what the files of its versions say."""
+    configured = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    return configured | {path.parents[1].name for path in repository.glob("*/[1-9]*/model.*")}
 
 
 def start_seconds(repository: Path) -> int:

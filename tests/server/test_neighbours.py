@@ -1,0 +1,69 @@
+"""Models of other people's in a chain's repository: they are served as Triton alone would serve them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from conftest import MODEL, Exported, Serve, Served
+
+PREPARES = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({"name": "RAW", "data_type": "TYPE_FP32", "dims": [1, 16, 16]})
+        config.add_output({"name": "SCALED", "data_type": "TYPE_FP32", "dims": [1, 16, 16]})
+        config.set_max_batch_size(4)
+        return config
+
+    def execute(self, requests):
+        given = [pb_utils.get_input_tensor_by_name(request, "RAW").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("SCALED", each)]) for each in given]
+"""
+PIPELINE = f"""
+platform: "ensemble"
+max_batch_size: 4
+input [{{ name: "RAW", data_type: TYPE_FP32, dims: [1, 16, 16] }}]
+output [{{ name: "output", data_type: TYPE_FP32, dims: [10] }}]
+ensemble_scheduling {{ step [{{
+  model_name: "prepares", model_version: -1
+  input_map {{ key: "RAW", value: "RAW" }} output_map {{ key: "SCALED", value: "scaled" }}
+}}, {{
+  model_name: "{MODEL}", model_version: -1
+  input_map {{ key: "image", value: "scaled" }} output_map {{ key: "output", value: "output" }}
+}}] }}
+"""
+
+
+def put(repository: Path, name: str, code: str = "", config: str = "") -> None:
+    (repository / name / "1").mkdir(parents=True)
+    if code:
+        (repository / name / "1" / "model.py").write_text(code)
+    if config:
+        (repository / name / "config.pbtxt").write_text(config)
+
+
+def ask(served: Served, model: str, name: str, images: np.ndarray) -> np.ndarray:
+    with triton.InferenceServerClient(served.grpc) as client:
+        tensor = triton.InferInput(name, images.shape, "FP32")
+        tensor.set_data_from_numpy(images)
+        outputs = [triton.InferRequestedOutput("output")]
+        answer = client.infer(model, [tensor], outputs=outputs, parameters={"gati_mode": "exact"})
+        return answer.as_numpy("output")
+
+
+@pytest.mark.parametrize("config", ["", 'backend: "python"\n'], ids=["none", "short"])
+def test_what_a_configuration_leaves_out_is_found_out(
+    exported: Exported, serve: Serve, tmp_path: Path, config: str
+) -> None:
+    repository = exported.copy(tmp_path)
+    put(repository, "prepares", PREPARES, config)
+    put(repository, "pipeline", config=PIPELINE)
+    served = serve(repository)
+    assert served.server.models == [MODEL, "pipeline", "prepares"]
+    images = exported.images[:4]
+    np.testing.assert_array_equal(ask(served, "pipeline", "RAW", images), ask(served, MODEL, "image", images))
