@@ -25,7 +25,7 @@ from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
-from gati.startup import START_SECONDS, is_complete, start_seconds, startup_models
+from gati.startup import START_SECONDS, is_complete, parts, start_seconds, startup_models
 from gati.stubs import Stubs
 from gati.temporary import TEMPORARY, sweep
 from gati.triton import find_triton
@@ -72,6 +72,7 @@ class Server:
         self.host = host
         self.refused = clear_before_start(self.repository)
         self.models = startup_models(self.repository)
+        self._in_turn = _in_turn(self.repository, self.models)
         self.keeps_nothing = not _writable(workspace(self.repository))
         self.ports = choose(ports or Ports(), host)
         try:
@@ -222,18 +223,14 @@ class Server:
             self._stubs.clean()
 
     def _unload(self) -> bool:
-        """Unloads all models, chains before what they call; returns whether none is left.
+        """Unloads all models, those that may call others before these; returns whether none is left.
 
         Each then answers what it has taken and writes what it has recorded. Told to end with models loaded, Triton
         first waits for HTTP connections that idle, until its exit timeout is over, and then leaves without all that.
         """
-        chains = set(find_chains(self.repository))
         deadline = time.monotonic() + EXIT_SECONDS
         try:
-            return all(
-                self._control.unload_all(batch, deadline)
-                for batch in (chains.intersection(self.models), set(self.models) - chains)
-            )
+            return all(self._control.unload_all(batch, deadline) for batch in self._in_turn)
         except NOT_ANSWERED:
             return False
 
@@ -242,6 +239,12 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _in_turn(repository: Path, models: Sequence[str]) -> list[set[str]]:
+    """Models in the order in which they are unloaded: those of others may call chains, and chains call their parts."""
+    called, chains = parts(repository).intersection(models), set(find_chains(repository)).intersection(models)
+    return [set(models) - chains - called, chains, called]
 
 
 def _writable(folder: Path) -> bool:

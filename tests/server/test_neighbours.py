@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,29 @@ ensemble_scheduling {{ step [{{
   input_map {{ key: "image", value: "scaled" }} output_map {{ key: "output", value: "output" }}
 }}] }}
 """
+CALLS = f"""
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(1)
+        return [self._call(pb_utils.get_input_tensor_by_name(request, "image").as_numpy()) for request in requests]
+
+    def _call(self, image):
+        called = pb_utils.InferenceRequest(
+            model_name="{MODEL}", requested_output_names=["output"], inputs=[pb_utils.Tensor("image", image)]
+        ).exec()
+        if called.has_error():
+            return pb_utils.InferenceResponse(error=called.error())
+        return pb_utils.InferenceResponse([pb_utils.Tensor("output", called.output_tensors()[0].as_numpy())])
+"""
+CALLS_CONFIG = """
+backend: "python"
+max_batch_size: 4
+input [{ name: "image", data_type: TYPE_FP32, dims: [1, 16, 16] }]
+output [{ name: "output", data_type: TYPE_FP32, dims: [10] }]
+"""
 
 
 def put(repository: Path, name: str, code: str = "", config: str = "") -> None:
@@ -67,3 +92,16 @@ def test_what_a_configuration_leaves_out_is_found_out(
     assert served.server.models == [MODEL, "pipeline", "prepares"]
     images = exported.images[:4]
     np.testing.assert_array_equal(ask(served, "pipeline", "RAW", images), ask(served, MODEL, "image", images))
+
+
+def test_what_calls_a_chain_is_answered_before_the_end(exported: Exported, serve: Serve, tmp_path: Path) -> None:
+    repository = exported.copy(tmp_path)
+    put(repository, "calls", CALLS, CALLS_CONFIG)
+    served = serve(repository)
+    answers = list[np.ndarray]()
+    asking = threading.Thread(target=lambda: answers.append(ask(served, "calls", "image", exported.images[:1])))
+    asking.start()
+    time.sleep(0.5)
+    served.server.stop()
+    asking.join()
+    assert [answer.shape for answer in answers] == [(1, 10)]
