@@ -34,11 +34,15 @@ REFUSED = {
 }
 """Fields of a configuration that change what a network is given or gives, and why a chain can't take its place."""
 REFUSED_INPUTS = ("allow_ragged_batch", "optional", "is_shape_tensor", "is_non_linear_format_io")
-LEFT_OUT = (
-    "instance_group", "optimization", "model_warmup", "response_cache", "version_policy", "model_repository_agents",
-    "parameters", "cc_model_filenames", "model_operations",
-)  # fmt: skip
-"""Fields that are about how a network is run, and are not taken over."""
+KEPT = {
+    "name", "platform", "backend", "max_batch_size", "input", "output", "metric_tags", "default_model_filename",
+    "model_transaction_policy",
+}  # fmt: skip
+"""Fields that a chain keeps to; others are about how a network is run, and are not taken over."""
+BATCHING = "dynamic_batching"
+"""The field that is taken over where a chain has batches."""
+POLICIES = ("priority_levels", "default_queue_policy", "priority_queue_policy")
+"""Fields of it on which Triton decides for every request anew whether it has an instance for it."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Deployed:
         return tuple(digests)
 
     def hand_over(self, repository: Path, chain: Chain, *, plain: bool) -> None:
-        """Has a chain, and the plain model beside it if there is one, batch requests and be named as the model is.
+        """Has a chain, and the plain model beside it if there is one, batch requests and be described as the model is.
 
         The model's other settings are about another way to be run.
         """
@@ -143,7 +147,10 @@ class Deployed:
             config.output[place].label_filename = path.name
             if name != chain.model:
                 shutil.copyfile(path, repository / name / path.name)
-        if self.config.HasField("dynamic_batching") and chain.max_batch > 1:
+        formats = {tensor.name: tensor.format for tensor in self.config.input}
+        for tensor in config.input:
+            tensor.format = formats.get(tensor.name, tensor.format)
+        if self.config.HasField(BATCHING) and chain.max_batch > 1:
             config.dynamic_batching.CopyFrom(self.config.dynamic_batching)
             sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= chain.max_batch]
             config.dynamic_batching.preferred_batch_size[:] = sizes
@@ -151,11 +158,22 @@ class Deployed:
 
     def notes(self, chain: Chain) -> Iterator[str]:
         """What is different for whoever has served the model until now."""
-        left = [name for name in LEFT_OUT if _is_set(self.config, name)]
+        kept = KEPT | {BATCHING} if chain.max_batch > 1 else KEPT
+        left = [field.name for field, _ in self.config.ListFields() if field.name not in kept]
         if left:
             yield f"Not taken over from {self.name}'s configuration: {', '.join(left)}."
         if self.version != 1:
             yield f"Clients that ask for version {self.version} by its number are to ask for 1, or for none."
+        if BATCHING not in left and any(_is_set(self.config.dynamic_batching, name) for name in POLICIES):
+            yield (
+                f"{self.name}'s dynamic_batching has priorities or a queue policy: of a model with one instance, as a "
+                "chain has, Triton then now and then lets a request wait for half a second (docs/LIMITS.md)."
+            )
+        if self.max_batch is None and self.config.input:
+            yield (
+                f"Clients that read shapes and max_batch_size in {self.name}'s configuration find the batch in "
+                f"max_batch_size, {chain.max_batch} in place of 0, and no longer in the shapes."
+            )
         if self.max_batch is None or chain.max_batch < self.max_batch:
             yield f"Requests of more than {chain.max_batch} rows are refused (--max-batch)."
 
@@ -233,5 +251,5 @@ def _labels(folder: Path, config: ModelConfig) -> Iterable[tuple[str, Path]]:
             yield tensor.name, path
 
 
-def _is_set(config: ModelConfig, name: str) -> bool:
+def _is_set(config: Any, name: str) -> bool:
     return any(known.name == name for known, _ in config.ListFields())

@@ -58,15 +58,20 @@ def check_config(path: Path, expected: ModelConfig) -> None:
         found = text_format.Parse(path.read_bytes(), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{expected.name}/{path.name} can't be read ({first_line(error)}).") from error
-    for field in TUNABLE:
-        found.ClearField(field)
-    plain = ModelConfig.FromString(expected.SerializeToString())
-    for field in TUNABLE:
-        plain.ClearField(field)
-    if found != plain:
+    if _untuned(found) != _untuned(expected):
         raise RepositoryError(
             f"{expected.name}/{path.name} is not as gati writes it; only {', '.join(TUNABLE)} may differ."
         )
+
+
+def _untuned(config: ModelConfig) -> ModelConfig:
+    """A configuration without what an operator may tune, and what only tells clients the order of an image's axes."""
+    plain = ModelConfig.FromString(config.SerializeToString())
+    for field in TUNABLE:
+        plain.ClearField(field)
+    for tensor in plain.input:
+        tensor.ClearField("format")
+    return plain
 
 
 def _segment_config(chain: Chain, segment: Segment, accelerator: Accelerator | None) -> ModelConfig:

@@ -14,12 +14,13 @@ import torch
 from google.protobuf import text_format
 from graphs import Graph
 from torch import nn
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput
 
 from gati.chain import Tensor, chain_path, read_chain
 from gati.cli import main
 from gati.errors import RepositoryError
 from gati_export.deployed import read_deployed
+from gati_export.repository import chain_config, check_config
 
 CONFIG = """
 max_batch_size: 16
@@ -104,6 +105,40 @@ def test_what_it_says_of_batches_is_taken_over(model, tmp_path, export) -> None:
         assert (tmp_path / "models" / name / "labels-0.txt").read_text() == "a\nb\nc\nd\n"
     assert "Not taken over from net's configuration: response_cache." in said
     assert "Requests of more than 8 rows are refused" in said
+
+
+def test_all_that_is_not_taken_over_is_said(model, export) -> None:
+    metrics = 'metric_control [{ metric_identifier { family: "nv_inference_first_response_histogram_ms" } }]'
+    batching = "dynamic_batching { priority_levels: 2 default_priority_level: 1 }"
+    configured(model, f"{CONFIG}{batching}\nmodel_metrics {{ {metrics} }}\nparameters {{ key: 'k' }}")
+    said, _ = export()
+    assert "Not taken over from net's configuration: parameters, model_metrics." in said
+    assert "Triton then now and then lets a request wait for half a second" in said
+
+
+def test_what_a_chain_without_batches_leaves_out_is_said(model, export) -> None:
+    network().save(model / "10" / "model.onnx", "y", shape=[1, 4])
+    one = onnx.load(model / "10" / "model.onnx")
+    one.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(one, model / "10" / "model.onnx")
+    shapes = CONFIG.replace("max_batch_size: 16", "").replace("[6]", "[1, 6]").replace("[4]", "[1, 4]")
+    configured(model, f"{shapes} dynamic_batching {{ }}")
+    said, error = export()
+    assert not error
+    assert "Not taken over from net's configuration: dynamic_batching." in said
+    assert "find the batch in max_batch_size, 1 in place of 0, and no longer in the shapes" in said
+
+
+def test_clients_are_told_the_order_of_an_image_s_axes(model, tmp_path, export) -> None:
+    graph = Graph()
+    flat = graph.node("Flatten", graph.input("x", ["batch", 3, 2, 1]), axis=1)
+    graph.linear(graph.node("Relu", graph.linear(flat, 6, 6)), 6, 4, name="y")
+    graph.save(model / "10" / "model.onnx", "y", shape=["batch", 4])
+    configured(model, CONFIG.replace("dims: [6]", "format: FORMAT_NCHW, dims: [3, 2, 1]"))
+    assert not export("net", "--plain", x=ROWS.reshape(-1, 3, 2, 1))[1]
+    for name in ("net", "net-plain"):
+        assert config_of(tmp_path / "models", name).input[0].format == ModelInput.FORMAT_NCHW
+    check_config(tmp_path / "models" / "net" / "config.pbtxt", chain_config(read_chain(tmp_path / "models", "net")))
 
 
 def test_only_outputs_that_clients_see_are_served(tmp_path, export) -> None:
