@@ -577,3 +577,12 @@ def test_a_tower_on_the_smallest_planes_is_narrow_where_classes_are_few(side: in
     for classes, channels in ((10, few), (spatial.NARROW, few), (spatial.NARROW + 1, many)):
         tower = spatial.Tower(cut, classes).eval()
         assert tower.layers(torch.zeros(2, 256, min(side, 16), min(side, 16))).shape == (2, channels, 4, 4)
+
+
+@pytest.mark.parametrize("family", ["pooled", "spatial", "selfxit", "branchynet", "regression", "nearest"])
+def test_no_pixel_of_a_plane_is_left_out(family: str) -> None:
+    cut = Tensor("x", "FP32", (4, 19, 37))  # sizes that no grid divides
+    hidden = torch.from_numpy(hidden_rows(cut, 1)).requires_grad_()
+    for lookup in family_of(family)(cut, CLASSES):
+        (seen,) = torch.autograd.grad(lookup.reduce(hidden).sum(), hidden)
+        assert (seen != 0).all(), lookup.name

@@ -41,7 +41,7 @@ class Pooling:
         if not self._sizes:
             return hidden
         if self._grid > 1:
-            kernel, stride = _windows(self._sizes, self._grid)
+            kernel, stride = _windows(self._sizes, [self._grid] * 2)
             planes = hidden if self._axis == 0 else hidden.permute(0, 3, 1, 2)
             pools = (functional.avg_pool2d, functional.max_pool2d)
             return torch.cat([pool(planes, kernel, stride) for pool in pools], 1).reshape(-1, self.features)
@@ -59,7 +59,16 @@ def _grid(channels: int, sizes: Sequence[int]) -> int:
     return next((g for g in GRIDS if channels * g * g <= POOLED and g <= min(sizes)), 1)
 
 
-def _windows(sizes: Sequence[int], grid: int) -> tuple[list[int], list[int]]:
-    """Kernel and stride of grid×grid windows that cover all of the plane; neighbours may overlap."""
-    strides = [size // grid for size in sizes]
-    return [size - (grid - 1) * stride for size, stride in zip(sizes, strides, strict=True)], strides
+def shrunk(planes: Torch, by: int) -> Torch:
+    """Averages planes [batch, channels, h, w] down to [batch, channels, h // by, w // by], all of their pixels."""
+    if by == 1:
+        return planes
+    sizes = planes.shape[2:]
+    return functional.avg_pool2d(planes, *_windows(sizes, [size // by for size in sizes]))
+
+
+def _windows(sizes: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Kernel and stride of a grid of windows that cover all of the plane; neighbours may overlap."""
+    strides = [size // count for size, count in zip(sizes, grid, strict=True)]
+    kernel = [size - (count - 1) * stride for size, count, stride in zip(sizes, grid, strides, strict=True)]
+    return kernel, strides

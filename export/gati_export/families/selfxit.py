@@ -12,13 +12,13 @@ import math
 
 from torch import Tensor as Torch
 from torch import nn
-from torch.nn import functional
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.distillation import Predictor, Schedule
 from gati_export.families.family import Distilled
 from gati_export.families.layout import channel_axis, planes
+from gati_export.families.pooling import shrunk
 from gati_export.selector import Confidence
 
 NAME = "selfxit"
@@ -58,7 +58,7 @@ class Exit(Predictor):
     def reduce(self, hidden: Torch) -> Torch:
         """Averages planes down to about 8×8, all else down to its channels."""
         if self.image:
-            return functional.avg_pool2d(hidden, self.shrink) if self.shrink > 1 else hidden
+            return shrunk(hidden, self.shrink)
         rest = tuple(axis for axis in range(1, hidden.dim()) if axis != self.axis + 1)
         return hidden.mean(rest) if rest else hidden
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor as Torch
 from torch import nn
-from torch.nn import functional
 
 from gati.chain import Tensor
 from gati.errors import BackboneError
@@ -21,6 +20,7 @@ from gati_export.families.adaptive import Adaptable
 from gati_export.families.family import Lookup
 from gati_export.families.integers import Integers, weights_before
 from gati_export.families.layout import planes
+from gati_export.families.pooling import shrunk
 
 NAME = "spatial"
 SIDE = 16
@@ -76,7 +76,7 @@ class Tower(Predictor):
 
     def reduce(self, hidden: Torch) -> Torch:
         """Averages activations [batch, channels, height, width] down to about 16×16."""
-        return functional.avg_pool2d(hidden, self.shrink) if self.shrink > 1 else hidden
+        return shrunk(hidden, self.shrink)
 
     def going_on(self, start: Mapping[str, Torch]) -> Mapping[str, Torch]:
         """The weights that an earlier tower was trained to."""
