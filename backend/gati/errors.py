@@ -11,6 +11,7 @@
     ├── BackboneError      this network can't be cut, or not served as it is
     ├── AgreementError     what counts as the same answer is not said in a way that can be judged
     ├── SamplesError       the samples don't fit the model, or are too few
+    ├── FamilyError        a family of heads does not keep to what all of them must
     └── BenchError         something could not be measured
 
 Every message is one sentence for the person who can act on it. Commands print it and exit with 1; the
@@ -70,6 +71,10 @@ class AgreementError(GatiError):
 
 class SamplesError(GatiError):
     """Samples can't be read, don't fit the model's inputs, or are too few."""
+
+
+class FamilyError(GatiError):
+    """The code of a family of heads failed, or does otherwise than `gati_export.families.family` asks."""
 
 
 class BenchError(GatiError):

@@ -13,6 +13,7 @@ import torch
 from gati.session import threads
 from gati_export.activations import View
 from gati_export.distillation import torch_threads
+from gati_export.families.contract import blamed, check_trained
 from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import weights_of
 
@@ -81,8 +82,12 @@ class Lessons:
         features, count = self.features[index, lookup.view], len(self.train)
         train = Lesson(features[:count], self.logits[:count], self.groups[self.train], tell)
         tune = Lesson(features[count:], self.logits[count:], self.groups[self.tune])
-        lookup.learn(train, tune, self.seed * 1000 + index, start)
-        derived = lookup.derived(train, tune)
-        for each in derived:
-            each.learn(train, tune, self.seed * 1000 + index, start)
-        return [each.eval() for each in (lookup, *derived)]
+        with blamed(lookup.name, f"learn at exit {index}"):
+            lookup.learn(train, tune, self.seed * 1000 + index, start)
+            derived = lookup.derived(train, tune)
+            for each in derived:
+                each.learn(train, tune, self.seed * 1000 + index, start)
+        learned = [each.eval() for each in (lookup, *derived)]
+        for each in learned:
+            check_trained(each, tune.features, self.logits.shape[1])
+        return learned

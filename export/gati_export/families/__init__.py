@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gati.chain import Tensor
-from gati.errors import BackboneError, SamplesError
+from gati.errors import BackboneError, FamilyError, SamplesError
 
 if TYPE_CHECKING:
     from gati_export.families.family import Family, Lookup
@@ -20,8 +20,15 @@ FOR_NUMBERS = ONLY_NUMBERS, "recent"
 
 
 def family_of(name: str) -> Family:
-    """A family. Its module is imported now: what only names families need not wait for PyTorch."""
-    return import_module(f"{__name__}.{name}").lookups
+    """A family. Its module is imported now: what only names families need not wait for PyTorch.
+
+    Raises:
+        FamilyError: If its module has no `lookups`.
+    """
+    module = import_module(f"{__name__}.{name}")
+    if not hasattr(module, "lookups"):
+        raise FamilyError(f"{module.__name__} has no function lookups(cut, classes).")
+    return module.lookups
 
 
 def named_families(names: str) -> tuple[str, ...]:
@@ -59,12 +66,21 @@ def chosen_families(names: str, runs: bool, numbers: bool = False) -> tuple[str,
 
 
 def lookups(families: Sequence[str], cut: Tensor, classes: int) -> tuple[list[Lookup], list[str]]:
-    """Untrained lookups of all these families for a cut tensor, and why others have none, in a sentence each."""
+    """Untrained lookups of all these families for a cut tensor, and why others have none, in a sentence each.
+
+    Raises:
+        FamilyError: If a family fails, or its lookups are not as they must be.
+    """
+    from gati_export.families.contract import blamed, check_untrained
+
     found: list[Lookup] = []
     notes: list[str] = []
     for family in families:
         try:
-            found += family_of(family)(cut, classes)
+            with blamed(family, f"be made for the cut tensor {cut.name!r}"):
+                fitting = family_of(family)(cut, classes)
+            check_untrained(fitting, cut)
+            found += fitting
         except BackboneError as error:
             notes.append(str(error))
     return found, notes
