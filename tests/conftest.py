@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait bu
 from gati.chain import Chain, Mode, chain_path, read_chain
 from gati.errors import UnavailableError
 from gati.ports import HOST, Ports
+from gati.proc import descendants
 from gati.server import Server
 from gati.triton import find_triton
 from gati_export import latency
@@ -136,7 +138,7 @@ Serve = Callable[..., Served]
 
 
 def serving() -> Iterator[Serve]:
-    """Starts servers on free ports, and ends them.
+    """Starts servers on free ports, and kills them: tests that hang on how a server ends stop it themselves.
 
     They ask their heads in any case: of a network of 0.1 ms, no head is sure to save anything on a busy machine.
     """
@@ -147,8 +149,19 @@ def serving() -> Iterator[Serve]:
         return Served(running[-1], repository)
 
     yield start
-    with ThreadPoolExecutor(len(running) or 1) as pool:
-        list(pool.map(Server.stop, running))
+    for server in running:
+        killed(server)
+
+
+def killed(server: Server) -> None:
+    """Ends a server that nobody needs any more, and all below it, at once; in peace it takes two seconds or more."""
+    if server.process.poll() is None:
+        server._stubs.look()  # what they hold is removed
+        for pid in (*descendants(server.process.pid), server.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        server.process.wait()
+    server.stop()
 
 
 @pytest.fixture
