@@ -12,7 +12,7 @@ from torch import Tensor as Torch
 from torch import nn
 
 from gati.chain import Tensor
-from gati.errors import BackboneError
+from gati.errors import BackboneError, first_line
 from gati.head import HIT, KEY, SCORE, THRESHOLD
 from gati.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati_export.distillation import Scale
@@ -75,7 +75,8 @@ def head_model(head: Head, cut: Tensor, output: Tensor) -> bytes:
         output: The backbone's output, and the name and dtype of its answer.
 
     Raises:
-        BackboneError: If the backbone's names collide with those of a head's inputs or outputs.
+        BackboneError: If the backbone's names collide with those of a head's inputs or outputs, or PyTorch can't
+            export the lookup.
     """
     taken = {cut.name, output.name} & {SCORE, HIT, KEY, THRESHOLD, *STATE_INPUTS}
     if taken or cut.name == output.name:
@@ -85,21 +86,24 @@ def head_model(head: Head, cut: Tensor, output: Tensor) -> bytes:
     state = [torch.zeros(shape) for shape in head.lookup.state.values()]
     names = {0: "batch"} | {axis: f"d{axis}" for axis, size in enumerate(cut.shape, 1) if size < 0}
     free = {axis: torch.export.Dim(name) for axis, name in names.items()}
-    with exporting():
-        program = torch.onnx.export(
-            head,
-            (hidden, *state),
-            input_names=[cut.name, *head.lookup.state],
-            output_names=[output.name, SCORE, HIT] + [KEY] * (MEMORY_KEYS in head.lookup.state),
-            dynamic_shapes=(free, *([tuple({} for _ in state)] if state else [])),
-            custom_translation_table=IN_ONNX,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-            optimize=False,  # it would merge weights, which keep their names for a warm start
-        )
+    try:
+        with exporting():
+            program = torch.onnx.export(
+                head,
+                (hidden, *state),
+                input_names=[cut.name, *head.lookup.state],
+                output_names=[output.name, SCORE, HIT] + [KEY] * (MEMORY_KEYS in head.lookup.state),
+                dynamic_shapes=(free, *([tuple({} for _ in state)] if state else [])),
+                custom_translation_table=IN_ONNX,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # it would merge weights, which keep their names for a warm start
+            )
+    except Exception as error:  # of whatever its lookup does that can't be traced, PyTorch's first words say nothing
+        raise _unwritten(head, cut, first_line(error.__cause__ or error)) from error
     if program is None:
-        raise BackboneError(f"PyTorch could not write the head on {cut.name!r} as ONNX.")
+        raise _unwritten(head, cut, "PyTorch gives no reason")
     # else ONNX Runtime does not see that a convolution and its normalisation are one
     fold_constants(program.model, onnx_shape_inference=False, should_fold=_folded)
     pool_maxima(program.model)
@@ -107,6 +111,10 @@ def head_model(head: Head, cut: Tensor, output: Tensor) -> bytes:
     _rename(program.model)
     passes.ClearMetadataAndDocStringPass()(program.model)  # they hold stack traces of the exporting machine
     return ir.to_proto(program.model).SerializeToString(deterministic=True)
+
+
+def _unwritten(head: Head, cut: Tensor, why: str) -> BackboneError:
+    return BackboneError(f"PyTorch can't write the head {head.lookup.name!r} on {cut.name!r} as ONNX: {why}.")
 
 
 def _folded(node: ir.Node) -> bool | None:

@@ -138,7 +138,8 @@ def train_heads(
         chain, segment_paths, sessions, samples, split, families, terms, measured, progress, start
     )
     if not candidates.heads:
-        return without_heads(chain, candidates, "No family of heads fits any cut point.")
+        first = next((note for notes in candidates.notes.values() for note in notes), "")
+        return without_heads(chain, candidates, f"No family of heads fits any cut point. {first}".rstrip())
     tuned = ask(chain, sessions, candidates.heads, samples, split.tune, progress)
     places = learnable(chain, samples)
     earlier = [Candidate(cut, "", model, 0.0) for cut, model in (init or {}).items() if cut in places]

@@ -278,3 +278,17 @@ def test_samples_that_all_agree_leave_the_surer_answers_ahead():
     selector.fit(logits[agree][:200], np.ones(200, bool))
     logits, agree = judged(4000, 1)
     assert auc(selector(logits).numpy(), agree) > 0.7
+
+
+def test_a_head_that_cannot_be_traced_says_so_in_a_sentence():
+    class Branching(PooledPredictor):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(features)
+            return 2 * logits if logits.sum() > 0 else logits
+
+    cut = CUTS["vector"]
+    head = as_head(Branching(cut, CLASSES), Confidence())
+    with pytest.raises(
+        BackboneError, match=r"^PyTorch can't write the head 'pooled' on 'vector' as ONNX: .*guard.*\.$"
+    ):
+        head_model(head, cut, OUTPUT)

@@ -486,3 +486,10 @@ def test_a_head_that_can_not_be_learned_ends_the_others() -> None:
     with pytest.raises(BackboneError, match="It can't be learned"):
         learning(*lookups)
     assert all(lookup.taken < 10**4 for lookup in lookups)
+
+
+def test_where_no_family_fits_it_is_said_why(trial):
+    rows = samples(700, 3)
+    found = train_heads(*trial, rows, split(rows), replace(TERMS, families="spatial"), quiet)
+    assert found.why_not is not None
+    assert found.why_not.startswith("No family of heads fits any cut point. The cut tensor 'early' is no image")
