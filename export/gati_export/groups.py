@@ -137,6 +137,9 @@ class Betting:
     def __init__(self, sizes: np.ndarray, epsilon: float, delta: float, within: float) -> None:
         sizes, self._kinds, counts = np.unique(-sizes, return_inverse=True, return_counts=True)
         self._sizes, self._counts = -sizes.astype(float), counts
+        self._samples = self._sizes @ counts
+        self._held, self._up_to = np.cumsum(counts * self._sizes), np.cumsum(counts)
+        self._others = self._samples - _from_zero(self._held)[:-1]
         self._expected = _expected(self._sizes, within)
         self._epsilon, self._goal = epsilon, -math.log(delta)
         self._bet, self._allowances, self.bears, growth = self._best(epsilon)
@@ -175,9 +178,9 @@ class Betting:
 
         And the logarithm of what the best bet would make of 1 if there are no errors.
         """
-        total = epsilon * (self._sizes @ self._counts)
+        total = epsilon * self._samples
         # the least τ with Σ max(0, m − τ) ≤ ε n: each sum over the largest groups has to keep to it
-        least = ((np.cumsum(self._counts * self._sizes) - total) / np.cumsum(self._counts)).max()
+        least = ((self._held - total) / self._up_to).max()
         bets = (1 - (np.arange(BETS) / BETS) ** 2)[:, None] / least
         allowances = self._allow(total, bets)
         growth = np.log1p(bets * allowances) @ self._counts
@@ -193,10 +196,14 @@ class Betting:
         and for one it is equal: hence the least of the scales s that they give. It lies where sizes change.
         """
         excess = self._sizes - 1 / bets
-        room = total - np.pad(np.cumsum(self._counts * excess, axis=1), ((0, 0), (1, 0)))
-        rest = self._sizes @ self._counts - np.pad(np.cumsum(self._counts * self._sizes), (1, 0))[:-1]
-        scale = np.maximum((room[:, :-1] / rest).min(axis=1), 0)
+        room = total - _from_zero(np.cumsum(self._counts * excess, axis=1))[:, :-1]
+        scale = np.maximum((room / self._others).min(axis=1), 0)
         return np.maximum(scale[:, None] * self._sizes, excess)
+
+
+def _from_zero(sums: np.ndarray) -> np.ndarray:
+    """Sums along the last axis, and before them that over nothing."""
+    return np.concatenate([np.zeros((*sums.shape[:-1], 1), sums.dtype), sums], axis=-1)
 
 
 def _log_factors(bet: float | np.ndarray, wrong: np.ndarray, allowances: np.ndarray) -> np.ndarray:

@@ -71,11 +71,13 @@ def unpadded(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     Who asks many texts together fills them up to the longest: they are the texts that they were.
     """
     used = {len(row): int(row.sum()) for row in rows if _is_mask(row)}
+    if not used:
+        return list(rows)
     return [row[: used.get(len(row))] if row.ndim == 1 and row.dtype.kind in "iub" else row for row in rows]
 
 
 def _is_mask(row: np.ndarray) -> bool:
-    if row.ndim != 1 or row.dtype.kind not in "iub" or not row.any():
+    if row.ndim != 1 or row.dtype.kind not in "iub" or not row.size or row[0] != 1:
         return False
     last = int(np.flatnonzero(row)[-1])
     return bool((row[: last + 1] == 1).all())

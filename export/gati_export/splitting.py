@@ -179,8 +179,9 @@ def _draws(groups: np.ndarray, digests: Sequence[bytes], dealt: np.ndarray) -> t
     # it must not be chosen by the bytes that draw its part: the least is not uniform
     spokesman: dict[int, tuple[bool, bytes]] = {}
     for group, dealt_out, digest in zip(groups.tolist(), dealt.tolist(), digests, strict=True):
-        one = dealt_out, digest
-        spokesman[group] = min(spokesman.get(group, one), one, key=lambda each: (each[0], each[1][8:]))
+        known = spokesman.get(group)
+        if known is None or (dealt_out, digest[8:]) < (known[0], known[1][8:]):
+            spokesman[group] = dealt_out, digest
     turns: dict[bytes, int] = {}
     own, drawn = dict[int, float](), dict[int, float]()
     for group, (_, digest) in spokesman.items():
