@@ -35,7 +35,7 @@ from gati.session import open_session, run
 from gati.watch import ReleaseWatch
 from gati_export.activations import open_segments
 from gati_export.backbone import load_backbone
-from gati_export.candidates import Candidates, ask, fit_candidates
+from gati_export.candidates import Candidates, Heard, ask, fit_candidates
 from gati_export.commands.common import shown_progress
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.extra import with_extra
@@ -45,9 +45,11 @@ from gati_export.publish import Draft, publish
 from gati_export.runs import find_runs
 from gati_export.samples import check_samples, load_samples
 from gati_export.segments import cut, write_segments
-from gati_export.splitting import Split, fingerprint, split
+from gati_export.splitting import Split, split
+from gati_export.task import Task
 from gati_export.terms import ENOUGH, Terms
-from gati_export.training import Heard, Trained, decide
+from gati_export.trained import Certified, NoHeads, Trained
+from gati_export.training import decide
 from gati_export.views import with_views
 
 OURS = ("pooled", "spatial", "recent")
@@ -132,68 +134,62 @@ class Trial:
 
     Attributes:
         repository: Where the chain lies.
-        chain: The chain.
+        task: What was to be learned.
         plain: The backbone.
         requests: The evaluation requests, by input.
         macs: Share of the backbone's operations that are done at each exit.
         size: Bytes of the backbone.
-        terms: What chains are to keep to.
         candidates: Heads of all families.
         tuned: What these say to the tuning samples.
         held_out: The same of the calibration samples.
-        parts: Which samples those are.
-        digest: Of these.
     """
 
     repository: Path
-    chain: Chain
+    task: Task
     plain: ort.InferenceSession
     requests: dict[str, np.ndarray]
     macs: Sequence[float]
     size: int
-    terms: Terms
     candidates: Candidates
     tuned: Heard
     held_out: Heard
-    parts: Split
-    digest: str
 
-    def compose(self, families: Sequence[str]) -> tuple[Trained, np.ndarray]:
-        """The heads of these families that are chosen and certified, and the groups of the calibration samples."""
-        few, heard = subset(self.candidates, self.tuned, families)
-        _, judged = subset(self.candidates, self.held_out, families)
-        trained = decide(self.chain, few, heard, judged, self.parts, self.terms, self.digest)
-        return trained, self.parts.groups[self.parts.calibrate]
+    def compose(self, families: Sequence[str]) -> Trained:
+        """The heads of these families that are chosen and certified."""
+        few, tuned = subset(self.candidates, self.tuned, families)
+        _, held_out = subset(self.candidates, self.held_out, families)
+        return decide(self.task, few, tuned, held_out)
 
     def judge(self, name: str, seed: int, trained: Trained, most: int) -> Row:
         """Runs a chain with these heads, and the plain backbone, on the requests in turns, and compares."""
-        for index in self.chain.heads:
-            shutil.rmtree(self.repository / self.chain.head_model(index), ignore_errors=True)
-        if trained.certificate:
-            draft = Draft(trained.heads, trained.certificate, Window("traffic", trained.certificate.n), "export")
-            publish(self.repository, self.chain, draft)
+        chain, certified = self.task.chain, trained if isinstance(trained, Certified) else None
+        for index in chain.heads:
+            shutil.rmtree(self.repository / chain.head_model(index), ignore_errors=True)
+        if certified:
+            window = Window("traffic", certified.certificate.n)
+            publish(self.repository, chain, Draft(certified.heads, certified.certificate, window, "export"))
         requests = {name: rows[:most] for name, rows in self.requests.items()}
-        exits, wrong, taken = self._ask(Served(self.repository, self.chain), requests)
+        exits, wrong, taken = self._ask(Served(self.repository, chain), requests)
         drawn = taken[np.random.default_rng(0).integers(0, len(taken), (2000, len(taken)))].sum(axis=1)
         low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
         times = trained.candidates.times
-        until = np.cumsum(times.segments) / times.segments.sum()
-        lookups = sum(head.seconds for head in trained.candidates.heads if trained.families.get(head.cut) == head.name)
+        until = np.cumsum(times.segments) / times.plain
+        used = certified.judged.chosen if certified else []
         return Row(
             families=name,
             seed=seed,
-            heads=dict(trained.families),
-            bound=trained.certificate.bound if trained.certificate else None,
+            heads={head.cut: head.name for head in used},
+            bound=certified.certificate.bound if certified else None,
             disagreement=float(wrong.mean()),
-            hits=float((exits < self.chain.backbone_exit).mean()),
+            hits=float((exits < chain.backbone_exit).mean()),
             early=float((until[exits] <= 0.5).mean()),
             macs_saved=float(1 - np.asarray(self.macs)[exits].mean()),
             exits={int(e): (float((exits == e).mean()), float(1 - wrong[exits == e].mean())) for e in np.unique(exits)},
             speedup=float(taken[:, 0].sum() / taken[:, 1].sum()),
             interval=(float(low), float(high)),
-            oracle=float(times.segments.sum() / trained.choice.oracle_seconds) if trained.choice else 1.0,
-            lookups=lookups / float(times.segments.sum()),
-            memory=sum(map(len, trained.heads.values())) / self.size,
+            oracle=times.plain / trained.judged.choice.oracle_seconds if trained.judged else 1.0,
+            lookups=sum(head.seconds for head in used) / times.plain,
+            memory=sum(map(len, certified.heads.values())) / self.size if certified else 0.0,
         )
 
     def _ask(self, served: Served, requests: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -204,7 +200,7 @@ class Trial:
             rows = range(start, min(start + TURN, count))
             single = [{name: values[row : row + 1] for name, values in requests.items()} for row in rows]
             begun = time.perf_counter()
-            expected = [run(self.plain, [self.chain.output.name], feeds)[0] for feeds in single]
+            expected = [run(self.plain, [self.task.chain.output.name], feeds)[0] for feeds in single]
             between = time.perf_counter()
             answers = [served.answer(feeds) for feeds in single]
             taken.append((between - begun, time.perf_counter() - between))
@@ -218,7 +214,8 @@ class Trial:
 def subset(candidates: Candidates, heard: Heard, families: Sequence[str]) -> tuple[Candidates, Heard]:
     """What is left of candidates, and of what they say, with only some families."""
     kept = [i for i, head in enumerate(candidates.heads) if head.name.split("-")[0].split("+")[0] in families]
-    return replace(candidates, heads=[candidates.heads[i] for i in kept]), ([heard[0][i] for i in kept], heard[1])
+    few = replace(candidates, heads=[candidates.heads[i] for i in kept])
+    return few, Heard([heard.said[i] for i in kept], heard.outputs)
 
 
 @click.command()
@@ -259,13 +256,13 @@ def main(
             composed = tuple(name for name in names if name in OURS) or tuple(names)
             sets = [*((name,) for name in names), composed, tuple(names)]
             for chosen in dict.fromkeys(sets):
-                trained, groups = trial.compose(chosen)
+                trained = trial.compose(chosen)
                 rows.append(trial.judge("+".join(chosen), seed, trained, evaluate))
-                Console().print(rows[-1], trained.why_not or "")
+                Console().print(rows[-1], trained.why if isinstance(trained, NoHeads) else "")
                 if json_path:
                     write_json(json_path, {"workload": workload, "rows": [vars(row) for row in rows]})
                 if scores and chosen == composed:
-                    _save(scores, trained, groups)
+                    _save(scores, trained, trial.task.split)
     _show(rows, workload)
 
 
@@ -294,29 +291,29 @@ def _train(
     chain = replace(chain, segments=write_segments(graphs, lambda k: chain.segment_path(repository, k).parent))
     paths = chain.segment_paths(repository)
     sessions, measured = open_segments(paths), Measured(measure_segments(chain, paths, samples), {})
-    candidates = fit_candidates(chain, paths, sessions, samples, parts, names, terms, measured, progress)
+    task = Task(chain, paths, samples, parts, terms)
+    candidates = fit_candidates(task, sessions, names, measured, progress)
     return Trial(
         repository=repository,
-        chain=chain,
+        task=task,
         plain=open_session(backbone.path),
         requests=check_samples(load_samples(folder / f"{workload}-evaluate.npz"), backbone.inputs),
         macs=[*(point.share for point in points), 1.0],
         size=sum(path.stat().st_size for path in paths),
-        terms=terms,
         candidates=candidates,
         tuned=ask(chain, sessions, candidates.heads, samples, parts.tune, progress),
         held_out=ask(chain, sessions, candidates.heads, samples, parts.calibrate, progress),
-        parts=parts,
-        digest=fingerprint(samples, parts.calibrate),
     )
 
 
-def _save(path: Path, trained: Trained, groups: np.ndarray) -> None:
+def _save(path: Path, trained: Trained, parts: Split) -> None:
     """What the heads in use say to the calibration samples; those with state, as if each were alone."""
-    if trained.choice is None:
+    judged = trained.judged
+    if judged is None:
         return
-    used = [trained.calibration[place] for place in trained.choice.composition.chosen]
-    np.savez(path, scores=[one.scores for one, _ in used], agree=[agree for _, agree in used], groups=groups)
+    used = judged.choice.composition.chosen
+    scores, agree = [judged.said[place].scores for place in used], [judged.agrees[place] for place in used]
+    np.savez(path, scores=scores, agree=agree, groups=parts.groups[parts.calibrate])
 
 
 def _from_json(fields: dict[str, Any]) -> Row:

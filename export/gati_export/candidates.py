@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -24,8 +25,7 @@ from gati_export.latency import Measured, Times, measure_heads, measured_on
 from gati_export.lessons import Lessons
 from gati_export.progress import Progress
 from gati_export.replay import Parts, Rows, Said, finite_scores, has_state, part, rehearse
-from gati_export.splitting import Split
-from gati_export.terms import Terms
+from gati_export.task import Task
 
 Model = tuple[int, str, bytes]
 """A head that is not yet timed: its cut point, its family and variant (empty if not known), and its ONNX file."""
@@ -68,37 +68,42 @@ class Candidates:
     times: Times
 
 
+class Heard(NamedTuple):
+    """What heads say to n samples.
+
+    Attributes:
+        said: By each.
+        outputs: By the backbone, [n, classes].
+    """
+
+    said: list[Said]
+    outputs: np.ndarray
+
+
 def fit_candidates(
-    chain: Chain,
-    segment_paths: Sequence[Path],
+    task: Task,
     sessions: Sequence[ort.InferenceSession],
-    samples: Mapping[str, np.ndarray],
-    split: Split,
     families: Sequence[str],
-    terms: Terms,
     measured: Measured,
     progress: Progress,
-    init: Mapping[int, bytes] | None = None,
+    start: Mapping[int, bytes] | None = None,
 ) -> Candidates:
     """Fits heads of all families at all cut points and measures them; heads with state only for inline chains.
 
     Predictors learn from `split.train`, selectors from `split.tune`.
 
     Args:
-        chain: The chain.
-        segment_paths: Its segments' files, in order.
-        sessions: These, opened.
-        samples: Model inputs by name, [n, ...].
-        split: Their parts.
+        task: What to learn; of its terms, the agreement, which says whether answers are numbers, and the seed.
+        sessions: The chain's segments.
         families: Names of families.
-        terms: Of these, the agreement, which says whether answers are numbers, and the seed of all training.
         measured: Times of the segments, to be kept with the heads', and of lookups that need not be measured.
         progress: Told what is being done and how far that is.
-        init: Earlier heads by cut point, to go on from where they fit.
+        start: Earlier heads by cut point, to go on from where they fit.
 
     Raises:
         SamplesError: If activations or outputs are not finite, or there is nothing to learn from them.
     """
+    chain, samples, split, terms = task.chain, task.samples, task.split, task.terms
     plan, notes = _plan(chain, samples, families)
     training = Lessons(split.train, split.tune, split.groups, terms.seed)
     rows = np.concatenate([training.train, training.tune])
@@ -114,14 +119,14 @@ def fit_candidates(
         training.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index]]
         tell = lambda shares, before=done: progress("Train heads", (before + shares) / total)  # noqa: E731
-        found = training.train_all(tasks, init or {}, tell)
+        found = training.train_all(tasks, start or {}, tell)
         learned += [(index, lookup) for index, lookup in found if not (lookup.state and chain.mode == "bls")]
         done += len(tasks)
         progress("Train heads", done / total)
         seen.features.clear()  # before those of the next pass are collected
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
-    return Candidates(timed(chain, segment_paths, models, samples, measured.heads), notes, measured.times)
+    return Candidates(timed(chain, task.segment_paths, models, samples, measured.heads), notes, measured.times)
 
 
 def _plan(
@@ -236,7 +241,7 @@ def ask(
     samples: Mapping[str, np.ndarray],
     rows: np.ndarray,
     progress: Progress,
-) -> tuple[list[Said], np.ndarray]:
+) -> Heard:
     """Runs the heads' own files on samples: what is certified is what will be served, rounding and all.
 
     Args:
@@ -246,9 +251,6 @@ def ask(
         samples: Model inputs by name, [n, ...].
         rows: Indices of the samples, in the order of traffic, which matters to heads with state.
         progress: Told how far it is.
-
-    Returns:
-        What each head says, and the backbone's outputs, [rows, classes].
     """
     asked = [_Asked(head, chain.segments[head.cut].output.name, chain.output.name) for head in heads]
     outputs = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
@@ -257,7 +259,7 @@ def ask(
         outputs[batch] = hidden[-1]
         for one, head in zip(asked, heads, strict=True):
             one.add(batch, hidden[head.cut], len(rows))
-    return [one.said(outputs) for one in asked], outputs
+    return Heard([one.said(outputs) for one in asked], outputs)
 
 
 class _Asked:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gati.errors import PublishError, SamplesError
+from gati.errors import SamplesError
 from gati_export.day import named
 from gati_export.learned import Learned
 from gati_export.progress import Progress
 from gati_export.publish import Draft
 from gati_export.refresh_plan import RefreshPlan
-from gati_export.standing import Live, Standing, shut
+from gati_export.standing import Standing, shut
 from gati_export.store import Recorded, misfits, read_recent
-from gati_export.training import Trained
+from gati_export.trained import NoHeads
 from gati_export.trial import NEWEST, objection
 
 BETTER = 0.02
@@ -44,16 +44,17 @@ class Decision:
 def decide(plan: RefreshPlan, learned: Learned, progress: Progress) -> Decision:
     """Whether what was learned is to be published; tries it on the newest samples first."""
     live, standing, trained = learned.live, learned.standing, learned.trained
-    if trained.certificate is None:
-        return _without_new_heads(plan, learned, trained.why_not or "")
+    if isinstance(trained, NoHeads):
+        return _without_new_heads(plan, learned, trained.why)
     closed = live.closed if live is not None else ()
-    why, better = verdict(standing, expected_seconds(trained), closed) if learned.comparable else (UNSEEN, False)
+    why, better = verdict(standing, trained.seconds, closed) if learned.comparable else (UNSEEN, False)
     if not better and not plan.always:
         return Decision(None, why)
     newest = _newest(plan, learned.recorded)
     against = objection(plan.chain, plan.segment_paths, trained, learned.parts, newest, plan.terms, progress)
     if against is None:
-        return Decision(_draft(trained, learned.recorded, live), why)
+        window, origin = learned.recorded.window, live.number if live else 0
+        return Decision(Draft(trained.heads, trained.certificate, window, "refresh", origin), why)
     if standing is not None and standing.untenable:
         return _without_new_heads(plan, learned, against)
     return Decision(None, against, objected=True)
@@ -66,7 +67,7 @@ def _without_new_heads(plan: RefreshPlan, learned: Learned, why_not: str) -> Dec
         stays = "the live release stays" if live else "the backbone goes on alone"
         aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
         return Decision(None, f"Nothing is published, {stays}: {why_not}{aside}", failed=True)
-    draft = shut(live, standing, plan.chain, len(learned.trained.outputs), recorded.window)
+    draft = shut(live, standing, plan.chain, len(learned.parts.calibrate), recorded.window)
     why = f"The live release differs on {standing.differs:.2%} of the held-out samples, and is shut: {why_not}"
     return Decision(draft, why, shuts=True)
 
@@ -102,14 +103,3 @@ def _newest(plan: RefreshPlan, recorded: Recorded) -> Recorded | None:
     except SamplesError:
         return None
     return newest if newest.content == recorded.content else None
-
-
-def expected_seconds(trained: Trained) -> float:
-    """Mean seconds of a request to what was learned, expected."""
-    return sum(trained.segment_seconds) / trained.speedup
-
-
-def _draft(trained: Trained, recorded: Recorded, live: Live | None) -> Draft:
-    if trained.certificate is None:
-        raise PublishError("What has no certificate is not published.")
-    return Draft(trained.heads, trained.certificate, recorded.window, "refresh", live.number if live else 0)

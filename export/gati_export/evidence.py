@@ -10,13 +10,11 @@ import numpy as np
 
 from gati.chain import Chain
 from gati.release import Release
-from gati_export.candidates import Candidate
 from gati_export.latency import Measured, Times
-from gati_export.replay import Said
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, ParetoPoint, Report, TriedHead
 from gati_export.terms import Terms
-from gati_export.training import Trained
+from gati_export.trained import Certified, Judged, Trained
 
 
 def backbone_bytes(segment_paths: Sequence[Path]) -> int:
@@ -34,9 +32,13 @@ def report_of(chain: Chain, trained: Trained, terms: Terms, release: Release | N
         release: What became of it, if anything.
         whole: Bytes of the backbone.
     """
-    plain = float(sum(trained.segment_seconds))
-    size = sum(map(len, trained.heads.values()))
-    choice = trained.choice
+    plain = trained.candidates.times.plain
+    choice = trained.judged.choice if trained.judged else None
+    certified = trained if isinstance(trained, Certified) else None
+    why_not = None if isinstance(trained, Certified) else trained.why
+    seconds = certified.seconds if certified else plain
+    size = sum(map(len, certified.heads.values())) if certified else 0
+    exits = certified.exits if certified else (*(0.0 for _ in chain.heads), 1.0)
     return Report(
         model=chain.model,
         release=release.number if release else None,
@@ -45,25 +47,31 @@ def report_of(chain: Chain, trained: Trained, terms: Terms, release: Release | N
         delta=terms.delta,
         agreement=terms.agreement,
         backbone_seconds=plain,
-        expected_seconds=plain / trained.speedup,
-        speedup=trained.speedup,
+        expected_seconds=seconds,
+        speedup=plain / seconds,
         oracle_speedup=plain / choice.oracle_seconds if choice else 1.0,
         memory_bytes=size,
         memory_share=size / max(whole, 1),
-        sentence=str(trained.certificate) if trained.certificate else f"No head serves: {trained.why_not}",
-        certificate=trained.certificate,
-        why_not=trained.why_not,
-        cuts=tuple(_cut(chain, trained, index) for index in chain.heads),
-        pareto=_points(trained),
-        exits=trained.exits,
+        sentence=str(certified.certificate) if certified else f"No head serves: {why_not}",
+        certificate=certified.certificate if certified else None,
+        why_not=why_not,
+        cuts=tuple(_cut(chain, trained, index, exits[index]) for index in chain.heads),
+        pareto=_points(trained.judged) if trained.judged else (),
+        exits=exits,
         gap=choice.gap if choice else None,
     )
 
 
-def _cut(chain: Chain, trained: Trained, index: int) -> Cut:
-    until = np.cumsum(trained.segment_seconds)
+def _cut(chain: Chain, trained: Trained, index: int, hits: float) -> Cut:
+    times, heads = trained.candidates.times, trained.candidates.heads
+    until = np.cumsum(times.segments)
+    certified = trained if isinstance(trained, Certified) else None
+    threshold = certified.certificate.thresholds.get(index) if certified else None
+    used = certified.families.get(index) if certified else None
     options = [
-        _option(trained, place, head) for place, head in enumerate(trained.candidates.heads) if head.cut == index
+        _option(trained.judged, place, threshold if head.name == used else None)
+        for place, head in enumerate(heads)
+        if trained.judged and head.cut == index
     ]
     options += [
         TriedHead("—", None, 0, None, note, used=False, threshold=None, coverage=(), agrees=())
@@ -73,10 +81,10 @@ def _cut(chain: Chain, trained: Trained, index: int) -> Cut:
         index=index,
         tensor=chain.segments[index].output.name,
         share=float(until[index] / until[-1]),
-        hits=trained.exits[index],
-        used=trained.families.get(index),
+        hits=hits,
+        used=used,
         options=tuple(options),
-        cost=float(trained.candidates.times.cuts[index]),
+        cost=float(times.cuts[index]),
     )
 
 
@@ -96,20 +104,17 @@ def measured_in(report: Report) -> Measured | None:
     return Measured(Times(np.diff(until), np.array(known)), heads)
 
 
-def _option(trained: Trained, place: int, head: Candidate) -> TriedHead:
-    used = trained.families.get(head.cut) == head.name
-    why = trained.choice.reasons.get(place, "") if trained.choice else trained.why_not or ""
-    threshold = trained.certificate.thresholds[head.cut] if used and trained.certificate else None
-    said, agree = trained.calibration[place] if trained.calibration else (None, np.empty(0, bool))
-    scores = said.scores if isinstance(said, Said) else np.empty(0, np.float32)
+def _option(judged: Judged, place: int, threshold: float | None) -> TriedHead:
+    """What is said of a candidate; it is in use where there is a threshold."""
+    head, scores, agree = judged.candidates.heads[place], judged.said[place].scores, judged.agrees[place]
     coverage, agrees = agreement_curve(scores, agree)
     return TriedHead(
         family=head.name,
         seconds=head.seconds,
         bytes=len(head.model),
         agreement=float(agree.mean()) if len(agree) else None,
-        why=why,
-        used=used,
+        why=judged.choice.reasons.get(place, ""),
+        used=threshold is not None,
         threshold=threshold,
         coverage=coverage,
         agrees=agrees,
@@ -117,11 +122,9 @@ def _option(trained: Trained, place: int, head: Candidate) -> TriedHead:
     )
 
 
-def _points(trained: Trained) -> tuple[ParetoPoint, ...]:
-    if trained.choice is None:
-        return ()
-    names = {place: (head.cut, head.name) for place, head in enumerate(trained.candidates.heads)}
+def _points(judged: Judged) -> tuple[ParetoPoint, ...]:
+    names = {place: (head.cut, head.name) for place, head in enumerate(judged.candidates.heads)}
     return tuple(
         ParetoPoint(point.epsilon, point.speedup, tuple(names[place] for place in point.chosen))
-        for point in trained.choice.pareto
+        for point in judged.choice.pareto
     )

@@ -37,9 +37,11 @@ from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
 from gati_export.splitting import marks, split
 from gati_export.staging import REPOSITORY, moving, staging, staging_area
+from gati_export.task import Task
 from gati_export.tensorrt_plans import compiled
 from gati_export.terms import Terms
-from gati_export.training import Trained, train_heads
+from gati_export.trained import Certified, Trained
+from gati_export.training import train_heads
 
 MEASURE_THERE = "`gati refresh --measure` and `gati bench` say what they are on the serving machine."
 
@@ -176,8 +178,8 @@ def _export(plan: ExportPlan, staged: Path, work: Path, progress: Progress) -> E
     if extra is not None:
         trained_on = marks(extra, range(count(extra)), terms) - marks(samples, parts.held_out, terms)
         chain = replace(chain, trained=_written(chain.trained_path(staged), b"".join(sorted(trained_on))))
-    trained = train_heads(chain, paths, samples, parts, terms, progress, extra=extra)
-    chain = replace(chain, segments=with_shares(chain.segments, trained.segment_seconds))
+    trained = train_heads(Task(chain, paths, samples, parts, terms), progress, extra=extra)
+    chain = replace(chain, segments=with_shares(chain.segments, trained.candidates.times.segments))
     chain, accelerator, notes = _compile(plan, staged, chain, paths, head, progress)
     write_repository(staged, chain, accelerator)
     release = _publish_first(plan, staged, chain, trained, total)
@@ -307,7 +309,7 @@ def _compile(
 
 
 def _publish_first(plan: ExportPlan, staged: Path, chain: Chain, trained: Trained, samples: int) -> Release | None:
-    if trained.certificate is None or not trained.heads:
+    if not isinstance(trained, Certified):
         return None
     window = Window(plan.samples.name, samples)
     return publish(staged, chain, Draft(trained.heads, trained.certificate, window, "export"))
@@ -322,7 +324,8 @@ def _settle_mode(
     progress: Progress,
 ) -> tuple[Chain, dict[str, float]]:
     """Takes the mode asked for, or inline where heads keep state, or else the faster one."""
-    if plan.mode is not None or any(map(has_state, trained.heads.values())):
+    heads = trained.heads.values() if isinstance(trained, Certified) else ()
+    if plan.mode is not None or any(map(has_state, heads)):
         return chain, {}
     mode, seconds = faster_mode(staged, chain, samples, progress)
     chain = replace(chain, mode=mode)

@@ -52,12 +52,17 @@ class Times:
     """What a chain's parts cost.
 
     Attributes:
-        segments: Seconds of each segment as a part of the whole, [cut points + 1]; their sum is the backbone's time.
+        segments: Seconds of each segment as a part of the whole, [cut points + 1].
         cuts: Seconds that are added by ending a stage at each cut point, [cut points].
     """
 
     segments: np.ndarray
     cuts: np.ndarray
+
+    @property
+    def plain(self) -> float:
+        """Seconds of the backbone."""
+        return float(self.segments.sum())
 
     def until_exits(self, heads: Sequence[tuple[int, float]]) -> np.ndarray:
         """Seconds until a request is answered at each exit, cuts and lookups on the way included, [cut points + 1].

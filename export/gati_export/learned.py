@@ -16,7 +16,9 @@ from gati_export.report.data import Report, read
 from gati_export.splitting import Split
 from gati_export.standing import Live, Standing, judge
 from gati_export.store import Recorded, read_recent
-from gati_export.training import Trained, train_heads
+from gati_export.task import Earlier, Task
+from gati_export.trained import Certified, Trained
+from gati_export.training import train_heads
 from gati_export.trial import parted, without_broken
 
 
@@ -57,22 +59,24 @@ def learn(plan: RefreshPlan, live: Live | None, progress: Progress, saw: Callabl
         UnavailableError: If the store can't be reached.
     """
     chain = plan.chain
-    paths, terms, heads = plan.segment_paths, plan.terms, live.heads if live else {}
+    paths, terms = plan.segment_paths, plan.terms
+    earlier = Earlier(live.heads, live.parts) if live else None
     known = None if plan.measure else _known(plan, live)
 
-    def learned_from(some: Recorded) -> tuple[Split, Trained]:
+    def learned_from(some: Recorded) -> tuple[Task, Trained]:
         saw(some.window.samples)
-        parts, way = parted(some, terms), live.parts if live else None
-        return parts, train_heads(chain, paths, some.samples, parts, terms, progress, heads, known=known, way=way)
+        task = Task(chain, paths, some.samples, parted(some, terms), terms)
+        return task, train_heads(task, progress, earlier=earlier, known=known)
 
-    recorded, (parts, trained) = without_broken(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
-    samples, standing = recorded.samples, None
-    comparable = live is None or set(live.heads) <= set(learnable(chain, samples))
-    if live is not None and comparable and trained.candidates.heads:
+    recorded, (task, trained) = without_broken(read_recent(plan.store, chain, plan.window, plan.age), learned_from)
+    standing = None
+    comparable = live is None or set(live.heads) <= set(learnable(chain, recorded.samples))
+    if live is not None and comparable and trained.judged is not None:
         live = _as_it_serves(plan, live)
-        standing = judge(live, chain, paths, samples, parts, terms, trained, recorded.times)
+        within = trained.within if isinstance(trained, Certified) else 1.0
+        standing = judge(live, task, trained.judged, within, recorded.times)
     report = report_of(chain, trained, terms, None, backbone_bytes(paths))
-    return Learned(recorded, parts, trained, report, live, standing, comparable)
+    return Learned(recorded, task.split, trained, report, live, standing, comparable)
 
 
 def _known(plan: RefreshPlan, live: Live | None) -> Measured | None:

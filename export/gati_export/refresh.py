@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from gati.errors import GatiError, PublishError, UnavailableError
 from gati.release import Release
 from gati.settings import workspace
-from gati_export.decision import Decision, decide, expected_seconds
+from gati_export.decision import Decision, decide
 from gati_export.history import Turn, note
 from gati_export.learned import Learned, learn
 from gati_export.progress import Progress
@@ -24,6 +24,7 @@ from gati_export.report.data import Report, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.standing import Live, live_release
 from gati_export.sync import follow
+from gati_export.trained import Certified
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,6 @@ class _Notes:
         """The turn that ends with this."""
         trained = self.learned.trained if self.learned else None
         standing = self.learned.standing if self.learned else None
-        certified = trained is not None and trained.certificate is not None
         return Turn(
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             took=time.monotonic() - self.started,
@@ -84,9 +84,9 @@ class _Notes:
             live=self.live.number if self.live else 0,
             release=release.number if release else None,
             why=why,
-            plain_seconds=sum(trained.segment_seconds) if trained else None,
+            plain_seconds=trained.candidates.times.plain if trained else None,
             live_seconds=standing.seconds if standing else None,
-            new_seconds=expected_seconds(trained) if trained and certified else None,
+            new_seconds=trained.seconds if isinstance(trained, Certified) else None,
             live_differs=standing.differs if standing else None,
         )
 

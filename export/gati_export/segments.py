@@ -134,7 +134,7 @@ def write_segments(graphs: Sequence[SegmentGraph], folder_of: Callable[[int], Pa
     return tuple(segments)
 
 
-def with_shares(segments: Sequence[Segment], seconds: Sequence[float]) -> tuple[Segment, ...]:
+def with_shares(segments: Sequence[Segment], seconds: np.ndarray | Sequence[float]) -> tuple[Segment, ...]:
     """Fills in each segment's `share`: the part of all seconds that has passed when it is done."""
     done = np.cumsum(seconds) / np.sum(seconds)
     return tuple(replace(segment, share=float(share)) for segment, share in zip(segments, done, strict=True))

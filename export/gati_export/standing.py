@@ -23,8 +23,9 @@ from gati_export.refutation import refuted
 from gati_export.replay import Said, replay
 from gati_export.report.data import Report, read
 from gati_export.splitting import Split
+from gati_export.task import Task
 from gati_export.terms import Terms
-from gati_export.training import Trained
+from gati_export.trained import Judged
 
 LAPSE = 2
 """The live release is tested like a new one, with so many times the error probability, and makes room if it fails.
@@ -110,43 +111,31 @@ def _moment(text: str | None) -> np.datetime64 | None:
         return None
 
 
-def judge(
-    live: Live,
-    chain: Chain,
-    segment_paths: Sequence[Path],
-    samples: Mapping[str, np.ndarray],
-    split: Split,
-    terms: Terms,
-    trained: Trained,
-    times: np.ndarray | None = None,
-) -> Standing:
+def judge(live: Live, task: Task, judged: Judged, within: float, times: np.ndarray | None = None) -> Standing:
     """Judges the live release by the calibration samples, as the next one is.
 
     Exits that audits have closed answer nothing.
 
     Args:
         live: The release.
-        chain: The chain.
-        segment_paths: Its segments' files, in order.
-        samples: Model inputs by name, [n, ...].
-        split: Their parts.
-        terms: What heads are to keep to.
-        trained: What was learned from them going on from its heads: what these said, and the heads that want to replace
+        task: What was learned since.
+        judged: What came of it going on from the release's heads: what these said, and the heads that want to replace
             them, whose times tell theirs; those of other families are taken from the release's report, or measured.
+        within: How errors come in groups; see `standing`.
         times: When samples were served, [n]: what may have trained the release is no witness to its promise.
     """
-    candidates = trained.candidates
+    candidates, split, terms = judged.candidates, task.split, task.terms
     measured = measured_in(live.report) if live.report else None
     known = {**(measured.heads if measured else {}), **{(h.cut, h.name): h.seconds for h in candidates.heads}}
-    heads = timed(chain, segment_paths, live.models, samples, known)
+    heads = timed(task.chain, task.segment_paths, live.models, task.samples, known)
     until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
-    said = [trained.earlier[head.cut] for head in heads]
-    exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], trained.outputs, terms)
+    said = [judged.earlier[head.cut] for head in heads]
+    exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], judged.outputs, terms)
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
     witnesses = _unseen(live, times, split, terms)
     parts = replace(split, calibrate=split.calibrate[witnesses])
     groups, wrong = parts.groups[parts.calibrate], wrong[witnesses]
-    found = standing(seconds[witnesses], wrong, groups, terms, parts.fresh, trained.within)
+    found = standing(seconds[witnesses], wrong, groups, terms, parts.fresh, within)
     return replace(found, seconds=float(seconds.mean()))
 
 

@@ -7,18 +7,15 @@ that they judge those they were fitted to as well as others, and a choice among 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from gati.agreement import Agreement, check_classes, parse_agreement
-from gati.chain import Chain
 from gati.release import Certificate
 from gati_export.activations import collect, first_segment, learnable, open_segments
-from gati_export.candidates import Candidate, Candidates, ask, fit_candidates
+from gati_export.candidates import Candidate, Candidates, Heard, ask, fit_candidates
 from gati_export.certificate import Verdict, certify, refusal, there_and_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import EFFORT, QUICK, Limits, check_p99
@@ -31,7 +28,9 @@ from gati_export.progress import Progress
 from gati_export.ragged import count
 from gati_export.replay import Said
 from gati_export.splitting import Split, fingerprint, shares
+from gati_export.task import Earlier, Task
 from gati_export.terms import Terms
+from gati_export.trained import Certified, Judged, NoHeads, Trained
 from gati_export.views import with_views
 
 FEWEST_TRAIN, FEWEST_TUNE = 32, 8
@@ -42,73 +41,24 @@ MANY = 0.2
 VIEW_SECONDS = 100.0
 """Of the backbone, that training samples may take once there are views among them."""
 
-Heard = tuple[list[Said], np.ndarray]
-"""What each candidate says to n samples, and the backbone's outputs there, [n, classes]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """Heads ready to be published, or why there are none.
-
-    Attributes:
-        heads: ONNX files of the heads in use, by cut point, thresholds inside.
-        families: Their names, by cut point.
-        certificate: What covers them together; None exactly when there are no heads.
-        why_not: Why there are no heads, in one sentence; else None.
-        segment_seconds: Time of each segment at batch 1.
-        speedup: Time of the backbone ÷ mean time of the chain, on the calibration samples; 1 without heads.
-        exits: Share of the calibration samples answered at each cut point, and last by the backbone.
-        candidates: All that was tried.
-        choice: What was chosen of it, and why; None where that was not reached.
-        calibration: What each candidate said to the calibration samples, and where it agreed.
-        wrong: Which calibration samples are not answered as by the backbone, bool [n].
-        within: How errors come in groups, as tuning samples have it; see gati_export.groups.wrong_within.
-        outputs: What the backbone says to them, [n, classes].
-        earlier: What the earlier heads said to them that training went on from, by cut point.
-    """
-
-    heads: dict[int, bytes]
-    families: dict[int, str]
-    certificate: Certificate | None
-    why_not: str | None
-    segment_seconds: tuple[float, ...]
-    speedup: float
-    exits: tuple[float, ...]
-    candidates: Candidates
-    choice: Choice | None = None
-    calibration: tuple[tuple[Said, np.ndarray], ...] = ()
-    wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    within: float = 1.0
-    outputs: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    earlier: Mapping[int, Said] = field(default_factory=dict)
-
 
 def train_heads(
-    chain: Chain,
-    segment_paths: Sequence[Path],
-    samples: Mapping[str, np.ndarray],
-    split: Split,
-    terms: Terms,
+    task: Task,
     progress: Progress,
-    init: Mapping[int, bytes] | None = None,
+    *,
+    earlier: Earlier | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
     known: Measured | None = None,
-    way: str | None = None,
 ) -> Trained:
     """Trains, chooses and certifies heads; images are also shifted and mirrored to train on, where they are few.
 
     Args:
-        chain: The chain.
-        segment_paths: Its segments' files, in order.
-        samples: Model inputs, or recorded features in their place, by name, [n, ...], n ≥ 1; no labels.
-        split: Their parts.
-        terms: What to keep to.
+        task: What to learn.
         progress: Told what is being done and how far that is.
-        init: Earlier heads by cut point, whose weights training goes on from where they fit, unless what trained them
-            may certify now (`Split.way`). They are asked, too, what they say to the calibration samples.
+        earlier: Heads whose weights training goes on from where they fit, unless what trained them may certify now.
+            They are asked, too, what they say to the calibration samples.
         extra: More samples to train on, and for nothing else.
         known: Times that need not be measured again.
-        way: How the samples had been split that the earlier heads were learned from; None for as these are.
 
     Returns:
         The heads. A chain without any, because samples are too few or nothing pays, is a result too.
@@ -119,51 +69,53 @@ def train_heads(
         BackboneError: If a segment can't be read, or the backbone alone takes longer than 99 % of requests may.
         AgreementError: If agreement can't be judged as asked.
     """
+    chain, terms, earlier = task.chain, task.terms, earlier or Earlier({})
     parse_agreement(terms.agreement)  # before the work, not after it
     check_classes(terms.agreement, chain.output.shape[0])
-    families = chosen_families(terms.families, _share_in_runs(split) > MANY or _has_copies(split), terms.numbers)
-    sessions = open_segments(segment_paths)
-    measured = known or Measured(measure_segments(chain, segment_paths, samples), {})
-    times = measured.times
-    check_p99(float(times.segments.sum()), terms.p99)
-    missing = _too_few(chain, split, terms, extra)
+    families = chosen_families(terms.families, _resemble(task.split), terms.numbers)
+    sessions = open_segments(task.segment_paths)
+    measured = known or Measured(measure_segments(chain, task.segment_paths, task.samples), {})
+    check_p99(measured.times.plain, terms.p99)
+    missing = _too_few(task, extra)
     if missing:
-        some = np.arange(min(count(samples), SOME))
-        collect(chain, sessions, samples, {}, progress, some)  # fail now on NaN: more samples would not help
-        return without_heads(chain, Candidates([], {}, times), missing)
-    samples, split = enlarged(chain, samples, split, terms, times, extra)
-    alike = way is None or way == split.way != ""
-    start = init or {} if alike and not _share_in_runs(split) else {}
-    candidates = fit_candidates(
-        chain, segment_paths, sessions, samples, split, families, terms, measured, progress, start
-    )
+        some = np.arange(min(count(task.samples), SOME))
+        collect(chain, sessions, task.samples, {}, progress, some)  # fail now on NaN: more samples would not help
+        return NoHeads(missing, Candidates([], {}, measured.times))
+    start = _start(earlier, task.split)
+    task = enlarged(task, measured.times, extra)
+    candidates = fit_candidates(task, sessions, families, measured, progress, start)
     if not candidates.heads:
         first = next((note for notes in candidates.notes.values() for note in notes), "")
-        return without_heads(chain, candidates, f"No family of heads fits any cut point. {first}".rstrip())
-    tuned = ask(chain, sessions, candidates.heads, samples, split.tune, progress)
-    places = learnable(chain, samples)
-    earlier = [Candidate(cut, "", model, 0.0) for cut, model in (init or {}).items() if cut in places]
-    said, outputs = ask(chain, sessions, [*candidates.heads, *earlier], samples, split.calibrate, progress)
-    held_out, before = (said[: len(candidates.heads)], outputs), said[len(candidates.heads) :]
-    digest = fingerprint(samples, split.calibrate)
-    trained = decide(chain, candidates, tuned, held_out, split, terms, digest)
-    return replace(trained, outputs=outputs, earlier={head.cut: one for head, one in zip(earlier, before, strict=True)})
+        return NoHeads(f"No family of heads fits any cut point. {first}".rstrip(), candidates)
+    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress)
+    places = learnable(chain, task.samples)
+    before = [Candidate(cut, "", model, 0.0) for cut, model in earlier.heads.items() if cut in places]
+    said, outputs = ask(chain, sessions, [*candidates.heads, *before], task.samples, task.split.calibrate, progress)
+    asked = len(candidates.heads)
+    of_earlier = {head.cut: one for head, one in zip(before, said[asked:], strict=True)}
+    return decide(task, candidates, tuned, Heard(said[:asked], outputs), of_earlier)
 
 
-def enlarged(
-    chain: Chain,
-    samples: Mapping[str, np.ndarray],
-    split: Split,
-    terms: Terms,
-    times: Times,
-    extra: Mapping[str, np.ndarray] | None,
-) -> tuple[Mapping[str, np.ndarray], Split]:
-    """Samples with extra ones, and with views as far as the terms ask and the backbone's time allows, to train on."""
+def _start(earlier: Earlier, split: Split) -> Mapping[int, bytes]:
+    """The heads whose weights training goes on from: none, where what trained them may certify now."""
+    alike = earlier.way is None or earlier.way == split.way != ""
+    return earlier.heads if alike and not _share_in_runs(split) else {}
+
+
+def enlarged(task: Task, times: Times, extra: Mapping[str, np.ndarray] | None) -> Task:
+    """With extra samples to train on, and with views as far as the terms ask and the backbone's time allows."""
+    chain, samples, split, terms = task.chain, task.samples, task.split, task.terms
     if extra is not None:
         samples, split = with_extra(samples, split, extra)
-    most = min(terms.views, int(VIEW_SECONDS / times.segments.sum()))
+    most = min(terms.views, int(VIEW_SECONDS / times.plain))
     images = chain.inputs if first_segment(chain, samples) == 0 else ()  # features can't be shifted like images
-    return with_views(images, samples, split, most, terms.seed)
+    samples, split = with_views(images, samples, split, most, terms.seed)
+    return replace(task, samples=samples, split=split)
+
+
+def _resemble(split: Split) -> bool:
+    """Whether many samples resemble others before them, or ask what others have asked: what a memory is for."""
+    return _share_in_runs(split) > MANY or 1 - len(np.unique(split.inputs)) / len(split.inputs) > MANY
 
 
 def _share_in_runs(split: Split) -> float:
@@ -173,21 +125,17 @@ def _share_in_runs(split: Split) -> float:
     return 1 - len(np.unique(inputs)) / max(len(inputs), 1)
 
 
-def _has_copies(split: Split) -> bool:
-    """Whether many samples ask what others have asked."""
-    return 1 - len(np.unique(split.inputs)) / len(split.inputs) > MANY
-
-
 def _affordable(split: Split, terms: Terms) -> float:
     """The share of errors that as many calibration samples can certify: less than epsilon."""
     n = len(np.unique(split.fresh.groups[split.fresh.turns > 0]))
     return max(errors_allowed(n, terms.epsilon, terms.delta), 0) / max(n, 1)
 
 
-def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.ndarray] | None) -> str | None:
+def _too_few(task: Task, extra: Mapping[str, np.ndarray] | None) -> str | None:
     """Why no head can come of these samples, before any is trained."""
-    if not chain.heads:
+    if not task.chain.heads:
         return "The backbone could not be cut, so there is no place for a head."
+    split, terms = task.split, task.terms
     there = min(len(np.unique(names)) for names in (split.groups, split.inputs))
     fewest = samples_needed(terms.epsilon, terms.delta)
     groups, fresh = split.groups[split.calibrate], split.fresh
@@ -208,83 +156,74 @@ def _too_few(chain: Chain, split: Split, terms: Terms, extra: Mapping[str, np.nd
 
 
 def decide(
-    chain: Chain,
-    candidates: Candidates,
-    tuned: Heard,
-    held_out: Heard,
-    split: Split,
-    terms: Terms,
-    digest: str,
+    task: Task, candidates: Candidates, tuned: Heard, held_out: Heard, earlier: Mapping[int, Said] | None = None
 ) -> Trained:
     """Chooses heads by the tuning samples, then certifies them, and judges them, by the calibration samples.
 
     Args:
-        chain: The chain.
-        candidates: What there is to choose from.
+        task: What was to be learned.
+        candidates: What there is to choose from, one at least.
         tuned: What they say to the tuning samples that no selector was fitted to, and the backbone's outputs there.
         held_out: The same of the calibration samples.
-        split: The parts of the samples.
-        terms: What to keep to.
-        digest: SHA-256 over the calibration samples.
+        earlier: What earlier heads say to these, by cut point.
 
     Raises:
         BackboneError: If not even the backbone keeps to the terms.
         AgreementError: If agreement can't be judged as asked.
     """
-    agreement = parse_agreement(terms.agreement)
-    limits = Limits(_affordable(split, terms), terms.memory, terms.p99)
-    groups, fresh = split.groups[split.calibrate], split.fresh
+    terms, agreement = task.terms, parse_agreement(task.terms.agreement)
+    limits = Limits(_affordable(task.split, terms), terms.memory, terms.p99)
     choice = choose(candidates, *tuned, agreement, limits, EFFORT if terms.proof else QUICK)
     said, outputs = held_out
-    agrees = tuple((one, agreement(one.answers, outputs)) for one in said)
-    refused = partial(without_heads, chain, candidates, choice=choice, calibration=agrees)
-    used = [candidates.heads[place] for place in choice.composition.chosen]
-    if not used:
-        return refused(_none_pays(terms, candidates, choice))
-    chosen = [said[place] for place in choice.composition.chosen]
+    agrees = [agreement(one.answers, outputs) for one in said]
+    judged = Judged(candidates, choice, said, agrees, outputs, earlier or {})
+    if not judged.chosen:
+        return judged.refused(_none_pays(terms, candidates, choice))
+    return _certified(task, judged, _within(task, tuned, choice, agreement), agreement)
+
+
+def _certified(task: Task, judged: Judged, within: float, agreement: Agreement) -> Trained:
+    """The heads that were chosen, at the loosest thresholds that are safe; none where none are, or where few hit."""
+    terms, split, times = task.terms, task.split, judged.candidates.times
+    used, outputs = judged.chosen, judged.outputs
+    path, places = judged.choice.path, judged.choice.composition.chosen
     most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
-    exits, errors = walk(chosen, choice.path, outputs, agreement, most)
-    within = _within(tuned, choice, agreement, split, terms)
-    asked = errors, groups, terms.epsilon, terms.delta, fresh, within
+    exits, errors = walk([judged.said[place] for place in places], path, outputs, agreement, most)
+    asked = errors, split.groups[split.calibrate], terms.epsilon, terms.delta, split.fresh, within
     verdict = certify(*asked)
     if verdict is None:
-        return refused(refusal(*asked))
-    where = np.array([*(head.cut for head in used), chain.backbone_exit])[exits[verdict.step]]
-    shares = np.bincount(where, minlength=len(chain.segments)) / len(where)
-    plain = float(candidates.times.segments.sum())
-    mean = float(candidates.times.until_exits([(head.cut, head.seconds) for head in used]) @ shares)
-    if mean >= plain:
-        hits = 1 - shares[-1]
-        return refused(f"At thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups.")
-    thresholds = {head.cut: float(t) for head, t in zip(used, choice.path[verdict.step], strict=True)}
-    return Trained(
+        return judged.refused(refusal(*asked))
+    where = np.array([*(head.cut for head in used), task.chain.backbone_exit])[exits[verdict.step]]
+    shares = np.bincount(where, minlength=len(task.chain.segments)) / len(where)
+    seconds = float(times.until_exits([(head.cut, head.seconds) for head in used]) @ shares)
+    hits = float(1 - shares[-1])
+    if seconds >= times.plain:
+        why = f"At thresholds that are safe, {hits:.1%} of requests would hit, too few to pay for lookups."
+        return judged.refused(why)
+    thresholds = {head.cut: float(t) for head, t in zip(used, path[verdict.step], strict=True)}
+    return Certified(
+        judged=judged,
         heads={head.cut: with_threshold(head.model, thresholds[head.cut]) for head in used},
-        families={head.cut: head.name for head in used},
-        certificate=_certificate(verdict, thresholds, float(1 - shares[-1]), terms, digest, split),
-        why_not=None,
-        segment_seconds=tuple(candidates.times.segments.tolist()),
-        speedup=plain / mean,
+        certificate=_certificate(task, verdict, thresholds, hits),
+        seconds=seconds,
         exits=tuple(shares.tolist()),
-        candidates=candidates,
-        choice=choice,
-        calibration=agrees,
         wrong=errors[verdict.step],
         within=within,
     )
 
 
-def _within(tuned: Heard, choice: Choice, agreement: Agreement, split: Split, terms: Terms) -> float:
+def _within(task: Task, tuned: Heard, choice: Choice, agreement: Agreement) -> float:
     """How errors come in groups, as tuning samples have it."""
     said, outputs = tuned
     chosen = [said[place] for place in choice.composition.chosen]
-    errors = walk(chosen, choice.path, outputs, agreement, terms.epsilon * len(outputs))[1]
-    return wrong_within(errors, split.groups[split.tune], terms.epsilon)
+    errors = walk(chosen, choice.path, outputs, agreement, task.terms.epsilon * len(outputs))[1]
+    return wrong_within(errors, task.split.groups[task.split.tune], task.terms.epsilon)
 
 
 def _none_pays(terms: Terms, candidates: Candidates, choice: Choice) -> str:
     loosest = max(choice.pareto, key=lambda point: point.epsilon)
     if not loosest.chosen and terms.memory is None and terms.p99 is None:
-        whole, quickest = candidates.times.segments.sum(), min(head.seconds for head in candidates.heads)
+        whole, quickest = candidates.times.plain, min(head.seconds for head in candidates.heads)
         return (
             f"No head saves more than it costs, even if {loosest.epsilon:.0%} of answers might differ: the network "
             f"takes {whole * 1e6:.0f} µs, and the quickest lookup {quickest * 1e6:.0f}."
@@ -295,37 +234,19 @@ def _none_pays(terms: Terms, candidates: Candidates, choice: Choice) -> str:
     return f"No head saves more than it costs, with so few errors as can be promised{asked}; more samples may help."
 
 
-def _certificate(
-    verdict: Verdict, thresholds: dict[int, float], hits: float, terms: Terms, digest: str, split: Split
-) -> Certificate:
+def _certificate(task: Task, verdict: Verdict, thresholds: dict[int, float], hits: float) -> Certificate:
     return Certificate(
         n=verdict.n,
         observations=verdict.observations,
         errors=verdict.errors,
         bound=verdict.bound,
-        epsilon=terms.epsilon,
-        delta=terms.delta,
+        epsilon=task.terms.epsilon,
+        delta=task.terms.delta,
         thresholds=thresholds,
         hits=hits,
         method=verdict.method,
-        fingerprint=digest,
-        agreement=terms.agreement,
-        together=split.together,
-        parts=split.way,
+        fingerprint=fingerprint(task.samples, task.split.calibrate),
+        agreement=task.terms.agreement,
+        together=task.split.together,
+        parts=task.split.way,
     )
-
-
-def without_heads(
-    chain: Chain,
-    candidates: Candidates,
-    why: str,
-    *,
-    choice: Choice | None = None,
-    calibration: tuple[tuple[Said, np.ndarray], ...] = (),
-) -> Trained:
-    """A chain that answers from the backbone, until a refresh has more to learn from, whatever heads were chosen."""
-    if choice is not None:
-        choice = replace(choice, reasons=choice.reasons | dict.fromkeys(choice.composition.chosen, why))
-    seconds = tuple(candidates.times.segments.tolist())
-    exits = (*(0.0 for _ in chain.heads), 1.0)
-    return Trained({}, {}, None, why, seconds, 1.0, exits, candidates, choice, calibration)

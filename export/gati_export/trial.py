@@ -24,7 +24,7 @@ from gati_export.splitting import Split, split
 from gati_export.standing import served
 from gati_export.store import Recorded
 from gati_export.terms import Terms
-from gati_export.training import Trained
+from gati_export.trained import Certified
 
 NEWEST = 2000
 """Samples that a trial takes, at most: a share of errors of twice epsilon rarely passes as many."""
@@ -35,7 +35,7 @@ Used = TypeVar("Used")
 def objection(
     chain: Chain,
     segment_paths: Sequence[Path],
-    trained: Trained,
+    certified: Certified,
     learned_from: Split,
     newest: Recorded | None,
     terms: Terms,
@@ -48,16 +48,16 @@ def objection(
     Args:
         chain: The chain.
         segment_paths: Its segments' files, in order.
-        trained: What was learned.
+        certified: What was learned.
         learned_from: The parts of the samples that it was learned from.
         newest: Samples that were served after these; None if there are none.
         terms: What heads keep to.
         progress: Told what is being done and how far that is.
     """
-    wrong, groups = trained.wrong, learned_from.groups[learned_from.calibrate]
+    wrong, groups = certified.wrong, learned_from.groups[learned_from.calibrate]
     if newest is not None:
         newest, errors = without_broken(
-            newest, lambda some: _errors(chain, segment_paths, trained, some.samples, terms, progress)
+            newest, lambda some: _errors(chain, segment_paths, certified, some.samples, terms, progress)
         )
         late = parted(newest, terms).groups
         if refuted(errors, late, terms):
@@ -105,15 +105,13 @@ def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple
 def _errors(
     chain: Chain,
     segment_paths: Sequence[Path],
-    trained: Trained,
+    certified: Certified,
     newest: Mapping[str, np.ndarray],
     terms: Terms,
     progress: Progress,
 ) -> np.ndarray:
     """Which of the newest samples it does not answer as the backbone does, bool [n]."""
-    if trained.choice is None or trained.certificate is None:
-        raise ValueError("there are no heads to try")
-    heads = [trained.candidates.heads[place] for place in trained.choice.composition.chosen]
+    heads, thresholds = certified.judged.chosen, certified.certificate.thresholds
     sessions = open_segments(segment_paths)
     said, outputs = ask(chain, sessions, heads, newest, np.arange(count(newest)), progress)
-    return served(said, [trained.certificate.thresholds[head.cut] for head in heads], outputs, terms)[1]
+    return served(said, [thresholds[head.cut] for head in heads], outputs, terms)[1]

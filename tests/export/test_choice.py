@@ -6,16 +6,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from lessons import one_cut_chain
 
 from gati.agreement import parse_agreement
-from gati.chain import Tensor
 from gati_export.candidates import Candidate, Candidates
 from gati_export.choice import REPLAYED_STEPS, Choice, choose
 from gati_export.compose import Composition, Limits
 from gati_export.latency import Times
 from gati_export.replay import Rows, Said
-from gati_export.training import without_heads
+from gati_export.trained import Judged
 
 RUN, SCENES, CLASSES = 10, 60, 3
 ANSWERS = np.eye(CLASSES, dtype=np.float32)[np.arange(SCENES).repeat(RUN) % CLASSES]
@@ -130,8 +128,7 @@ def test_a_memory_alone_is_taken_where_another_errs_on_what_it_leaves() -> None:
 def test_what_is_refused_is_the_reason_of_heads_that_were_chosen() -> None:
     composition = Composition((1,), (0.5,), 1.0, 2.0, 0.5)
     choice = Choice(composition, np.ones((1, 1)), {0: "It hits nothing.", 1: "It is worth it."}, (), 1.0)
-    cut = Tensor("h", "FP32", (4,))
-    times = Times(np.ones(2), np.zeros(1))
-    trained = without_heads(one_cut_chain(cut), Candidates([], {}, times), "Nothing is safe.", choice=choice)
-    assert trained.choice is not None
-    assert trained.choice.reasons == {0: "It hits nothing.", 1: "Nothing is safe."}
+    candidates = Candidates([], {}, Times(np.ones(2), np.zeros(1)))
+    refused = Judged(candidates, choice, [], [], np.empty((0, 4))).refused("Nothing is safe.")
+    assert refused.why == "Nothing is safe." and refused.candidates is candidates and refused.judged is not None
+    assert refused.judged.choice.reasons == {0: "It hits nothing.", 1: "Nothing is safe."}

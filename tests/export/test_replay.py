@@ -34,6 +34,7 @@ from gati_export.headfile import with_threshold
 from gati_export.latency import Measured, measure_segments
 from gati_export.replay import Rows, Said, finite_scores, has_state, part, rehearse, replay
 from gati_export.splitting import Split
+from gati_export.task import Task
 from gati_export.terms import Terms
 
 CLASSES, INPUTS, WIDTH, SAMPLES = 5, 8, 12, 300
@@ -101,7 +102,7 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     sessions, times = open_segments(paths), Measured(measure_segments(chain, paths, rows), {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptive, "TELLING", -np.inf)
-        found = fit_candidates(chain, paths, sessions, rows, split, ["pooled", "recent"], TERMS, times, quiet)
+        found = fit_candidates(Task(chain, paths, rows, split, TERMS), sessions, ["pooled", "recent"], times, quiet)
     samples = film(SAMPLES, 1)
     said, outputs = ask(chain, sessions, found.heads, samples, np.arange(SAMPLES), quiet)
     return Trial(folder, chain, found.heads, said, samples, outputs)
@@ -126,7 +127,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same_heads(
     def fit(room: int) -> tuple[list[tuple[int, bytes]], int]:
         monkeypatch.setattr(candidates, "memory", lambda: room)
         collected.clear()
-        found = fit_candidates(chain, paths, sessions, rows, split, ["pooled"], TERMS, times, quiet)
+        found = fit_candidates(Task(chain, paths, rows, split, TERMS), sessions, ["pooled"], times, quiet)
         return [(head.cut, head.model) for head in found.heads], len(collected)
 
     (much, once), (little, twice) = fit(1 << 30), fit(0)

@@ -33,8 +33,10 @@ from gati_export.runs import find_runs
 from gati_export.splitting import Split, fingerprint, split
 from gati_export.standing import Live, judge
 from gati_export.store import Recorded
+from gati_export.task import Earlier, Task
 from gati_export.terms import Terms
-from gati_export.training import Trained, decide, train_heads
+from gati_export.trained import Certified, Judged, NoHeads, Trained
+from gati_export.training import decide, train_heads
 from gati_export.trial import without_broken
 
 CLASSES, INPUTS, WIDTH = 4, 16, 1024
@@ -45,6 +47,10 @@ TERMS = Terms(EPSILON, DELTA)
 class Trial(NamedTuple):
     chain: Chain
     paths: list[Path]
+
+
+def task(trial: Trial, rows: dict[str, np.ndarray], parts: Split | None = None, terms: Terms = TERMS) -> Task:
+    return Task(*trial, rows, parts or split(rows), terms)
 
 
 def quiet(_what: str, _share: float) -> None:
@@ -84,7 +90,7 @@ def trial(tmp_path_factory) -> Trial:
 def trained(trial):
     told: dict[str, list[float]] = {}
     rows = samples(1600, 0)
-    heads = train_heads(*trial, rows, split(rows), TERMS, lambda what, share: told.setdefault(what, []).append(share))
+    heads = train_heads(task(trial, rows), lambda what, share: told.setdefault(what, []).append(share))
     return heads, told, rows
 
 
@@ -104,21 +110,21 @@ def serve(trial: Trial, heads: dict[int, bytes], rows: dict[str, np.ndarray]) ->
 
 def test_heads_are_certified_and_keep_their_promise_on_new_samples(trial, trained):
     heads, told, rows = trained
-    assert heads.why_not is None and heads.heads and heads.speedup > 1
+    assert isinstance(heads, Certified) and heads.heads and heads.seconds < heads.candidates.times.plain
     certificate = heads.certificate
-    assert certificate is not None and certificate.bound <= EPSILON
+    assert certificate.bound <= EPSILON
     assert certificate.fingerprint == fingerprint(rows, split(rows).calibrate)
     assert certificate.thresholds == {
         cut: pytest.approx(threshold_of(model), rel=1e-6) for cut, model in heads.heads.items()
     }
-    chosen = [heads.candidates.heads[place] for place in heads.choice.composition.chosen]
-    assert heads.families == {head.cut: head.name for head in chosen}
+    assert {head.cut for head in heads.judged.chosen} == set(heads.heads)
     assert sum(heads.exits) == pytest.approx(1) and sum(heads.exits[:-1]) == pytest.approx(certificate.hits)
     assert {cut for cut in trial.chain.heads if heads.exits[cut]} <= set(heads.heads)  # one for few may meet none
-    assert len(heads.calibration) == len(heads.candidates.heads) == len(heads.choice.reasons)
-    assert all(len(agree) == certificate.n and agree.mean() > 0.8 for _, agree in heads.calibration)
+    judged = heads.judged
+    assert len(judged.said) == len(judged.agrees) == len(judged.candidates.heads) == len(judged.choice.reasons)
+    assert all(len(agree) == certificate.n and agree.mean() > 0.8 for agree in judged.agrees)
     assert all("no image" in notes[0] for notes in heads.candidates.notes.values())  # the spatial family's
-    assert len(heads.segment_seconds) == 3 and min(heads.segment_seconds) > 0
+    assert len(heads.candidates.times.segments) == 3 and min(heads.candidates.times.segments) > 0
     for shares in told.values():  # each pass rises to 1
         assert shares[-1] == 1
         assert all(later >= earlier or earlier == 1 for earlier, later in pairwise(shares))
@@ -132,32 +138,31 @@ def test_same_seed_and_known_times_give_the_same_choice(trial, trained):
     heads, _, rows = trained
     known = measured_in(report_of(trial.chain, heads, TERMS, None, 1))
     assert known is not None
-    again = train_heads(*trial, rows, split(rows), TERMS, quiet, known=known)
+    again = train_heads(task(trial, rows), quiet, known=known)
     first, second = ([(h.cut, h.name, h.model, h.seconds) for h in one.candidates.heads] for one in (heads, again))
     assert first == second
-    assert again.segment_seconds == pytest.approx(heads.segment_seconds)
-    assert again.heads == heads.heads and again.speedup == pytest.approx(heads.speedup)
+    assert again.candidates.times.segments == pytest.approx(heads.candidates.times.segments)
+    assert again.heads == heads.heads and again.seconds == pytest.approx(heads.seconds)
 
 
-def live(trained: Trained, **changes: Any) -> Live:
+def live(trained: Certified, **changes: Any) -> Live:
     """What was trained, as the release that serves."""
-    assert trained.certificate is not None
     return replace(Live(1, trained.heads, trained.certificate.thresholds, None), **changes)
 
 
-def gone_on(trial: Trial, heads: Trained, rows: dict[str, np.ndarray]) -> Trained:
+def gone_on(trial: Trial, heads: Certified, rows: dict[str, np.ndarray]) -> Judged:
     """What was trained, as if training had gone on from these same heads."""
     earlier = [Candidate(cut, "", model, 0.0) for cut, model in heads.heads.items()]
     said, outputs = ask(trial.chain, open_segments(trial.paths), earlier, rows, split(rows).calibrate, quiet)
-    return replace(heads, outputs=outputs, earlier=dict(zip(heads.heads, said, strict=True)))
+    return replace(heads.judged, outputs=outputs, earlier=dict(zip(heads.heads, said, strict=True)))
 
 
 def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, trained):
     heads, _, rows = trained
     parts = split(rows)
-    args = trial.chain, trial.paths, rows, parts, TERMS, gone_on(trial, heads, rows)
+    args = task(trial, rows, parts), gone_on(trial, heads, rows), heads.within
     itself = judge(live(heads, report=report_of(trial.chain, heads, TERMS, None, 1)), *args)
-    assert itself.seconds == pytest.approx(sum(heads.segment_seconds) / heads.speedup)
+    assert itself.seconds == pytest.approx(heads.seconds)
     assert itself.differs == pytest.approx(heads.certificate.errors / heads.certificate.n)
     assert not itself.broken and not itself.lapsed
     guessing = judge(live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf)), *args)
@@ -167,12 +172,12 @@ def test_the_live_release_is_judged_by_samples_that_nothing_learned_from(trial, 
 
 def test_exits_that_audits_have_closed_save_the_live_release_no_time(trial, trained):
     heads, _, rows = trained
-    args = trial.chain, trial.paths, rows, split(rows), TERMS, gone_on(trial, heads, rows)
+    args = task(trial, rows), gone_on(trial, heads, rows), heads.within
     known = report_of(trial.chain, heads, TERMS, None, 1)
     used = sorted(heads.heads)
     whole, less, shut = (judge(live(heads, report=known, closed=shut), *args) for shut in ([], used[-1:], used))
     assert whole.seconds < shut.seconds and less.seconds != whole.seconds
-    assert shut.seconds == pytest.approx(sum(heads.segment_seconds))
+    assert shut.seconds == pytest.approx(heads.candidates.times.plain)
     assert shut.differs == 0 and not shut.broken
 
 
@@ -181,7 +186,7 @@ def test_scenes_count_once_in_judging_the_live_release(trial, trained):
     guessing = live(heads, thresholds=dict.fromkeys(heads.heads, -np.inf))
     parts = split(rows)
     one_scene = replace(parts, groups=np.zeros_like(parts.groups))
-    assert not judge(guessing, *trial, rows, one_scene, TERMS, gone_on(trial, heads, rows)).broken
+    assert not judge(guessing, task(trial, rows, one_scene), gone_on(trial, heads, rows), heads.within).broken
 
 
 def test_samples_that_may_have_trained_the_live_release_do_not_speak_for_it(trial, trained):
@@ -193,8 +198,8 @@ def test_samples_that_may_have_trained_the_live_release_do_not_speak_for_it(tria
 
     def differs(last: int | None, way: str = "") -> float:
         until = None if last is None else times[last].astype("datetime64[s]")
-        these = replace(parts, way=way)
-        return judge(replace(guessing, until=until), *trial, rows, these, TERMS, gone, times).differs
+        these = task(trial, rows, replace(parts, way=way))
+        return judge(replace(guessing, until=until), these, gone, heads.within, times).differs
 
     wrong = np.zeros(n, bool)
     wrong[parts.calibrate] = served_wrong(heads, gone)
@@ -206,7 +211,7 @@ def test_samples_that_may_have_trained_the_live_release_do_not_speak_for_it(tria
     assert differs(n // 3, parts.way) == everything, "what trained it does not calibrate"
 
 
-def served_wrong(heads: Trained, gone: Trained) -> np.ndarray:
+def served_wrong(heads: Certified, gone: Judged) -> np.ndarray:
     """Where the first head answers otherwise than the backbone does, of the samples that calibrate."""
     first = gone.earlier[min(heads.heads)]
     return first.answers.argmax(axis=1) != gone.outputs.argmax(axis=1)
@@ -218,8 +223,8 @@ def test_inputs_that_are_asked_again_and_again_hinder_no_certificate(trial):
     rows = {"x": samples(3000, 0)["x"][asked]}
     parts = split(rows)
     assert np.bincount(asked).max() > 0.1 * len(asked) and (parts.fresh.turns == 1).mean() < 0.5
-    heads = train_heads(*trial, rows, parts, TERMS, quiet)
-    assert heads.certificate is not None
+    heads = train_heads(task(trial, rows, parts), quiet)
+    assert isinstance(heads, Certified)
     assert f"all {len(parts.calibrate)} samples and for inputs that no training has seen" in heads.certificate.method
     chain, backbone = serve(trial, heads.heads, samples(1000, 2))
     answered = chain >= 0
@@ -228,18 +233,18 @@ def test_inputs_that_are_asked_again_and_again_hinder_no_certificate(trial):
 
 def test_too_few_samples_leave_a_chain_without_heads(trial):
     rows = samples(60, 0)
-    heads = train_heads(*trial, rows, split(rows), TERMS, quiet)
-    assert heads.heads == {} and heads.certificate is None and heads.speedup == 1
-    assert "of 60 that differ" in (heads.why_not or "") and "takes 149; give about" in (heads.why_not or "")
-    assert len(heads.segment_seconds) == 3 and heads.exits == (0, 0, 1)
-    assert heads.candidates.heads == [] and heads.choice is None
+    heads = train_heads(task(trial, rows), quiet)
+    assert "of 60 that differ" in heads.why and "takes 149; give about" in heads.why
+    assert heads.candidates.heads == [] and heads.judged is None
+    report = report_of(trial.chain, heads, TERMS, None, 1)
+    assert report.speedup == 1 and report.exits == (0, 0, 1) and report.why_not == heads.why
     every = np.arange(210)
     skewed = Split(every[:5], every[5:10], every[10:], every, every)
-    assert "to learn from" in (train_heads(*trial, rows, skewed, TERMS, quiet).why_not or "")
+    assert "to learn from" in train_heads(task(trial, rows, skewed), quiet).why
     with pytest.raises(SamplesError, match="epsilon"):
-        train_heads(*trial, rows, split(rows), replace(TERMS, epsilon=0.0), quiet)
+        train_heads(task(trial, rows, terms=replace(TERMS, epsilon=0.0)), quiet)
     with pytest.raises(AgreementError, match=f"Any answer meets top-9 of {CLASSES}"):
-        train_heads(*trial, rows, split(rows), replace(TERMS, agreement="top-9"), quiet)
+        train_heads(task(trial, rows, terms=replace(TERMS, agreement="top-9")), quiet)
 
 
 def test_a_backbone_that_could_not_be_cut_has_no_heads(trial, tmp_path):
@@ -249,34 +254,35 @@ def test_a_backbone_that_could_not_be_cut_has_no_heads(trial, tmp_path):
     last = trial.chain.segments[-1]
     chain = replace(trial.chain, segments=(replace(last, index=0, inputs=("x",)),))
     rows = samples(800, 0)
-    assert "could not be cut" in (train_heads(chain, [path], rows, split(rows), TERMS, quiet).why_not or "")
+    assert "could not be cut" in train_heads(task(Trial(chain, [path]), rows), quiet).why
 
 
-def ending_in(trial: Trial, folder: Path, graph: Graph, last: str) -> list[Path]:
-    """The segments, with another last one: a graph from `late` to a node."""
+def ending_in(trial: Trial, folder: Path, graph: Graph, last: str) -> Trial:
+    """The trial, with another last one: a graph from `late` to a node."""
     graph.input("late", ["batch", WIDTH])
     graph.node("Identity", last, name="y")
-    return [*trial.paths[:2], graph.save(folder / "2.onnx", "y")]
+    return trial._replace(paths=[*trial.paths[:2], graph.save(folder / "2.onnx", "y")])
 
 
 def test_answers_that_cannot_be_foreseen_give_no_heads(trial, tmp_path):
     graph = Graph()  # bits of the activations that no small network learns
     noise = graph.node("Sin", graph.node("Mul", graph.linear("late", WIDTH, CLASSES), graph.constant(1e4, np.float32)))
     rows = samples(1000, 0)
-    heads = train_heads(trial.chain, ending_in(trial, tmp_path, graph, noise), rows, split(rows), TERMS, quiet)
-    assert heads.heads == {} and heads.certificate is None and heads.why_not
-    assert heads.candidates.heads and heads.speedup == 1 and heads.exits == (0, 0, 1)
+    heads = train_heads(task(ending_in(trial, tmp_path, graph, noise), rows), quiet)
+    assert isinstance(heads, NoHeads) and heads.why and heads.candidates.heads
+    report = report_of(trial.chain, heads, TERMS, None, 1)
+    assert report.certificate is None and report.speedup == 1 and report.exits == (0, 0, 1)
 
 
 def test_samples_that_teach_nothing_are_refused(trial, tmp_path):
     one = {"x": samples(1, 0)["x"] + np.random.default_rng(0).normal(size=(1000, INPUTS)).astype(np.float32) / 100}
     with pytest.raises(SamplesError, match=r"same answer, class \d, to all \d+ samples; give"):
-        train_heads(*trial, one, split(one), TERMS, quiet)
+        train_heads(task(trial, one), quiet)
     graph, rows = Graph(), samples(1000, 0)
     nothing = graph.node("Mul", graph.linear("late", WIDTH, CLASSES), graph.constant(0, np.float32))
     constant = graph.node("Add", nothing, graph.constant(np.arange(CLASSES), np.float32))
     with pytest.raises(SamplesError, match="same output for all"):
-        train_heads(trial.chain, ending_in(trial, tmp_path, graph, constant), rows, split(rows), TERMS, quiet)
+        train_heads(task(ending_in(trial, tmp_path, graph, constant), rows), quiet)
 
 
 @pytest.mark.parametrize("number", [20, 1000], ids=["too-few", "enough"])
@@ -284,7 +290,7 @@ def test_a_network_that_gives_no_numbers_is_refused(trial, tmp_path, number):
     graph, rows = Graph(), samples(number, 0)
     broken = graph.node("Log", graph.node("Neg", graph.node("Abs", graph.linear("late", WIDTH, CLASSES))))
     with pytest.raises(SamplesError, match=r"(\d+) of \1 samples .*in the backbone's output"):
-        train_heads(trial.chain, ending_in(trial, tmp_path, graph, broken), rows, split(rows), TERMS, quiet)
+        train_heads(task(ending_in(trial, tmp_path, graph, broken), rows), quiet)
 
 
 def test_recorded_samples_that_the_network_breaks_on_are_left_out(trial):
@@ -297,7 +303,7 @@ def test_recorded_samples_that_the_network_breaks_on_are_left_out(trial):
 
     def use(some: Recorded):
         seen.append(some.window.samples)
-        return train_heads(*trial, some.samples, split(some.samples), terms, quiet)
+        return train_heads(task(trial, some.samples, terms=terms), quiet)
 
     left, heads = without_broken(recorded, use)
     np.testing.assert_array_equal(left.samples["x"], rows)
@@ -317,18 +323,20 @@ def test_earlier_heads_are_a_start(trial, trained):
     parts = split(rows)
     few = replace(parts, train=parts.train[:40])
     terms = replace(TERMS, epsilon=0.1, families="pooled")
-    cold, warm = (train_heads(*trial, rows, few, terms, quiet, init=init) for init in ({}, trained[0].heads))
+    cold, warm = (
+        train_heads(task(trial, rows, few, terms), quiet, earlier=Earlier(heads)) for heads in ({}, trained[0].heads)
+    )
     for place, head in enumerate(warm.candidates.heads):
-        (_, before), (_, after) = cold.calibration[place], warm.calibration[place]
+        before, after = cold.judged.agrees[place], warm.judged.agrees[place]
         assert after.mean() > before.mean() + 0.05 if head.cut in trained[0].heads else (after == before).all()
-    assert cold.earlier == {} and set(warm.earlier) == set(trained[0].heads)
-    assert all(said.answers.shape == warm.outputs.shape for said in warm.earlier.values())
+    assert cold.judged.earlier == {} and set(warm.judged.earlier) == set(trained[0].heads)
+    assert all(said.answers.shape == warm.judged.outputs.shape for said in warm.judged.earlier.values())
 
 
 def test_a_memory_is_tried_and_heads_begin_anew_where_samples_come_in_runs(trial, monkeypatch):
     tried, begun = [], []
 
-    def fit(_chain, _paths, _sessions, _samples, _split, families, _terms, _measured, _progress, start):
+    def fit(_task, _sessions, families, _measured, _progress, start):
         tried.append(families)
         begun.append(start)
         raise SamplesError("That is enough.")
@@ -345,7 +353,7 @@ def test_a_memory_is_tried_and_heads_begin_anew_where_samples_come_in_runs(trial
     given = (film, in_runs), mixed, (others, split(others, find_runs(others))), (copies, together), (copies, dealt_out)
     for rows, parts in given:
         with pytest.raises(SamplesError, match="enough"):
-            train_heads(*trial, rows, parts, replace(TERMS, epsilon=0.5), quiet, init={1: b"live"})
+            train_heads(task(trial, rows, parts, replace(TERMS, epsilon=0.5)), quiet, earlier=Earlier({1: b"live"}))
     assert [("recent" in families) for families in tried] == [True, True, False, True, True]
     assert begun == [{}, {}, *[{1: b"live"}] * 3], "copies go to the same part whenever they are seen"
 
@@ -355,8 +363,8 @@ TOLERANCE = 0.1
 
 def test_numbers_are_kept_within_their_tolerance(trial):
     rows = samples(1600, 0)
-    heads = train_heads(*trial, rows, split(rows), replace(TERMS, agreement=f"within {TOLERANCE}"), quiet)
-    assert heads.heads, heads.why_not
+    heads = train_heads(task(trial, rows, terms=replace(TERMS, agreement=f"within {TOLERANCE}")), quiet)
+    assert isinstance(heads, Certified), heads.why
     assert set(heads.families.values()) == {"regression-pooled"}
     fresh, hits = samples(2000, 1), 0
     hidden, served = fresh["x"], np.full((2000, CLASSES), np.nan, np.float32)
@@ -382,25 +390,24 @@ def test_budgets_are_kept(trial, trained):
 
     def under(**budget: float) -> Trained:
         terms = replace(TERMS, **budget)
-        return decide(trial.chain, heads.candidates, tuned, held_out, parts, terms, "")
+        return decide(task(trial, rows, parts, terms), heads.candidates, tuned, held_out)
 
     slow = replace(heads.candidates, heads=[replace(head, seconds=1.0) for head in heads.candidates.heads])
-    never = decide(trial.chain, slow, tuned, held_out, parts, TERMS, "")
-    assert never.heads == {}
-    assert re.search(r"even if 5% .* network takes \d+ µs, and the quickest lookup 1000000\.", never.why_not or "")
+    never = decide(task(trial, rows, parts), slow, tuned, held_out)
+    assert re.search(r"even if 5% .* network takes \d+ µs, and the quickest lookup 1000000\.", never.why)
     none = under(memory=100)
-    assert none.heads == {} and "No head saves more" in (none.why_not or "")
-    assert none.choice is not None and all("100 are allowed" in why for why in none.choice.reasons.values())
+    assert "No head saves more" in none.why
+    assert all("100 are allowed" in why for why in none.judged.choice.reasons.values())
     size = len(heads.candidates.heads[0].model)
     assert len(under(memory=size).heads) == 1
     assert sum(len(model) for model in under(memory=2 * size).heads.values()) <= 2 * size
     with pytest.raises(BackboneError, match="the backbone alone"):
         under(p99=1e-7)
     times = heads.candidates.times
-    used = [(head.cut, head.seconds) for head in heads.candidates.heads if heads.families.get(head.cut) == head.name]
+    used = [(head.cut, head.seconds) for head in heads.judged.chosen]
     slowest = times.until_exits(used)[-1]  # without any hit, with a tenth of what that takes for lookups
-    tight = under(p99=times.segments.sum() + 0.1 * (slowest - times.segments.sum()))
-    assert tight.exits == (0, 0, 1), "thresholds that are safe hit less than those that were composed"
+    tight = under(p99=times.plain + 0.1 * (slowest - times.plain))
+    assert isinstance(tight, NoHeads), "thresholds that are safe hit less than those that were composed"
 
 
 def test_collect_keeps_order_and_runs_one_by_one_where_it_must(trial):
@@ -489,7 +496,6 @@ def test_a_head_that_can_not_be_learned_ends_the_others() -> None:
 
 
 def test_where_no_family_fits_it_is_said_why(trial):
-    rows = samples(700, 3)
-    found = train_heads(*trial, rows, split(rows), replace(TERMS, families="spatial"), quiet)
-    assert found.why_not is not None
-    assert found.why_not.startswith("No family of heads fits any cut point. The cut tensor 'early' is no image")
+    found = train_heads(task(trial, samples(700, 3), terms=replace(TERMS, families="spatial")), quiet)
+    assert isinstance(found, NoHeads)
+    assert found.why.startswith("No family of heads fits any cut point. The cut tensor 'early' is no image")

@@ -5,26 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from handmade import toy_chain
+from handmade import CERTIFICATE, toy_chain
 from scipy.stats import binom
 
 from gati_export.candidates import Candidates
+from gati_export.choice import Choice
+from gati_export.compose import Composition
 from gati_export.latency import Times
 from gati_export.splitting import Split
 from gati_export.terms import Terms
-from gati_export.training import without_heads
+from gati_export.trained import Certified, Judged
 from gati_export.trial import objection
 
 TERMS = Terms(epsilon=0.01, delta=0.05)
 CHAIN = toy_chain()
-NONE = without_heads(CHAIN, Candidates([], {}, Times(np.ones(len(CHAIN.segments)), np.zeros(len(CHAIN.heads)))), "")
+CANDIDATES = Candidates([], {}, Times(np.ones(len(CHAIN.segments)), np.zeros(len(CHAIN.heads))))
+CHOICE = Choice(Composition((), (), 1.0, 1.0, 0.0), np.empty((0, 0)), {}, (), 1.0)
+JUDGED = Judged(CANDIDATES, CHOICE, [], [], np.empty((0, 4)))
+HEADS = Certified(JUDGED, {}, CERTIFICATE, 1.0, (0.0, 0.0, 1.0), np.zeros(0, bool), 1.0)
 
 
 def objected(wrong: np.ndarray, groups: np.ndarray | None = None) -> str | None:
     """To what answers calibration samples wrongly like this, in the order of traffic."""
     rows = np.arange(len(wrong))
     split = Split(rows[:0], rows[:0], rows, rows if groups is None else groups, rows)
-    return objection(CHAIN, [], replace(NONE, wrong=wrong), split, None, TERMS, lambda *_: None)
+    return objection(CHAIN, [], replace(HEADS, wrong=wrong), split, None, TERMS, lambda *_: None)
 
 
 def shares(*parts: tuple[int, float]) -> np.ndarray:

@@ -22,7 +22,9 @@ from gati_export.latency import Measured, measure_segments
 from gati_export.progress import Progress
 from gati_export.runs import find_runs
 from gati_export.splitting import split
+from gati_export.task import Task
 from gati_export.terms import Terms
+from gati_export.trained import NoHeads
 from gati_export.training import enlarged, train_heads
 
 CERTIFIED = {"gati": "gati", "knn": "nearest"}
@@ -55,19 +57,21 @@ def peer_heads(
         return {}, ["peers: their heads answer with classes, and this chain's answers are numbers."]
     terms = replace(Terms.of(chain, 0), memory=None, p99=None)
     parts = split(samples, find_runs(samples), extra=extra is not None, terms=terms)
+    task = Task(chain, segments, samples, parts, terms)
     found: dict[str, dict[int, bytes]] = {}
     notes = []
     for peer, family in CERTIFIED.items():
-        asked = replace(terms, families=family)
-        trained = train_heads(chain, segments, samples, parts, asked, progress, extra=extra)
-        found[peer] = trained.heads
-        if trained.why_not:
-            notes.append(f"{peer}: {trained.why_not}")
+        trained = train_heads(replace(task, terms=replace(terms, families=family)), progress, extra=extra)
+        if isinstance(trained, NoHeads):
+            found[peer] = {}
+            notes.append(f"{peer}: {trained.why}")
+        else:
+            found[peer] = trained.heads
     sessions, measured = open_segments(segments), Measured(measure_segments(chain, segments, samples), {})
-    rows, parts = enlarged(chain, samples, parts, terms, measured.times, extra)
+    task = enlarged(task, measured.times, extra)
     for peer in FIXED:
-        candidates = fit_candidates(chain, segments, sessions, rows, parts, [peer], terms, measured, progress)
-        said, outputs = ask(chain, sessions, candidates.heads, rows, parts.tune, progress)
+        candidates = fit_candidates(task, sessions, [peer], measured, progress)
+        said, outputs = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress)
         agree = parse_agreement(chain.agreement)
         rates = [float(agree(one.answers, outputs).mean()) for one in said]
         found[peer] = {cut: with_threshold(head.model, SURE) for cut, head in _best(candidates.heads, rates).items()}
