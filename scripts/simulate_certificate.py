@@ -123,6 +123,12 @@ def outcomes(said: Scores, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hit, wrong
 
 
+def members_of(groups: np.ndarray) -> list[np.ndarray]:
+    """The samples of each group that has any, int [...] each, where these are samples' groups, int [n]."""
+    found = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    return [rows for rows in found if len(rows)]
+
+
 def simulate(
     said: Scores,
     *,
@@ -158,8 +164,7 @@ def simulate(
     tuned = said.take(np.flatnonzero(tuning))
     within = wrong_within(outcomes(tuned, path)[1], tuned.groups, epsilon)
     risk, hits = wrong.mean(axis=1), hit.mean(axis=1)
-    members = np.split(np.argsort(population.groups, kind="stable"), np.cumsum(np.bincount(population.groups))[:-1])
-    members = [rows for rows in members if len(rows)]
+    members = members_of(population.groups)
     n = wrong.shape[1]
     count = max(1, round((calibration or n / 3) * len(members) / n))
     steps, sizes = [], []

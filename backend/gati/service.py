@@ -104,6 +104,10 @@ class Service:
             cut,
         )
         self._can_look = inline
+        self._tickers = self._started(inline)
+
+    def _started(self, inline: bool) -> list[Ticker]:
+        """Loads what the first request needs, and begins to look for releases and to report."""
         if inline:
             self._look()
         _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
@@ -112,7 +116,7 @@ class Service:
         # Inline, loading a large release takes long, and audits find what they find meanwhile. In BLS mode Triton loads
         # it, and both ask Triton.
         ticking = [(self._look,), (self._books.report,)] if inline else [(self._look, self._books.report)]
-        self._tickers = [Ticker(SECONDS, self._warn, *each) for each in ticking]
+        return [Ticker(SECONDS, self._warn, *each) for each in ticking]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes requests; each is replied to as soon as it is answered, before or after this returns."""

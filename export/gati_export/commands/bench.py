@@ -206,6 +206,10 @@ def bench_command(
     with shown_progress() as progress:
         result = bench(plan, progress)
     _tell(result)
+    _keep(result, json_path, html)
+
+
+def _keep(result: Result, json_path: Path | None, html: Path | None) -> None:
     write_json(json_path, result.as_json())
     if html is not None:
         write_page(html, page(result))

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gati.chain import read_chain
+from gati.chain import Chain, read_chain
 from gati.errors import GatiError, UnavailableError
 from gati.expiry import FOREVER, parse_age
 from gati.options import checked, json_option, write_json
@@ -27,6 +28,9 @@ from gati_export.commands.common import (
     takers_option,
 )
 from gati_export.vigil import AGAIN, Vigil
+
+if TYPE_CHECKING:
+    from gati_export.refresh import Refreshed
 
 WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 """Options of a watch, and not of its turns."""
@@ -118,15 +122,14 @@ def refresh(
     gati refresh resnet18 --repository models --server localhost:8001 --watch
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     from gati_export.history import last_turn
-    from gati_export.store import count_since, default_store, misfits
+    from gati_export.store import count_since, default_store
     from gati_export.sync import follow
 
     chain = read_chain(repository, model)
     store = store or default_store(repository)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait busily else, on the server's cores
     if watch:
-        os.nice(nice)
-        os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
+        _stand_back(nice, threads)
         fresh_since = partial(count_since, store, chain, enough=fresh)
         last = partial(last_turn, repository, model)
         Vigil(_once(context), fresh_since, last, fresh, every, click.echo).keep()
@@ -135,11 +138,24 @@ def refresh(
         follow(repository, click.echo)
     from gati_export.refresh import refreshed  # brings PyTorch, which a watch leaves to its turns
     from gati_export.refresh_plan import RefreshPlan
-    from gati_export.report.table import cuts_table
 
     plan = RefreshPlan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
     with _again_where_away(), shown_progress() as progress:
         result = refreshed(plan, progress)
+    _tell(chain, result)
+    write_json(json_path, result.as_json())
+
+
+def _stand_back(nice: int, threads: int) -> None:
+    """Leaves the server cores of its own, and the first turn at all; what is started from here inherits that."""
+    os.nice(nice)
+    os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
+
+
+def _tell(chain: Chain, result: Refreshed) -> None:
+    from gati_export.report.table import cuts_table
+    from gati_export.store import misfits
+
     results.print(cuts_table(result.report))
     if result.left_out:
         click.echo(f"Of the samples, {misfits(result.left_out)}.")
@@ -149,8 +165,8 @@ def refresh(
     elif result.objected:
         click.echo("Nothing is published.")
     else:
-        click.echo(f"Nothing is published: release {result.turn.live} of {model} goes on. Ask for --always to publish.")
-    write_json(json_path, result.as_json())
+        live = f"release {result.turn.live} of {chain.model}"
+        click.echo(f"Nothing is published: {live} goes on. Ask for --always to publish.")
 
 
 class _Away(click.ClickException):
