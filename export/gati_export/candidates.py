@@ -105,8 +105,8 @@ def fit_candidates(
     """
     chain, samples, split, terms = task.chain, task.samples, task.split, task.terms
     plan, notes = _plan(chain, samples, families)
-    training = Lessons(split.train, split.tune, split.groups, terms.seed)
-    rows = np.concatenate([training.train, training.tune])
+    lessons = Lessons(split.train, split.tune, split.groups, terms.seed)
+    rows = np.concatenate([lessons.train, lessons.tune])
     learned: list[tuple[int, Lookup]] = []
     scale = Scale("logits")
     total, done = sum(map(len, plan.values())), 0
@@ -114,12 +114,12 @@ def fit_candidates(
         reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index]}
         seen = collect(chain, sessions, samples, reducers, progress, rows)
         _check_outputs(seen.outputs, terms.numbers)
-        scale = scale if terms.numbers else Scale.of(seen.outputs[: len(training.train)])
-        training.logits = scale.logits(seen.outputs)
-        training.features = seen.features
+        scale = scale if terms.numbers else Scale.of(seen.outputs[: len(lessons.train)])
+        lessons.logits = scale.logits(seen.outputs)
+        lessons.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index]]
         tell = lambda shares, before=done: progress("Train heads", (before + shares) / total)  # noqa: E731
-        found = training.train_all(tasks, start or {}, tell)
+        found = lessons.train_all(tasks, start or {}, tell)
         learned += [(index, lookup) for index, lookup in found if not (lookup.state and chain.mode == "bls")]
         done += len(tasks)
         progress("Train heads", done / total)

@@ -12,6 +12,16 @@ POSITIVE: Bound = (0, None)
 FREE: Bound = (None, None)
 
 
+def platt_targets(agree: np.ndarray) -> np.ndarray:
+    """How likely each of n samples agrees, 0..1, [n], given that it did, bool [n] (Platt 1999).
+
+    The answers, smoothed by one sample of either kind, so that samples that all agree, or none, give a probability
+    short of 1, or above 0, and no infinite weights.
+    """
+    right = int(agree.sum())
+    return np.where(agree, (right + 1) / (right + 2), 1 / (len(agree) - right + 2))
+
+
 def regress(
     rows: np.ndarray,
     targets: np.ndarray,

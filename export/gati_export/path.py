@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gati_export.compose import Composition, Option, seconds_until
-from gati_export.logistic import FREE, POSITIVE, regress
+from gati_export.logistic import FREE, POSITIVE, platt_targets, regress
 
 DEAREST, CHEAPEST = 1e4, 0.1
 """Prices of a wrong answer, in times of the backbone."""
@@ -57,8 +57,7 @@ def _risks(option: Option) -> np.ndarray:
         return np.ones(len(known))
     score = np.clip(option.scores[known].astype(np.float64), 1e-6, 1 - 1e-6)
     rows = np.column_stack([np.log(score / (1 - score)), np.ones(len(score))])
-    right = int(option.agree[known].sum())
-    targets = np.where(option.agree[known], (right + 1) / (right + 2), 1 / (len(score) - right + 2))
+    targets = platt_targets(option.agree[known])
     weights = regress(rows, targets, np.array([1.0, 0.0]), [POSITIVE, FREE], np.array([1.0, 0.0]))
     risks = np.ones(len(known))
     risks[known] = 1 / (1 + np.exp(rows @ weights))

@@ -50,7 +50,7 @@ def load_samples(
             raise SamplesError(NOTHING_TO_DECODE.format(name=path.name))
     else:
         raise SamplesError(f"{path.name} is not a kind of samples that gati reads; give .npz, .npy or Parquet.")
-    _count(arrays if names is None else pick(arrays, names))
+    _check_rows(arrays if names is None else pick(arrays, names))
     return arrays if inputs is None else check_samples(arrays, inputs)
 
 
@@ -99,7 +99,7 @@ def check_samples(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -
         SamplesError: If an input is missing, empty, of a wrong shape or dtype, or not finite.
     """
     picked = pick(samples, [tensor.name for tensor in inputs])
-    _count(picked)
+    _check_rows(picked)
     return {tensor.name: _fit(picked[tensor.name], tensor) for tensor in inputs}
 
 
@@ -115,14 +115,13 @@ def cast_notes(samples: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> l
     ]
 
 
-def _count(arrays: Mapping[str, np.ndarray]) -> int:
+def _check_rows(arrays: Mapping[str, np.ndarray]) -> None:
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name!r} {count}" for name, count in counts.items())
         raise SamplesError(f"All arrays of the samples must have as many rows, but they have: {listed}.")
     if not counts or not max(counts.values()):
         raise SamplesError("There are no rows in the samples; give at least one.")
-    return max(counts.values())
 
 
 def _fit(rows: np.ndarray, tensor: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor as Torch
 from torch import nn
 from torch.nn import functional
 
-from gati_export.logistic import FREE, POSITIVE, regress
+from gati_export.logistic import FREE, POSITIVE, platt_targets, regress
 
 FIRMNESS = 1.0
 CLASS_FIRMNESS = 30.0
@@ -94,9 +94,8 @@ class Learned(Selector):
     def fit(self, logits: Torch, agree: np.ndarray) -> None:
         """Logistic regression, the margin's weight ≥ 0, with Platt's targets.
 
-        Those are the answers smoothed by one sample of either kind, so that samples that all agree, or none, give a
-        probability short of 1, or above 0, and no infinite weights. They also say nothing of what tells right from
-        wrong: that a wider margin does is believed beforehand. No samples give a selector that says 0.5.
+        Samples that all agree, or none, say nothing of what tells right from wrong: that a wider margin does is
+        believed beforehand. No samples give a selector that says 0.5.
         """
         if not len(agree):
             return
@@ -117,13 +116,11 @@ class Learned(Selector):
 
 def _weigh(margin: np.ndarray, answer: np.ndarray, agree: np.ndarray, classes: int) -> tuple[float, np.ndarray]:
     """The weight of the margin, and a bias for each class, [classes]."""
-    right = int(agree.sum())
-    targets = np.where(agree, (right + 1) / (right + 2), 1 / (len(agree) - right + 2))
     seen, place = np.unique(answer, return_inverse=True)  # of others nothing is known, and there may be many thousands
     rows = np.column_stack([margin, np.ones(len(margin)), np.eye(len(seen))[place]])
     penalties = np.concatenate([[FIRMNESS, 0], np.full(len(seen), CLASS_FIRMNESS)])
     prior = np.eye(2 + len(seen))[0]
-    x = regress(rows, targets, penalties, [POSITIVE] + [FREE] * (1 + len(seen)), prior)
+    x = regress(rows, platt_targets(agree), penalties, [POSITIVE] + [FREE] * (1 + len(seen)), prior)
     biases = np.full(classes, x[1])
     biases[seen] += x[2:]
     return float(x[0]), biases

@@ -277,9 +277,7 @@ def _add_int8_chain(arena: Arena, samples: Mapping[str, np.ndarray]) -> None:
         to = chain.segment_path(arena.repository, segment.index)
         to.parent.mkdir(parents=True)
         quantise(file, to, feeds)
-        singles = [
-            {name: rows[i : i + 1] for name, rows in feeds.items()} for i in range(len(next(iter(feeds.values()))))
-        ]
+        singles = [rows_at(feeds, [row]) for row in range(count(feeds))]
         given[segment.output.name] = np.concatenate([run(session, [segment.output.name], feed)[0] for feed in singles])
         segments.append(replace(segment, sha256=sha256_of(to)))
     chain = replace(chain, segments=tuple(segments))

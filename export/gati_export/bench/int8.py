@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gati.errors import BenchError
+from gati_export.ragged import count
 
 SAMPLES = 200
 """To calibrate with: the tool keeps what each layer says to all of them."""
@@ -58,11 +59,11 @@ def _quantise(model: str, to: str, inputs: str, bits: str) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    rows = {name: values[:SAMPLES] for name, values in np.load(inputs).items()}
+    rows = dict(np.load(inputs))
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self._steps = iter(range(len(next(iter(rows.values())))))
+            self._steps = iter(range(count(rows)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
             step = next(self._steps, None)

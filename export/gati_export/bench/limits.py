@@ -15,18 +15,17 @@ from gati_export.activations import open_segments
 from gati_export.bench.arena import Arena
 from gati_export.candidates import Candidate, ask
 from gati_export.latency import measure_segments
-from gati_export.ragged import rows_at
+from gati_export.ragged import count, rows_at
 
 WARM_UP = 5
 
 
 def time_engine(session: ort.InferenceSession, chain: Chain, requests: Mapping[str, np.ndarray]) -> np.ndarray:
     """Seconds that each of n requests takes in ONNX Runtime alone, one at a time: [n]."""
-    count = len(next(iter(requests.values())))
-    singles = [rows_at(requests, [row]) for row in range(count)]
+    singles = [rows_at(requests, [row]) for row in range(count(requests))]
     for feeds in singles[:WARM_UP]:
         run(session, [chain.output.name], feeds)
-    taken = np.empty(count)
+    taken = np.empty(len(singles))
     for row, feeds in enumerate(singles):
         start = time.perf_counter()
         run(session, [chain.output.name], feeds)
@@ -37,13 +36,13 @@ def time_engine(session: ort.InferenceSession, chain: Chain, requests: Mapping[s
 def oracle_exits(arena: Arena, requests: Mapping[str, np.ndarray]) -> np.ndarray:
     """The first exit of each request, in order, whose head of the live release agrees with the backbone: int64 [n]."""
     chain = arena.chain
-    count = len(next(iter(requests.values())))
-    exits = np.full(count, chain.backbone_exit)
+    rows = np.arange(count(requests))
+    exits = np.full(len(rows), chain.backbone_exit)
     heads = [Candidate(index, "live", model, 0.0) for index, model in sorted(arena.heads().items())]
     if not heads:
         return exits
     sessions = open_segments(chain.segment_paths(arena.source))
-    said, outputs = ask(chain, sessions, heads, requests, np.arange(count), lambda *_: None)
+    said, outputs = ask(chain, sessions, heads, requests, rows, lambda *_: None)
     agree = parse_agreement(chain.agreement)
     for head, one in reversed([*zip(heads, said, strict=True)]):
         exits[agree(one.answers, outputs)] = head.cut

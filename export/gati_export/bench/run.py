@@ -39,7 +39,7 @@ from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.progress import Progress
-from gati_export.ragged import batches, rows_at
+from gati_export.ragged import batches, count, rows_at
 from gati_export.scrape import Reading, read_metrics
 
 SATURATION = 0.7
@@ -130,7 +130,7 @@ def outputs_of(session: ort.InferenceSession, chain: Chain, requests: Mapping[st
     Raises:
         SamplesError: If it can't take them.
     """
-    rows = np.arange(len(next(iter(requests.values()))))
+    rows = np.arange(count(requests))
     found = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
     try:
         for batch in batches(requests, rows, min(BATCH, chain.max_batch)):
@@ -276,16 +276,16 @@ class _Run:
 
     def _ask(self, contender: Contender, load: Load) -> tuple[Latency, float]:
         """One measurement, and the time on cores that it took, in ms a request."""
-        root, count, used = self._server.process.pid, load.count(self._plan.requests), list[float]()
+        root, number, used = self._server.process.pid, load.count(self._plan.requests), list[float]()
         begin = lambda: used.append(cpu_seconds(root))  # noqa: E731
-        seen = measure(self._analyzer, self._address, contender.name, self._inputs, count, load, begin)
+        seen = measure(self._analyzer, self._address, contender.name, self._inputs, number, load, begin)
         taken = cpu_seconds(root) - used[-1]
         if len(used) > 1:
             self._arena.notes.append(
                 f"{contender.name}: at {load}, perf_analyzer did not end, and asked the same requests once more: what "
                 "remembers requests knew them."
             )
-        return seen, taken * 1e3 / count
+        return seen, taken * 1e3 / number
 
     def _limits(self, load: Load, plain: Tally, engine: Tally, chain: Answers) -> list[Row]:
         """The engine alone; and what an oracle, and the chain's own heads, would take if lookups cost nothing.
@@ -295,11 +295,11 @@ class _Run:
         """
         if engine.mean("mean_ms") > plain.mean("mean_ms") and NOT_IDLE not in self._arena.notes:
             self._arena.notes.append(NOT_IDLE)
-        workload, count = self._plan.workload, len(next(iter(self._first.values())))
+        workload, n = self._plan.workload, count(self._first)
         rows = [engine.row(ENGINE, workload, load, plain, Answers(None, {}), None)]
         until = seconds_until(self._arena, self._first)
         for name, exits in ((ORACLE, shares(oracle_exits(self._arena, self._first))), (ALLOWED, chain.exits)):
-            tally, share = Tally(), until[exits_of(exits, count)] / until[-1]
+            tally, share = Tally(), until[exits_of(exits, n)] / until[-1]
             for served, alone in zip(plain.seen, engine.seen, strict=True):
                 tally.add(summed_up(share * alone.mean_ms + max(0.0, served.mean_ms - alone.mean_ms)), None)
             rows.append(tally.row(name, workload, load, plain, Answers(None, exits), None))

@@ -13,7 +13,7 @@ import numpy as np
 from gati.chain import Tensor, as_sent
 from gati.errors import SamplesError
 from gati_client.workload import film, frames, hot, iid
-from gati_export.ragged import is_ragged, rows_at
+from gati_export.ragged import count, is_ragged, rows_at
 
 WORKLOADS = ("iid", "hot", "frames")
 MOST = 200_000
@@ -52,16 +52,15 @@ class Traffic:
         self.taken = self.compared = self.measured = 0
         self._samples = {tensor.name: samples[tensor.name] for tensor in inputs}
         self._film = _filmed(*_pictures(samples, inputs), seed) if workload == "frames" else None
-        count = len(next(iter(self._samples.values())))
         if classes is not None and len(np.unique(classes)) < 2:
             raise SamplesError("The backbone gives all samples the same answer, and hot takes two to be popular.")
-        self._index = iid(count, MOST, seed) if classes is None else hot(classes, MOST, seed=seed)
+        self._index = iid(count(self._samples), MOST, seed) if classes is None else hot(classes, MOST, seed=seed)
 
-    def take(self, count: int) -> Feeds:
-        """The next requests, inputs by name, `count` rows each."""
-        start, self.taken = self.taken, self.taken + count
+    def take(self, number: int) -> Feeds:
+        """The next requests, inputs by name, so many rows each."""
+        start, self.taken = self.taken, self.taken + number
         if self._film is not None:
-            rows = [next(self._film) for _ in range(count)]
+            rows = [next(self._film) for _ in range(number)]
             return {name: np.stack([row[name] for row in rows]) for name in self._samples}
         index = self._drawn(start, self.taken)
         return {name: values[index] for name, values in self._samples.items()}
@@ -118,10 +117,9 @@ def _filmed(name: str, pool: np.ndarray, seed: int) -> Iterator[Feeds]:
 
 def write_inputs(path: Path, requests: Feeds) -> None:
     """Writes requests as perf_analyzer's input data, one step a request."""
-    count = len(next(iter(requests.values())))
     steps = [
         {name: _encoded(as_sent(values)[0]) for name, values in rows_at(requests, [row]).items()}
-        for row in range(count)
+        for row in range(count(requests))
     ]
     path.write_text(json.dumps({"data": steps}), encoding="ascii")
 
