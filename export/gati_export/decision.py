@@ -51,7 +51,7 @@ def decide(plan: RefreshPlan, learned: Learned, progress: Progress) -> Decision:
     if not better and not plan.always:
         return Decision(None, why)
     newest = _newest(plan, learned.recorded)
-    against = objection(plan.chain, plan.segment_paths, trained, learned.parts, newest, plan.terms, progress)
+    against = objection(learned.task, trained, newest, progress)
     if against is None:
         window, origin = learned.recorded.window, live.number if live else 0
         return Decision(Draft(trained.heads, trained.certificate, window, "refresh", origin), why)
@@ -67,7 +67,7 @@ def _without_new_heads(plan: RefreshPlan, learned: Learned, why_not: str) -> Dec
         stays = "the live release stays" if live else "the backbone goes on alone"
         aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
         return Decision(None, f"Nothing is published, {stays}: {why_not}{aside}", failed=True)
-    draft = shut(live, standing, plan.chain, len(learned.parts.calibrate), recorded.window)
+    draft = shut(live, standing, plan.chain, len(learned.task.split.calibrate), recorded.window)
     why = f"The live release differs on {standing.differs:.2%} of the held-out samples, and is shut: {why_not}"
     return Decision(draft, why, shuts=True)
 

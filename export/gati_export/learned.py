@@ -13,7 +13,6 @@ from gati_export.progress import Progress
 from gati_export.refresh_plan import RefreshPlan
 from gati_export.replicas import Replicas, resolved
 from gati_export.report.data import Report, read
-from gati_export.splitting import Split
 from gati_export.standing import Live, Standing, judge
 from gati_export.store import Recorded, read_recent
 from gati_export.task import Earlier, Task
@@ -28,7 +27,7 @@ class Learned:
 
     Attributes:
         recorded: The samples.
-        parts: Their parts.
+        task: What was to be learned from them.
         trained: The heads, or why there are none.
         report: About them, of no release as yet.
         live: The release that serves, without the exits that are closed; None if there is none.
@@ -37,7 +36,7 @@ class Learned:
     """
 
     recorded: Recorded
-    parts: Split
+    task: Task
     trained: Trained
     report: Report
     live: Live | None
@@ -76,7 +75,7 @@ def learn(plan: RefreshPlan, live: Live | None, progress: Progress, saw: Callabl
         within = trained.within if isinstance(trained, Certified) else 1.0
         standing = judge(live, task, trained.judged, within, recorded.times)
     report = report_of(chain, trained, terms, None, backbone_bytes(paths))
-    return Learned(recorded, task.split, trained, report, live, standing, comparable)
+    return Learned(recorded, task, trained, report, live, standing, comparable)
 
 
 def _known(plan: RefreshPlan, live: Live | None) -> Measured | None:

@@ -6,13 +6,11 @@ breaker would find that out from answers that were given: here it is found out b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
 
-from gati.chain import Chain
 from gati_export.activations import BrokenSamples, open_segments
 from gati_export.candidates import ask
 from gati_export.progress import Progress
@@ -23,6 +21,7 @@ from gati_export.sketch import sketches
 from gati_export.splitting import Split, split
 from gati_export.standing import served
 from gati_export.store import Recorded
+from gati_export.task import Task
 from gati_export.terms import Terms
 from gati_export.trained import Certified
 
@@ -32,33 +31,20 @@ NEWEST = 2000
 Used = TypeVar("Used")
 
 
-def objection(
-    chain: Chain,
-    segment_paths: Sequence[Path],
-    certified: Certified,
-    learned_from: Split,
-    newest: Recorded | None,
-    terms: Terms,
-    progress: Progress,
-) -> str | None:
+def objection(task: Task, certified: Certified, newest: Recorded | None, progress: Progress) -> str | None:
     """Why what was learned and certified must not serve, in a sentence; None if nothing speaks against it.
 
     Where the promise is kept, this objects with probability 2 delta at most.
 
     Args:
-        chain: The chain.
-        segment_paths: Its segments' files, in order.
-        certified: What was learned.
-        learned_from: The parts of the samples that it was learned from.
-        newest: Samples that were served after these; None if there are none.
-        terms: What heads keep to.
+        task: What was to be learned.
+        certified: What came of it.
+        newest: Samples that were served after those that it was learned from; None if there are none.
         progress: Told what is being done and how far that is.
     """
-    wrong, groups = certified.wrong, learned_from.groups[learned_from.calibrate]
+    terms, wrong, groups = task.terms, certified.wrong, task.split.groups[task.split.calibrate]
     if newest is not None:
-        newest, errors = without_broken(
-            newest, lambda some: _errors(chain, segment_paths, certified, some.samples, terms, progress)
-        )
+        newest, errors = without_broken(newest, lambda some: _errors(task, certified, some.samples, progress))
         late = parted(newest, terms).groups
         if refuted(errors, late, terms):
             share = f"{errors.mean():.2%} of {len(errors):,} samples that were served while it was learned"
@@ -102,16 +88,9 @@ def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple
             recorded = recorded.without(rows)
 
 
-def _errors(
-    chain: Chain,
-    segment_paths: Sequence[Path],
-    certified: Certified,
-    newest: Mapping[str, np.ndarray],
-    terms: Terms,
-    progress: Progress,
-) -> np.ndarray:
+def _errors(task: Task, certified: Certified, newest: Mapping[str, np.ndarray], progress: Progress) -> np.ndarray:
     """Which of the newest samples it does not answer as the backbone does, bool [n]."""
     heads, thresholds = certified.judged.chosen, certified.certificate.thresholds
-    sessions = open_segments(segment_paths)
-    said, outputs = ask(chain, sessions, heads, newest, np.arange(count(newest)), progress)
-    return served(said, [thresholds[head.cut] for head in heads], outputs, terms)[1]
+    sessions = open_segments(task.segment_paths)
+    said, outputs = ask(task.chain, sessions, heads, newest, np.arange(count(newest)), progress)
+    return served(said, [thresholds[head.cut] for head in heads], outputs, task.terms)[1]

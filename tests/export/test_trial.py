@@ -13,6 +13,7 @@ from gati_export.choice import Choice
 from gati_export.compose import Composition
 from gati_export.latency import Times
 from gati_export.splitting import Split
+from gati_export.task import Task
 from gati_export.terms import Terms
 from gati_export.trained import Certified, Judged
 from gati_export.trial import objection
@@ -29,7 +30,7 @@ def objected(wrong: np.ndarray, groups: np.ndarray | None = None) -> str | None:
     """To what answers calibration samples wrongly like this, in the order of traffic."""
     rows = np.arange(len(wrong))
     split = Split(rows[:0], rows[:0], rows, rows if groups is None else groups, rows)
-    return objection(CHAIN, [], replace(HEADS, wrong=wrong), split, None, TERMS, lambda *_: None)
+    return objection(Task(CHAIN, [], {}, split, TERMS), replace(HEADS, wrong=wrong), None, lambda *_: None)
 
 
 def shares(*parts: tuple[int, float]) -> np.ndarray:
