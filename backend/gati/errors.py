@@ -81,7 +81,7 @@ class BenchError(GatiError):
     """A benchmark could not measure something."""
 
 
-def first_line(error: Exception | str) -> str:
+def first_line(error: BaseException | str) -> str:
     """An error's first line: engines put whole stacks into their messages."""
     return printable(str(error).strip().split("\n", 1)[0][:300])
 
