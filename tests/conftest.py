@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait bu
 from gati.chain import Chain, Mode, chain_path, read_chain
 from gati.errors import UnavailableError
 from gati.ports import HOST, Ports
-from gati.proc import descendants
 from gati.server import Server
 from gati.triton import find_triton
 from gati_export import latency
@@ -155,12 +152,11 @@ def serving() -> Iterator[Serve]:
 
 def killed(server: Server) -> None:
     """Ends a server that nobody needs any more, and all below it, at once; in peace it takes two seconds or more."""
-    if server.process.poll() is None:
-        server._stubs.look()  # what they hold is removed
-        for pid in (*descendants(server.process.pid), server.process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        server.process.wait()
+    server._stubs.look()
+    server.process.kill()
+    server.process.wait()
+    for pid in server._stubs._models:
+        server._stubs.end(pid)
     server.stop()
 
 
