@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats says it in fewer words, and takes a third of a second to import
 
 from gati.errors import SamplesError
 
@@ -38,13 +38,15 @@ def samples_needed(epsilon: float, delta: float) -> int:
 def errors_allowed(n: int, epsilon: float, delta: float) -> int:
     """How many errors among n independent samples still show at most epsilon; -1 if not even none does."""
     check(epsilon, delta)
-    most = int(stats.binom.ppf(delta, n, epsilon))
-    return most if stats.binom.cdf(most, n, epsilon) <= delta else most - 1
+    if not n:
+        return -1
+    most = math.ceil(special.bdtrik(delta, n, epsilon))
+    return most if special.betaincc(most + 1, n - most, epsilon) <= delta else most - 1
 
 
 def upper_bound(errors: int, n: int, delta: float) -> float:
     """Exact (Clopper–Pearson) one-sided upper bound on a share of which `errors` were seen among n."""
-    return 1.0 if errors >= n else float(stats.beta.ppf(1 - delta, errors + 1, n - errors))
+    return 1.0 if errors >= n else float(special.betaincinv(errors + 1, n - errors, 1 - delta))
 
 
 def wrong_within(errors: np.ndarray, groups: np.ndarray, epsilon: float) -> float:

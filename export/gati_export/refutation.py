@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy.special import betainc
 
 from gati_export.runs import by_appearance
 from gati_export.terms import Terms
@@ -30,8 +30,9 @@ def refuted(wrong: np.ndarray, groups: np.ndarray, terms: Terms) -> bool:
         terms: What was promised.
     """
     factors = _factors(wrong, groups, terms.epsilon)
-    if len(factors) == len(wrong):  # independent: exactly
-        return bool(stats.binom.sf(wrong.sum() - 1, len(wrong), terms.epsilon) <= terms.delta)
+    if len(factors) == len(wrong):  # independent: exactly, by the binomial distribution
+        errors = wrong.sum()
+        return bool(betainc(errors, len(wrong) - errors + 1, terms.epsilon) <= terms.delta)
     return bool(np.log(factors).sum() >= -math.log(terms.delta))
 
 
