@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODEL, Exported
+from conftest import MODEL, Exported, killed
 from drafts import in_mode, marked_draft, place, release_files
 from publishers import publish_until, run
 from running import eventually, gati
@@ -46,17 +46,14 @@ class Fleet:
     images: np.ndarray
     servers: list[Server] = field(default_factory=list)
 
-    def start(self, index: int | None = None) -> None:
-        """Starts one more server, or one that has died, where it was."""
-        if index is None:
-            self.servers.append(Server(self.repository, Ports(0, 0, 0), QUIET))
-        else:
-            self.servers[index].stop()
-            self.servers[index] = Server(self.repository, self.servers[index].ports, QUIET)
+    def start(self, index: int) -> None:
+        """Starts a server that has died, where it was."""
+        killed(self.servers[index])
+        self.servers[index] = Server(self.repository, self.servers[index].ports, QUIET)
 
     def stop(self) -> None:
-        with ThreadPoolExecutor(len(self.servers)) as pool:
-            list(pool.map(Server.stop, self.servers))
+        for server in self.servers:
+            killed(server)
 
     @property
     def addresses(self) -> list[str]:
@@ -122,10 +119,8 @@ class Fleet:
 
 def opened(exported: Exported, folder: Path, mode: Mode, servers: int) -> Fleet:
     repository = exported.copy(folder, mode)
-    fleet = Fleet(repository, in_mode(exported.chain, mode), exported.images)
-    for _ in range(servers):
-        fleet.start()
-    return fleet
+    running = [Server(repository, Ports(0, 0, 0), QUIET) for _ in range(servers)]
+    return Fleet(repository, in_mode(exported.chain, mode), exported.images, running)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +156,6 @@ def one_more(exported: Exported, folder: Path, refuses: int = 0) -> Iterator[str
     try:
         yield apart.addresses[0]
     finally:
-        apart.servers[0].process.kill()  # quicker than its end
         apart.stop()
 
 
