@@ -89,6 +89,12 @@ class Pulses:
                 self._drop(pid, path)
         return hung
 
+    def silent(self, pid: int, seconds: float) -> bool:
+        """Whether a process that gives signs has given none for so many seconds, whatever it does meanwhile."""
+        with suppress(OSError):
+            return time.time() - (self._folder / str(pid)).stat().st_mtime > seconds
+        return False
+
     def _silence(self, pid: int, path: Path, passed: float) -> float:
         """Takes in what a process did in the seconds that passed; returns its silence."""
         sign, work = path.stat().st_mtime_ns, _work(pid)

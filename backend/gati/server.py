@@ -220,7 +220,7 @@ class Server:
             self.process.kill()
             return self.process.wait()
         finally:
-            self._stubs.clean()
+            self._stubs.clean(self._pulses)
 
     def _unload(self) -> bool:
         """Unloads all models, those that may call others before these; returns whether none is left.

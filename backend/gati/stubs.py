@@ -14,11 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from gati.proc import arguments, children
+from gati.pulse import Pulses
 
 NAME = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
 ENDING_SECONDS = 12.0
 """How long they may take to end: a recorder writes for 10 s at most."""
+SILENT_SECONDS = 5.0
+"""How long they may give no sign of life meanwhile: one that waits for its server with Python's lock never ends."""
 
 
 class Stubs:
@@ -79,14 +82,20 @@ class Stubs:
             os.kill(pid, signal.SIGKILL)
         return model
 
-    def clean(self) -> None:
+    def clean(self, pulses: Pulses) -> None:
         """Ends what a killed server has left, and removes its shared memory; only when the server has ended.
 
         Processes end by themselves, and first write what they have recorded; one that waits for its server, with a lock
         that it needs for that, can't.
+
+        Args:
+            pulses: Their signs of life.
         """
         deadline = time.monotonic() + ENDING_SECONDS
         while (left := [pid for pid in self._models if self._is_ours(pid)]) and time.monotonic() < deadline:
+            for pid in left:
+                if pulses.silent(pid, SILENT_SECONDS):
+                    self.end(pid)
             time.sleep(0.05)
         for pid in left:
             with suppress(ProcessLookupError):

@@ -48,6 +48,7 @@ def test_only_a_process_that_is_stopped_hangs(
 
     assert eventually(told, 60)
     assert hung == [processes[1].pid]
+    assert pulses.silent(processes[2].pid, 2.0) and not pulses.silent(processes[0].pid, 30.0)
     assert not eventually(lambda: bool(pulses.hung()), 1), "it is told once, and the others do not hang"
     processes[0].kill()
     processes[0].wait()

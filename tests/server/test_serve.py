@@ -341,7 +341,7 @@ def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
     tries: list[Ports] = []
     regions: set[str] = set()
     clean = Stubs.clean
-    monkeypatch.setattr(Stubs, "clean", lambda stubs: (regions.update(stubs._regions), clean(stubs)))
+    monkeypatch.setattr(Stubs, "clean", lambda stubs, *given: (regions.update(stubs._regions), clean(stubs, *given)))
 
     def choose_late(ports: Ports, host: str) -> Ports:
         free = choose(ports, host)
