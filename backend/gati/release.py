@@ -159,7 +159,7 @@ class Release:
         try:
             fields = json.loads(text)
             if fields.pop("format") != FORMAT:
-                raise ValueError("unknown format")
+                raise ReleaseRefused("release.json was written by another version of gati; a refresh learns anew.")
             release: Release = decode(cls, fields, "release", exact=True)
             if release.certificate.together < 1:
                 raise ValueError(f"samples can't be {release.certificate.together} in a scene")

@@ -66,11 +66,15 @@ def test_a_field_that_holds_anything_is_read_or_refused(field: str, value: Any) 
     assert all(isinstance(head.index, int) for head in release.heads)
 
 
+@pytest.mark.parametrize("format_", [1, 3])
+def test_a_manifest_of_another_version_is_told_from_a_damaged_one(format_: int) -> None:
+    with pytest.raises(ReleaseRefused, match="written by another version of gati"):
+        Release.from_json(json.dumps(json.loads(TEXT) | {"format": format_}))
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"format": 1}, id="format of the past"),
-        pytest.param({"format": 3}, id="format of the future"),
         pytest.param({"reason": "rollback to the roots"}, id="rollback to no number"),
         pytest.param({"reason": "rollback to 7"}, id="rollback to the future"),
         pytest.param({"heads": [{"index": [0], "sha256": ""}]}, id="index that is none"),
