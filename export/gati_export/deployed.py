@@ -41,8 +41,9 @@ KEPT = {
 """Fields that a chain keeps to; others are about how a network is run, and are not taken over."""
 BATCHING = "dynamic_batching"
 """The field that is taken over where a chain has batches."""
-POLICIES = ("priority_levels", "default_queue_policy", "priority_queue_policy")
-"""Fields of it on which Triton decides for every request anew whether it has an instance for it."""
+POLICIES = ("priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy")
+"""Fields of it that are left out: with one of these, Triton 2.51 overlooks that the only instance of a model is free,
+and lets what waits wait for half a second a batch, or until another request comes."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class Deployed:
             config.dynamic_batching.CopyFrom(self.config.dynamic_batching)
             sizes = [size for size in self.config.dynamic_batching.preferred_batch_size if size <= chain.max_batch]
             config.dynamic_batching.preferred_batch_size[:] = sizes
+            for policy in POLICIES:
+                config.dynamic_batching.ClearField(policy)
         write_config(repository, config)
 
     def notes(self, chain: Chain) -> Iterator[str]:
@@ -164,10 +167,12 @@ class Deployed:
             yield f"Not taken over from {self.name}'s configuration: {', '.join(left)}."
         if self.version != 1:
             yield f"Clients that ask for version {self.version} by its number are to ask for 1, or for none."
-        if BATCHING not in left and any(_is_set(self.config.dynamic_batching, name) for name in POLICIES):
+        policies = [name for name in POLICIES if _is_set(self.config.dynamic_batching, name)]
+        if policies and BATCHING not in left:
             yield (
-                f"{self.name}'s dynamic_batching has priorities or a queue policy: of a model with one instance, as a "
-                "chain has, Triton then now and then lets a request wait for half a second (docs/LIMITS.md)."
+                f"Not taken over from {self.name}'s dynamic_batching: {', '.join(policies)}; with these, what waits "
+                "for a model's only instance may wait for half a second a batch (docs/LIMITS.md). Requests' priorities "
+                "and timeouts have no effect, then, and the queue has no limit."
             )
         if self.max_batch is None and self.config.input:
             yield (

@@ -107,13 +107,15 @@ def test_what_it_says_of_batches_is_taken_over(model, tmp_path, export) -> None:
     assert "Requests of more than 8 rows are refused" in said
 
 
-def test_all_that_is_not_taken_over_is_said(model, export) -> None:
+def test_all_that_is_not_taken_over_is_said(model, tmp_path, export) -> None:
     metrics = 'metric_control [{ metric_identifier { family: "nv_inference_first_response_histogram_ms" } }]'
-    batching = "dynamic_batching { priority_levels: 2 default_priority_level: 1 }"
+    batching = "dynamic_batching { priority_levels: 2 default_priority_level: 1 max_queue_delay_microseconds: 9 }"
     configured(model, f"{CONFIG}{batching}\nmodel_metrics {{ {metrics} }}\nparameters {{ key: 'k' }}")
     said, _ = export()
     assert "Not taken over from net's configuration: parameters, model_metrics." in said
-    assert "Triton then now and then lets a request wait for half a second" in said
+    assert "from net's dynamic_batching: priority_levels, default_priority_level; with these" in said
+    kept = config_of(tmp_path / "models", "net").dynamic_batching
+    assert (kept.priority_levels, kept.default_priority_level, kept.max_queue_delay_microseconds) == (0, 0, 9)
 
 
 def test_what_a_chain_without_batches_leaves_out_is_said(model, export) -> None:

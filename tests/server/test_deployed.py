@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import queue
 import shutil
+import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -127,7 +129,7 @@ def test_clients_find_the_same_inputs_and_outputs(before: Served, after: Served)
     assert new["inputs"] == old["inputs"]
     assert new["outputs"][:1] == old["outputs"]
     assert new_config["max_batch_size"] == old_config["max_batch_size"] == 16
-    assert new_config["dynamic_batching"] == old_config["dynamic_batching"]
+    assert new_config["dynamic_batching"]["preferred_batch_size"] == [4, 16]
 
 
 def test_answers_are_named_by_the_same_labels(before: Served, after: Served) -> None:
@@ -144,8 +146,22 @@ def test_answers_are_named_by_the_same_labels(before: Served, after: Served) -> 
     assert np.mean([old == new for old, new in zip(*named, strict=True)]) >= 0.9
 
 
-def test_a_priority_is_one_that_the_model_has(after: Served) -> None:
-    assert ask(after, points(1, seed=5), "scores", priority=2).as_numpy("scores").shape == (1, CLASSES)
+def test_a_request_may_have_a_priority_and_a_timeout(after: Served) -> None:
+    given = {"priority": 2, "timeout": 1}
+    assert ask(after, points(1, seed=5), "scores", **given).as_numpy("scores").shape == (1, CLASSES)
+
+
+def test_requests_that_wait_do_not_wait_for_triton(after: Served) -> None:
+    """Which takes half a second for each batch that waits for an only instance where there are priorities."""
+    tensor = triton.InferInput("point", [16, 24], "FP32")
+    tensor.set_data_from_numpy(points(16, seed=7))
+    ended = queue.Queue[object]()
+    begun = time.monotonic()
+    with triton.InferenceServerClient(after.grpc) as client:
+        for _ in range(60):
+            client.async_infer(NAME, [tensor], callback=lambda result, error: ended.put(error))
+        assert [ended.get(timeout=60) for _ in range(60)] == [None] * 60
+    assert time.monotonic() - begun < 5
 
 
 def test_an_ensemble_goes_on(before: Served, after: Served) -> None:
