@@ -166,7 +166,10 @@ class Deployed:
         if left:
             yield f"Not taken over from {self.name}'s configuration: {', '.join(left)}."
         if self.version != 1:
-            yield f"Clients that ask for version {self.version} by its number are to ask for 1, or for none."
+            yield (
+                f"Clients and ensembles that ask for version {self.version} by its number are to ask for 1, or for "
+                "none."
+            )
         policies = [name for name in POLICIES if _is_set(self.config.dynamic_batching, name)]
         if policies and BATCHING not in left:
             yield (

@@ -76,7 +76,7 @@ def test_without_a_configuration_the_file_tells(model, tmp_path, export) -> None
     assert not error
     chain = read_chain(tmp_path / "models", "net")
     assert (chain.max_batch, chain.inputs, chain.labels) == (32, (Tensor("x", "FP32", (6,)),), ())
-    assert "Clients that ask for version 10 by its number" in said
+    assert "Clients and ensembles that ask for version 10 by its number" in said
     assert "Requests of more than 32 rows are refused" in said
     assert read_deployed(model).path == model / "10" / "model.onnx"
 

@@ -106,7 +106,7 @@ def ask(served: Served, rows: np.ndarray, *outputs: str, model: str = NAME, **na
 
 def test_what_is_different_is_said(told: str) -> None:
     assert "Not taken over from wide's configuration: instance_group." in told
-    assert "Clients that ask for version 3 by its number are to ask for 1, or for none." in told
+    assert "Clients and ensembles that ask for version 3 by its number are to ask for 1, or for none." in told
     assert "Release 1: expected speed-up" in told
     assert "refused" not in told
 
