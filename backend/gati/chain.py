@@ -181,7 +181,7 @@ class Chain:
         Raises:
             RepositoryError: If it can't be read, or is another one.
         """
-        self._check(self.segment_path(repository, index), self.segments[index].sha256)
+        _hold(self.segment_path(repository, index), self.segments[index].sha256)
 
     def read_segment(self, repository: Path, index: int) -> bytes:
         """A segment's file, held against its digest.
@@ -234,15 +234,7 @@ class Chain:
             RepositoryError: If it can't be read, or is another one.
         """
         if self.segments[index].plan:
-            self._check(self.plan_path(repository, index), self.segments[index].plan)
-
-    def _check(self, path: Path, expected: str) -> None:
-        try:
-            digest = sha256_of(path)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if digest != expected:
-            raise _foreign(path)
+            _hold(self.plan_path(repository, index), self.segments[index].plan)
 
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of every segment, in order: what a head's fit is judged by."""
@@ -285,6 +277,16 @@ def _check(chain: Chain) -> None:
         raise ValueError("its segments are not in order")
     if chain.labels and len(chain.labels) != len(chain.served):
         raise ValueError("it has labels of other outputs")
+
+
+def _hold(path: Path, expected: str) -> None:
+    """Holds a file against its digest."""
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if digest != expected:
+        raise _foreign(path)
 
 
 def _read(path: Path, expected: str) -> bytes:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from gati.chain import DTYPES, Chain, Tensor, chain_path
 from gati.errors import BackboneError, first_line
 from gati_export.repository import plain_name, read_config, write_config
 from gati_export.signature import Signature
+from gati_export.staging import write_part
 
 FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt"}
 """Backends whose networks can be cut, and what Triton calls their files if it is not told."""
@@ -124,11 +124,7 @@ class Deployed:
         digests = []
         for place, tensor in enumerate(chain.served):
             content = self.labels[tensor.name].read_bytes() if tensor.name in self.labels else b""
-            if content:
-                path = chain.labels_path(repository, place)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            digests.append(hashlib.sha256(content).hexdigest() if content else "")
+            digests.append(write_part(chain.labels_path(repository, place), content) if content else "")
         return tuple(digests)
 
     def hand_over(self, repository: Path, chain: Chain, *, plain: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from gati_export.samples import ARRAYS, cast_notes, check_samples, load_samples
 from gati_export.segments import cut, with_shares, write_segments
 from gati_export.signature import UNKNOWN
 from gati_export.splitting import marks, split
-from gati_export.staging import REPOSITORY, moving, staging, staging_area
+from gati_export.staging import REPOSITORY, moving, staging, staging_area, write_part
 from gati_export.task import Task
 from gati_export.tensorrt_plans import compiled
 from gati_export.terms import Terms
@@ -177,7 +176,7 @@ def _export(plan: ExportPlan, staged: Path, work: Path, progress: Progress) -> E
     parts = split(samples, find_runs(samples), extra=extra is not None, terms=terms)
     if extra is not None:
         trained_on = marks(extra, range(count(extra)), terms) - marks(samples, parts.held_out, terms)
-        chain = replace(chain, trained=_written(chain.trained_path(staged), b"".join(sorted(trained_on))))
+        chain = replace(chain, trained=write_part(chain.trained_path(staged), b"".join(sorted(trained_on))))
     trained = train_heads(Task(chain, paths, samples, parts, terms), progress, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.candidates.times.segments))
     chain, accelerator, notes = _compile(plan, staged, chain, paths, head, progress)
@@ -251,13 +250,6 @@ def _extra(plan: ExportPlan, backbone: Backbone) -> dict[str, np.ndarray] | None
     extra = check_samples(load_samples(plan.extra, names=names, decode=decode), backbone.inputs)
     _check_shapes(backbone, extra)
     return extra
-
-
-def _written(path: Path, content: bytes) -> str:
-    """Writes a file of the chain's; returns its SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _check_shapes(backbone: Backbone, samples: Samples) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from gati_export.cutpoints import CutPoint
 from gati_export.onnxfile import LIMIT
 from gati_export.pieces import declare, extract, model_of
 from gati_export.quantised import begin_with, end_with, pair_before, pair_behind
+from gati_export.staging import write_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +126,10 @@ def write_segments(graphs: Sequence[SegmentGraph], folder_of: Callable[[int], Pa
         data = ir.to_proto(graph.model).SerializeToString(deterministic=True)
         path = folder_of(graph.index) / "model.onnx"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            digest = write_part(path, data)
         except OSError as error:
             raise BackboneError(f"Segment {graph.index} can't be written to {path} ({error.strerror}).") from error
-        segments.append(Segment(graph.index, graph.inputs, graph.output, hashlib.sha256(data).hexdigest(), 0.0))
+        segments.append(Segment(graph.index, graph.inputs, graph.output, digest, 0.0))
     return tuple(segments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -66,6 +67,13 @@ def moving(work: Path) -> Iterator[Path]:
         yield work / REPOSITORY
     finally:
         journal.unlink()
+
+
+def write_part(path: Path, content: bytes) -> str:
+    """Writes a file of a chain that is put together; returns its SHA-256, which the manifest has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def take_back(work: Path, repository: Path) -> None:

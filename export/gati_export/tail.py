@@ -6,7 +6,6 @@ is right where the scores are.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from gati.session import open_session
 from gati_export.compute import counts
 from gati_export.graph import bottlenecks, nodes_between
 from gati_export.pieces import declare, extract, model_of, run_up_to
+from gati_export.staging import write_part
 
 NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 TOLERANCE = 1e-3
@@ -42,9 +42,7 @@ class TailGraph:
     def write(self, path: Path) -> str:
         """Writes the model; returns the file's SHA-256."""
         data = ir.to_proto(self.model).SerializeToString(deterministic=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return hashlib.sha256(data).hexdigest()
+        return write_part(path, data)
 
 
 def is_pixel(sizes: Sequence[int | str]) -> bool:

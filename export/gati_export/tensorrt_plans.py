@@ -5,7 +5,6 @@ A plan fits the model of GPU and the version of TensorRT that it was made with, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from gati.chain import Chain
 from gati.errors import BackboneError
 from gati_export.accelerator import Accelerator, Profile
+from gati_export.staging import write_part
 
 
 def why_no_plans() -> str | None:
@@ -52,8 +52,8 @@ def _with_plans(repository: Path, chain: Chain, accelerator: Accelerator) -> Cha
     for segment in chain.segments:
         inputs = {name: shapes[name] for name in segment.inputs}
         plan = make_plan(chain.segment_path(repository, segment.index), accelerator.profiles(inputs, chain.max_batch))
-        chain.plan_path(repository, segment.index).write_bytes(plan)
-        segments.append(replace(segment, plan=hashlib.sha256(plan).hexdigest()))
+        digest = write_part(chain.plan_path(repository, segment.index), plan)
+        segments.append(replace(segment, plan=digest))
     return replace(chain, segments=tuple(segments))
 
 
