@@ -8,9 +8,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from gati.decode import decode
 from gati.files import replace
+
+Line = TypeVar("Line")
 
 FORGOTTEN_SECONDS = 7 * 86400.0
 """After which a replica that writes no more is forgotten; in a cluster, each has a new name."""
@@ -68,6 +71,15 @@ def entries(path: Path) -> list[Any]:
             found.append(json.loads(line))
         except (ValueError, RecursionError):
             continue
+    return found
+
+
+def decoded(kind: type[Line], path: Path) -> list[Line]:
+    """A journal's lines as a dataclass, oldest first. What is none is passed over."""
+    found = []
+    for entry in entries(path):
+        with suppress(ValueError, OverflowError):
+            found.append(decode(kind, entry, "line"))
     return found
 
 

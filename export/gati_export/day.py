@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from gati.histogram import quantile
+from gati.journal import decoded
 from gati.ledger import Event
 from gati.minutes import Minute
 from gati.settings import workspace
-from gati_export.history import decoded
 
 Line = TypeVar("Line", Minute, Event)
 

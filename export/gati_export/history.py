@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from gati.decode import decode
-from gati.journal import Journal, entries
+from gati.journal import Journal, decoded
 from gati.settings import workspace
-
-Line = TypeVar("Line")
 
 KEPT = 1000
 """Turns that are remembered: of twice as many, the older half is forgotten."""
@@ -62,15 +57,6 @@ def last_turn(repository: Path, model: str) -> Turn | None:
         return next(reversed(turns(repository, model)), None)
     except OSError:
         return None
-
-
-def decoded(kind: type[Line], path: Path) -> list[Line]:
-    """A journal's lines as a dataclass, oldest first. What is none is passed over."""
-    found = []
-    for entry in entries(path):
-        with suppress(ValueError, OverflowError):
-            found.append(decode(kind, entry, "line"))
-    return found
 
 
 def _path(repository: Path, model: str) -> Path:

@@ -15,10 +15,9 @@ from handmade import CERTIFICATE, toy_chain, toy_release
 
 from gati import ledger
 from gati.breaker import Breaker
-from gati.journal import FORGOTTEN_SECONDS, Journal
+from gati.journal import FORGOTTEN_SECONDS, Journal, decoded
 from gati.ledger import Event, Ledger
 from gati.release import ROLLBACK, Certificate, HeadFile, Release
-from gati_export.history import decoded
 
 CHAIN = toy_chain()
 RELEASE = toy_release(CHAIN, 3)

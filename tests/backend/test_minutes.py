@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from gati import minutes
 from gati.histogram import bucket, quantile
-from gati.journal import FORGOTTEN_SECONDS, Journal, entries
+from gati.journal import FORGOTTEN_SECONDS, Journal, decoded, entries
 from gati.minutes import Minute, Minutes
-from gati_export.history import decoded
 
 
 @pytest.fixture
