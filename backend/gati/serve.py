@@ -41,9 +41,9 @@ from gati.settings import (
 
 @click.command()
 @click.argument("repository", metavar="DIR", type=existing_folder)
-@port_option("grpc", 8001)
-@port_option("http", 8000)
-@port_option("metrics", 8002)
+@port_option("grpc", Ports.grpc)
+@port_option("http", Ports.http)
+@port_option("metrics", Ports.metrics)
 @click.option(
     "--host", type=click.Choice([HOST, ANYWHERE]), default=HOST, show_default=True, help=f"{ANYWHERE}: all interfaces."
 )

@@ -15,7 +15,7 @@ from rich.table import Table
 from gati.chain import find_chains
 from gati.errors import UnavailableError
 from gati.options import existing_folder, json_option, write_json
-from gati.ports import HOST
+from gati.ports import HOST, Ports
 from gati.server import running_ports
 from gati_export.commands.common import checked_address, found_model
 from gati_export.scrape import Reading, read_metrics
@@ -28,7 +28,7 @@ from gati_export.scrape import Reading, read_metrics
     "--metrics",
     metavar="HOST:METRICS_PORT",
     callback=lambda _ctx, option, value: checked_address(option, value),
-    help="The server's metrics.  [default: where the server of --repository has them, else 127.0.0.1:8002]",
+    help=f"The server's metrics.  [default: where the server of --repository has them, else {HOST}:{Ports.metrics}]",
 )
 @click.option("--once", is_flag=True, help="Print one table and end, as is done where output is no terminal, too.")
 @click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between readings.")
@@ -59,7 +59,7 @@ def _address(repository: Path | None) -> str:
     ports = running_ports(repository) if repository is not None else None
     if repository is not None and ports is None:
         raise UnavailableError(f"No server of `gati serve` runs on {repository}; name its --metrics HOST:PORT.")
-    return f"{HOST}:{ports.metrics if ports else 8002}"
+    return f"{HOST}:{ports.metrics if ports else Ports.metrics}"
 
 
 def _watch(model: str, address: str, first: Reading, every: float, console: Console) -> None:
