@@ -45,7 +45,7 @@ def decide(plan: RefreshPlan, learned: Learned, progress: Progress) -> Decision:
     """Whether what was learned is to be published; tries it on the newest samples first."""
     live, standing, trained = learned.live, learned.standing, learned.trained
     if isinstance(trained, NoHeads):
-        return _without_new_heads(plan, learned, trained.why)
+        return _without_new_heads(learned, trained.why)
     closed = live.closed if live is not None else ()
     why, better = verdict(standing, trained.seconds, closed) if learned.comparable else (UNSEEN, False)
     if not better and not plan.always:
@@ -56,18 +56,18 @@ def decide(plan: RefreshPlan, learned: Learned, progress: Progress) -> Decision:
         window, origin = learned.recorded.window, live.number if live else 0
         return Decision(Draft(trained.heads, trained.certificate, window, "refresh", origin), why)
     if standing is not None and standing.untenable:
-        return _without_new_heads(plan, learned, against)
+        return _without_new_heads(learned, against)
     return Decision(None, against, objected=True)
 
 
-def _without_new_heads(plan: RefreshPlan, learned: Learned, why_not: str) -> Decision:
+def _without_new_heads(learned: Learned, why_not: str) -> Decision:
     """What to do where no new heads can be published: shut the live release if it must not go on, else nothing."""
     live, standing, recorded = learned.live, learned.standing, learned.recorded
     if live is None or standing is None or not standing.untenable:
         stays = "the live release stays" if live else "the backbone goes on alone"
         aside = f" Of the samples, {misfits(recorded.left_out)}." if recorded.left_out else ""
         return Decision(None, f"Nothing is published, {stays}: {why_not}{aside}", failed=True)
-    draft = shut(live, standing, plan.chain, len(learned.task.split.calibrate), recorded.window)
+    draft = shut(live, standing, learned.task.chain, len(learned.task.split.calibrate), recorded.window)
     why = f"The live release differs on {standing.differs:.2%} of the held-out samples, and is shut: {why_not}"
     return Decision(draft, why, shuts=True)
 

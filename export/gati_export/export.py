@@ -165,8 +165,8 @@ def _export(plan: ExportPlan, staged: Path, work: Path, progress: Progress) -> E
     paths = chain.segment_paths(staged)
     progress("Compare segments with backbone", 0)
     total = count(samples)
-    head = {name: rows[:CHECKED] for name, rows in samples.items()}
-    difference = check_segments(backbone, paths, head)
+    first = {name: rows[:CHECKED] for name, rows in samples.items()}
+    difference = check_segments(backbone, paths, first)
     progress("Compare segments with backbone", 1)
     whole = backbone_bytes(paths)
     if plan.memory_share is not None:
@@ -179,7 +179,7 @@ def _export(plan: ExportPlan, staged: Path, work: Path, progress: Progress) -> E
         chain = replace(chain, trained=write_part(chain.trained_path(staged), b"".join(sorted(trained_on))))
     trained = train_heads(Task(chain, paths, samples, parts, terms), progress, extra=extra)
     chain = replace(chain, segments=with_shares(chain.segments, trained.candidates.times.segments))
-    chain, accelerator, notes = _compile(plan, staged, chain, paths, head, progress)
+    chain, accelerator, notes = _compile(plan, staged, chain, paths, first, progress)
     write_repository(staged, chain, accelerator)
     release = _publish_first(plan, staged, chain, trained, total)
     found_out = report_of(chain, trained, terms, release, whole)
