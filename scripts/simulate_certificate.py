@@ -165,8 +165,7 @@ def simulate(
     within = wrong_within(outcomes(tuned, path)[1], tuned.groups, epsilon)
     risk, hits = wrong.mean(axis=1), hit.mean(axis=1)
     members = members_of(population.groups)
-    n = wrong.shape[1]
-    count = max(1, round((calibration or n / 3) * len(members) / n))
+    count = max(1, round(len(members) * (calibration / wrong.shape[1] if calibration else 1 / 3)))
     steps, sizes = [], []
     for _ in range(splits):
         drawn = [members[i] for i in random.integers(0, len(members), count)]
