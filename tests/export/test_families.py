@@ -136,6 +136,7 @@ FILES = [
     ("regression", "image"),
     ("integers", "half"),
 ]
+FILES += [(family, "half") for family in FAMILIES if family not in dict(FILES)]
 
 
 @pytest.mark.parametrize(("family", "kind"), FILES)

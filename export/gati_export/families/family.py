@@ -1,7 +1,11 @@
 """What a family of heads is: how hidden activations become an answer, and how sure that answer is.
 
-A family is a module beside this one with a function `lookups(cut, classes)` that gives untrained `Lookup`s, and a line
-in `gati_export.families`. Training, ONNX, replay, certificate and composition are the same for all.
+A family is a module beside this one with a function `lookups(cut, classes)` that gives untrained `Lookup`s, and its
+name in `FAMILIES` of `gati_export.families`: the tests of all families are then its tests, too. Training, ONNX, replay,
+certificate and composition are the same for all. `contract` tries what a family does before its heads are certified.
+
+To build one from: `Pooling` makes vectors of any activations, `Whitening` few and comparable numbers of these;
+`Distilled` trains a `Predictor` that is a network; a `Selector` makes a score of logits, and `regress` one of anything.
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ class Lesson:
     """Samples to learn from, in the order of traffic.
 
     Attributes:
-        features: Of their activations, [n, ...].
-        logits: The backbone's, [n, classes].
+        features: What `reduce` gave, [n, ...]; float32, or float16 where a row is more than 4,096 numbers.
+        logits: The backbone's, float32 [n, classes]. Not every class need be among the answers.
         groups: Which of them belong together, as frames of one scene do; int64 [n].
         tell: Told again and again which share of the learning is done, 0..1; what it raises ends that.
     """
@@ -41,7 +45,7 @@ class Lesson:
 
     @property
     def labels(self) -> np.ndarray:
-        """The backbone's answers, int64 [n]."""
+        """The backbone's answers, int64 [n]. Where these are numbers, not scores of classes, it is of no use."""
         return self.logits.argmax(1).numpy()
 
 
@@ -49,9 +53,9 @@ class Found(NamedTuple):
     """What a lookup finds for a batch.
 
     Attributes:
-        logits: What the backbone would say, [batch, classes].
-        score: How sure that is, 0..1, [batch].
-        key: What the row is to be remembered by, [batch, dim], or None.
+        logits: What the backbone would say, float32 [batch, classes], on the scale of `Lesson.logits`.
+        score: How sure that is, 0..1, float32 [batch]. What matters is its order: a threshold is found for it.
+        key: What the row is to be remembered by, float32 [batch, dim]; None but of those that ask for `memory_keys`.
     """
 
     logits: Torch
@@ -62,13 +66,16 @@ class Found(NamedTuple):
 class Lookup(nn.Module):
     """The predictor and the selector of one head.
 
-    Every step must map every row by itself, take any batch, and be exportable to ONNX.
+    Every step must map every row by itself, take any batch, and be exportable to ONNX by `torch.onnx.export`: no branch
+    may depend on values. What has been learned is kept in parameters and buffers, which make the file.
 
     Attributes:
         name: Of the family, and of the variant where it has several: `gati-pool`.
-        view: What `reduce` gives. Lookups at the same cut point with the same view share features.
+        view: What `reduce` gives. Lookups at the same cut point with the same view share features: those that reduce as
+            another family does take its `VIEW`, others a name of their own.
         state: Shapes of what the orchestrator is asked to keep between requests, by name (`gati.state`).
-        integers: Whether to compute in integers what can be: for a processor, where that takes less.
+        integers: Whether to compute in integers what can be: for a processor, where that takes less. It is set before
+            `learn`, and may be ignored.
     """
 
     name: str
@@ -86,11 +93,14 @@ class Lookup(nn.Module):
     def learn(self, train: Lesson, tune: Lesson, seed: int, start: Mapping[str, Torch] | None) -> None:
         """Learns.
 
+        Lookups learn at the same time, a thread each: draw from a generator of your own, as PyTorch's is shared.
+
         Args:
             train: What the predictor learns from.
-            tune: What the selector learns from: none of it is in `train`.
+            tune: What the selector learns from: none of it is in `train`. It may be small, and hold other classes.
             seed: The same seed gives the same weights.
-            start: Weights of an earlier head to go on from, where they fit.
+            start: Weights of the head that served here before, by the names of `state_dict`, to go on from: perhaps
+                another family's, or of other shapes. It may be ignored.
         """
         raise NotImplementedError
 
@@ -109,8 +119,12 @@ class Family(Protocol):
     def __call__(self, cut: Tensor, classes: int) -> Sequence[Lookup]:
         """Untrained lookups for a cut tensor, each a candidate of its own.
 
+        Args:
+            cut: The cut tensor. Its shape is without the batch dimension, −1 where it varies.
+            classes: Of the backbone's output; or how many numbers it gives.
+
         Raises:
-            BackboneError: If the cut tensor is none that this family can read.
+            BackboneError: If the cut tensor is none that this family can read: `--explain` says so, and others go on.
         """
         ...
 
