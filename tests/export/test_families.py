@@ -126,11 +126,13 @@ def test_each_family_learns_at_each_cut_or_refuses(family: str, kind: str, monke
 FILES = [
     ("pooled", "tokens"),
     ("spatial", "overlapping_windows"),
+    ("spatial", "channels_last"),
     ("recent", "image"),
     ("recent", "signal"),
     ("gati", "vector"),
     ("selfxit", "half"),
     ("selfxit", "any_size"),
+    ("selfxit", "channels_last"),
     ("branchynet", "image"),
     ("nearest", "channels_last"),
     ("regression", "image"),
@@ -587,3 +589,12 @@ def test_no_pixel_of_a_plane_is_left_out(family: str) -> None:
     for lookup in family_of(family)(cut, CLASSES):
         (seen,) = torch.autograd.grad(lookup.reduce(hidden).sum(), hidden)
         assert (seen != 0).all(), lookup.name
+
+
+@pytest.mark.parametrize("family", ["spatial", "selfxit"])
+def test_images_are_seen_alike_with_their_channels_first_or_last(family: str) -> None:
+    first, last = (Tensor("x", "FP32", shape) for shape in ((24, 20, 20), (20, 20, 24)))
+    hidden = torch.from_numpy(hidden_rows(first, 3))
+    for one, other in zip(family_of(family)(first, CLASSES), family_of(family)(last, CLASSES), strict=True):
+        assert one.name == other.name
+        torch.testing.assert_close(one.reduce(hidden), other.reduce(hidden.permute(0, 2, 3, 1)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor as Torch
+
 from gati.chain import Tensor
 from gati.errors import BackboneError
 
@@ -29,12 +31,18 @@ def channel_axis(cut: Tensor) -> int:
 
 
 def planes(cut: Tensor) -> tuple[int, int, int]:
-    """Channels, height and width of an activation [channels, height, width].
+    """Channels, height and width of an image's activation, which has the channels first or last.
 
     Raises:
-        BackboneError: If it is not one, or of sizes that vary.
+        BackboneError: If it is none, or of sizes that vary.
     """
-    if len(cut.shape) != 3 or channel_axis(cut) != 0 or min(cut.shape) < 1:
-        raise BackboneError(f"The cut tensor {cut.name!r} is no image of a fixed size, channels first.")
-    channels, height, width = cut.shape
-    return channels, height, width
+    if len(cut.shape) != 3 or min(cut.shape) < 1:
+        raise BackboneError(f"The cut tensor {cut.name!r} is no image of a fixed size.")
+    axis = channel_axis(cut)
+    height, width = (size for at, size in enumerate(cut.shape) if at != axis)
+    return cut.shape[axis], height, width
+
+
+def channels_first(hidden: Torch, axis: int) -> Torch:
+    """Images [batch, ...], whose channels are at this axis of a row, as [batch, channels, height, width]."""
+    return hidden if axis == 0 else hidden.permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor as Torch
 from torch.nn import functional
 
 from gati.chain import Tensor
-from gati_export.families.layout import channel_axis
+from gati_export.families.layout import channel_axis, channels_first
 
 VIEW = "pooled"
 GRIDS = (4, 2, 1)
@@ -42,7 +42,7 @@ class Pooling:
             return hidden
         if self._grid > 1:
             kernel, stride = _windows(self._sizes, [self._grid] * 2)
-            planes = hidden if self._axis == 0 else hidden.permute(0, 3, 1, 2)
+            planes = channels_first(hidden, self._axis)
             pools = (functional.avg_pool2d, functional.max_pool2d)
             return torch.cat([pool(planes, kernel, stride) for pool in pools], 1).reshape(-1, self.features)
         rows, dim = (hidden.flatten(2), 2) if self._axis == 0 else (hidden.flatten(1, -2), 1)

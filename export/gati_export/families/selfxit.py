@@ -17,7 +17,7 @@ from gati.chain import Tensor
 from gati.errors import BackboneError
 from gati_export.distillation import Predictor, Schedule
 from gati_export.families.family import Distilled
-from gati_export.families.layout import channel_axis, planes
+from gati_export.families.layout import channel_axis, channels_first, planes
 from gati_export.families.pooling import shrunk
 from gati_export.selector import Confidence
 
@@ -45,8 +45,8 @@ class Exit(Predictor):
         super().__init__()
         self.axis = channel_axis(cut)
         channels = cut.shape[self.axis]
-        self.image = len(cut.shape) == 3 and self.axis == 0 and min(cut.shape) > 0
-        self.shrink = max(1, math.ceil(min(cut.shape[1:]) / SIDE)) if self.image else 1
+        self.image = len(cut.shape) == 3 and min(cut.shape) > 0
+        self.shrink = max(1, math.ceil(min(planes(cut)[1:]) / SIDE)) if self.image else 1
         layers: list[nn.Module] = []
         if self.image and width:
             layers = [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
@@ -58,7 +58,7 @@ class Exit(Predictor):
     def reduce(self, hidden: Torch) -> Torch:
         """Averages planes down to about 8×8, all else down to its channels."""
         if self.image:
-            return shrunk(hidden, self.shrink)
+            return shrunk(channels_first(hidden, self.axis), self.shrink)
         rest = tuple(axis for axis in range(1, hidden.dim()) if axis != self.axis + 1)
         return hidden.mean(rest) if rest else hidden
 

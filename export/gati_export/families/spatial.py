@@ -19,7 +19,7 @@ from gati_export.distillation import Dropout, Predictor, Schedule
 from gati_export.families.adaptive import Adaptable
 from gati_export.families.family import Lookup
 from gati_export.families.integers import Integers, weights_before
-from gati_export.families.layout import planes
+from gati_export.families.layout import channel_axis, channels_first, planes
 from gati_export.families.pooling import shrunk
 
 NAME = "spatial"
@@ -38,7 +38,7 @@ EXAMPLES = 256
 
 
 def lookups(cut: Tensor, classes: int) -> list[Lookup]:
-    """One lookup for a cut tensor [channels, height, width] of at least 4×4; see `families.family.Family`."""
+    """One lookup for an image's cut tensor of at least 4×4; see `families.family.Family`."""
     return [Adaptable(NAME, VIEW, Tower(cut, classes), classes)]
 
 
@@ -54,6 +54,7 @@ class Tower(Predictor):
     def __init__(self, cut: Tensor, classes: int) -> None:
         super().__init__()
         channels, height, width = planes(cut)
+        self.axis = channel_axis(cut)
         if min(height, width) < SMALLEST:
             raise BackboneError(f"The planes of {cut.name!r} are smaller than {SMALLEST}×{SMALLEST}.")
         self.shrink = max(1, math.ceil(min(height, width) / SIDE))
@@ -75,8 +76,8 @@ class Tower(Predictor):
         self.last = nn.Sequential(Dropout(DROPOUT), nn.Linear(2 * widths[-1], classes))
 
     def reduce(self, hidden: Torch) -> Torch:
-        """Averages activations [batch, channels, height, width] down to about 16×16."""
-        return shrunk(hidden, self.shrink)
+        """Averages activations to [batch, channels, height, width] of about 16×16."""
+        return shrunk(channels_first(hidden, self.axis), self.shrink)
 
     def going_on(self, start: Mapping[str, Torch]) -> Mapping[str, Torch]:
         """The weights that an earlier tower was trained to."""
