@@ -91,7 +91,7 @@ def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -
     if seconds <= (1 - BETTER) * live.seconds:
         return f"It is faster on held-out samples: {times}.", True
     if live.lapsed:
-        share = f"{live.differs:.2%} of the held-out samples"
+        share = f"{live.differs:.2%} of the held-out samples, too many of so few to show that it keeps its promise"
         return f"The live release would not be certified once more: it differs on {share}.", True
     return f"It would not be faster on held-out samples: {times}.", False
 

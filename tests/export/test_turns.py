@@ -55,6 +55,7 @@ def quiet(_what: str, _share: float) -> None:
         (Standing(0.003, 0.001, False), 0.004, False, "4 ms a request, the live release 3 ms"),
         (Standing(0.003, 0.05, True), 0.004, True, "differs on 5.00%"),
         (Standing(0.003, 0.012, False, True), 0.004, True, "would not be certified once more: it differs on 1.20%"),
+        (Standing(0.003, 0.004, False, True), 0.004, True, "differs on 0.40% of the held-out samples, too many of"),
         (Standing(0.003, 0.012, False, True), 0.002, True, "faster"),
     ],
 )
