@@ -225,6 +225,7 @@ def test_the_first_sentence_says_no_more_than_is_known() -> None:
     assert told(0.002, 0.03).startswith("Nothing speaks against the promise of 1%: audits show so far")
     assert "too few answers were audited" in told(0.0, 1.0, audited=0, agreed=0)
     assert told(0.02, 0.04).startswith("The promise is broken: more than 2.0% of answers differ (promised: 1%).")
+    assert "Of 100 requests written down in the last 24 hours, half took at most 1." in told(0.0, 0.008)
     assert f"Release 2 serves since {NOW - timedelta(hours=2):%-d %b %H:%M} UTC." in told(0.0, 0.008)
     assert "Release 2 is the newest; when last heard of, " in told(0.0, 0.008, release=1)
     assert told(0.0, 1.0, release=0).endswith("replicas served the backbone alone.")

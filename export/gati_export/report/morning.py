@@ -116,7 +116,9 @@ def _speed(day: Day) -> str:
     if half is None:
         return ""
     against = "" if whole is None else f"; where the backbone had to answer, {duration(whole)}"
-    return f"Half of the requests of the last 24 hours took at most {duration(half)}{against}."
+    rows = sum(day.exits.values())  # a server that has just started may have written down a single one
+    requests = f"{rows:,} request{'s' * (rows != 1)}"
+    return f"Of {requests} written down in the last 24 hours, half took at most {duration(half)}{against}."
 
 
 def _release(day: Day, live: LiveChain) -> str:
