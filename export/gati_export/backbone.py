@@ -249,7 +249,7 @@ def _scores(
         raise BackboneError(f"Output {name!r} is {alone.type}, and no scores lead to it; give these as well.")
     raise BackboneError(
         f"{path.name} has several outputs ({', '.join(names)}), and no scores of which alone all of them are computed "
-        "without weights; name those to serve (--outputs)."
+        "without weights: heads foretell one output, and what follows from it. Name what to serve (--outputs)."
     )
 
 
