@@ -133,7 +133,10 @@ def test_scores_alone_have_no_tail(tmp_path):
 
 def test_what_weights_are_needed_for_is_not_made_of_scores(tmp_path):
     graph, hidden, scores = network()
-    with pytest.raises(BackboneError, match=r"several outputs \(scores, hidden\), and no scores .*: heads foretell one .* \(--outputs\)"):
+    with pytest.raises(
+        BackboneError,
+        match=r"several outputs \(scores, hidden\), and no scores .*: heads foretell one .* \(--outputs\)",
+    ):
         loaded(graph, tmp_path, scores, hidden)
     backbone = loaded(graph, tmp_path, scores, hidden, outputs=("scores",))
     assert (backbone.output.name, backbone.tail) == ("scores", None)
