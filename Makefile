@@ -26,9 +26,9 @@ demo: $(INSTALLED)  ## Run the whole of it on handwritten digits; results in dem
 	$(BIN)/gati demo --output demo
 
 test: $(INSTALLED)  ## Run all tests, against a real Triton
-	@# the tests of a file share servers, and wait for these a fifth of the time; what they start finds modules compiled;
+	@# the tests of a file share servers, and wait for these a third of the time; what they start finds modules compiled;
 	@# tests/conftest.py says which files come first
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 GATI_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 GATI_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check

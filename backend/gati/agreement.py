@@ -67,10 +67,10 @@ def of_numbers(text: str) -> bool:
 
 
 def difference(text: str) -> str:
-    """How answers that don't agree are spoken of, after "answers": "differ from the backbone's"."""
+    """How answers that don't agree are spoken of, after "answers": "name another class than the backbone's"."""
     name = text.strip()
     if name == DEFAULT:
-        return "differ from the backbone's"
+        return "name another class than the backbone's"
     if top := _TOP.fullmatch(name):
         return f"name a class that is not among the backbone's {top[1]} best"
     if within := _WITHIN.fullmatch(name):

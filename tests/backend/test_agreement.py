@@ -164,7 +164,7 @@ def test_answers_that_cannot_be_judged_are_refused():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("top-1", "differ from the backbone's"),
+        ("top-1", "name another class than the backbone's"),
         ("top-3", "not among the backbone's 3 best"),
         ("within 0.1", "by more than 0.1"),
         ("ours:judge", "as ours:judge judges it"),

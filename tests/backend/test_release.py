@@ -123,7 +123,8 @@ def test_thresholds_are_by_cut_point() -> None:
     [
         (
             {},
-            "At most 1.00% of answers differ from the backbone's, with 95% confidence: 0 of 500 held-out samples did (",
+            "At most 1.00% of answers name another class than the backbone's, with 95% confidence: "
+            "0 of 500 held-out samples did (",
         ),
         ({"observations": 40}, "0 of 500 held-out samples did, 40 independent ones among them (upper bound 0.60%)."),
         ({"agreement": "top-3"}, "of answers name a class that is not among the backbone's 3 best, with 95%"),
