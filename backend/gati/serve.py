@@ -63,7 +63,11 @@ from gati.settings import (
     callback=checked(parse_age),
     help=f"When samples are deleted: 30d, 12h, 90m, 45s, or {FOREVER}.  [default: {DEFAULT_AGE}]",
 )
-@click.option("--store-mib", type=click.IntRange(1), help="Budget for a model's samples in MiB.  [default: 1024]")
+@click.option(
+    "--store-mib",
+    type=click.IntRange(1),
+    help="Budget for a model's samples in MiB; of a local disk, they take half at most.  [default: 1024]",
+)
 @click.option(
     "--audit",
     type=click.FloatRange(0, 1),

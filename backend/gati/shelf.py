@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections import deque
@@ -29,6 +30,8 @@ LIST_SECONDS, LIST_TIMES = 300.0, 200
 by what other replicas write. Where clocks differ, only the latter counts, so that shards keep their order."""
 REMEMBERED = 10_000
 """Shards whose names are remembered, the oldest: those are deleted next."""
+SHARE = 0.5
+"""Of a local disk that samples may take, whatever their budget: what audits found, and releases, need room as well."""
 ABANDONED_NS = 600 * 10**9
 """A shard that is this much older than the newest, and still half-written, never will be whole."""
 
@@ -68,6 +71,8 @@ class Shelf:
             put(fs, path, table)
         self._newest = number
         self._add(path, fs.size(path))
+        if "file" in fs.protocol:
+            budget = min(budget, int(SHARE * shutil.disk_usage(folder).total))
         if not self._prune(fs, path, budget):
             self._look(fs, folder)
             self._prune(fs, path, budget)

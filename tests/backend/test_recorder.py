@@ -108,6 +108,15 @@ def test_the_oldest_shards_go_when_the_budget_is_spent(tmp_path: Path) -> None:
     assert sorted(str(p) for p in (tmp_path / "toy").iterdir()) == sorted(paths[-3:])
 
 
+def test_half_of_a_local_disk_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
+    size = Path(shelf.write(table, 1 << 30)).stat().st_size
+    small = shutil.disk_usage(tmp_path)._replace(total=6 * size)
+    monkeypatch.setattr(shelves.shutil, "disk_usage", lambda _: small)
+    paths = [shelf.write(table, 1 << 30) for _ in range(8)]
+    assert _lies(tmp_path / "toy") == paths[-3:]
+
+
 def test_the_newest_shard_stays_whatever_the_budget(tmp_path: Path) -> None:
     path = write_shard(f"{tmp_path}/toy", shard(CHAIN, [sample(0)]), 1)
     assert Path(path).exists()
