@@ -180,7 +180,9 @@ def verdicts(asked: Sequence[Asked], unexcused: int, differs: np.ndarray, epsilo
     yield Verdict("requests answered", f"{len(differs):,}")
     yield Verdict("failed while a process was killed", str(sum(len(one.errors) for one in asked) - unexcused))
     yield Verdict("failed with no excuse", str(unexcused), not unexcused)
-    yield Verdict(f"answers that differ (allowed: {allowed})", str(differs.sum()), differs.sum() <= allowed)
+    count = int(differs.sum())
+    share = f"{count:,}, {count / len(differs):.2%}"
+    yield Verdict(f"answers that differ (allowed: {allowed:,})", share, count <= allowed)
     for release in np.unique(releases[releases > 0]):
         of = differs[releases == release]
         yield Verdict(f"answers of release {release}", f"{len(of):,}, {of.mean():.2%} differ")
