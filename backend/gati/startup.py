@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gati.chain import find_chains, read_chain
@@ -11,6 +12,11 @@ START_SECONDS = 300
 """How long a server may take to start, or a model to be loaded again: a large network is warmed for minutes."""
 BUILD_SECONDS = 1800
 """How long a server may take to start that has TensorRT build engines first."""
+STATED = [
+    re.compile(rf"(?:^|\s)(?:{field})\s*[:\[{{]") for field in ("backend|platform", "max_batch_size", "input", "output")
+]
+"""What a configuration says if Triton need not find it out."""
+COMMENT = re.compile("#.*")
 
 
 def startup_models(repository: Path) -> list[str]:
@@ -40,8 +46,17 @@ def parts(repository: Path) -> set[str]:
 
 
 def is_complete(repository: Path) -> bool:
-    """Whether all models are of chains: what the configurations of others leave out, Triton has to find out."""
-    return _models(repository) <= {*find_chains(repository), *parts(repository)}
+    """Whether all models' configurations say what Triton has to find out of others: those of chains do."""
+    others = _models(repository) - {*find_chains(repository), *parts(repository)}
+    return all(_says_all(repository / model / "config.pbtxt") for model in others)
+
+
+def _says_all(config: Path) -> bool:
+    try:
+        text = COMMENT.sub("", config.read_text(encoding="utf-8", errors="replace"))
+    except OSError:  # there is none; or Triton will say what is wrong with it
+        return False
+    return all(field.search(text) for field in STATED)
 
 
 def _models(repository: Path) -> set[str]:

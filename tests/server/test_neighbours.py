@@ -11,6 +11,8 @@ import pytest
 import tritonclient.grpc as triton
 from conftest import MODEL, Exported, Serve, Served
 
+from gati.startup import is_complete
+
 PREPARES = """
 import triton_python_backend_utils as pb_utils
 
@@ -92,6 +94,17 @@ def test_what_a_configuration_leaves_out_is_found_out(
     assert served.server.models == [MODEL, "pipeline", "prepares"]
     images = exported.images[:4]
     np.testing.assert_array_equal(ask(served, "pipeline", "RAW", images), ask(served, MODEL, "image", images))
+
+
+def test_what_is_all_said_need_not_be_found_out(exported: Exported, tmp_path: Path) -> None:
+    """Which takes a second process of each model's, and as long again."""
+    repository = exported.copy(tmp_path, plain=True)
+    put(repository, "calls", CALLS, CALLS_CONFIG)
+    assert is_complete(repository)
+    for left_out in ("backend", "max_batch_size", "input", "output"):
+        lines = [f"# {line}" if line.startswith(left_out) else line for line in CALLS_CONFIG.splitlines()]
+        (repository / "calls" / "config.pbtxt").write_text("\n".join(lines))
+        assert not is_complete(repository)
 
 
 def test_what_calls_a_chain_is_answered_before_the_end(exported: Exported, serve: Serve, tmp_path: Path) -> None:
