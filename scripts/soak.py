@@ -121,8 +121,8 @@ def disturb(
     seen: Counter[str] = Counter()
     started = time.monotonic()
     end = started + 60 * minutes
-    while time.monotonic() < end - QUIET_SECONDS:
-        time.sleep(random.uniform(0.5, 1.5) * pause)
+    while time.monotonic() + (wait := random.uniform(0.5, 1.5) * pause) < end - QUIET_SECONDS:
+        time.sleep(wait)
         answered, failed = sum(len(one.rows) for one in asked), sum(len(one.errors) for one in asked)
         at = time.monotonic() - started
         name = faults.happen()
