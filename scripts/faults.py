@@ -76,30 +76,19 @@ class Faults:
 
     def kill_orchestrator(self) -> None:
         """The process that Triton runs the chain in is killed."""
-        replica = self._replica()
-        self._excuse(replica)
-        for pid in self._world.orchestrators(replica):
-            kill(pid)
+        self._strike(self._world.orchestrators)
 
     def hang_orchestrator(self) -> None:
         """It hangs, for good."""
-        replica = self._replica()
-        self._excuse(replica, PATIENCE_SECONDS)
-        for pid in self._world.orchestrators(replica):
-            signal_to(pid, signal.SIGSTOP)
+        self._strike(self._world.orchestrators, signal.SIGSTOP, PATIENCE_SECONDS)
 
     def kill_server(self) -> None:
         """Triton is killed."""
-        replica = self._replica()
-        self._excuse(replica)
-        for pid in self._world.servers(replica):
-            kill(pid)
+        self._strike(self._world.servers)
 
     def kill_serve(self) -> None:
         """`gati serve` itself is killed."""
-        replica = self._replica()
-        self._excuse(replica)
-        kill(self._world.command(replica))
+        self._strike(lambda replica: [self._world.command(replica)])
 
     def hang_server(self) -> None:
         """A server answers late, for some seconds."""
@@ -156,9 +145,14 @@ class Faults:
     def _replica(self) -> Replica:
         return self._world.replicas[self._random.integers(len(self._world.replicas))]
 
-    def _excuse(self, replica: Replica, longer: float = 0.0) -> None:
-        now = time.monotonic()
+    def _strike(
+        self, found: Callable[[Replica], list[int]], number: signal.Signals = signal.SIGKILL, longer: float = 0.0
+    ) -> None:
+        """Sends a signal to processes of a replica, whose requests may fail until it has recovered."""
+        replica, now = self._replica(), time.monotonic()
         self.excused[replica].append((now, now + longer + RECOVERY_SECONDS))
+        for pid in found(replica):
+            signal_to(pid, number)
 
     def _later(self, seconds: float, end: Callable[[], None]) -> None:
         timer = threading.Timer(seconds, end)

@@ -46,7 +46,7 @@ SPIN_DURATION = "session.intra_op.spin_duration_us"
 to `STOP_SPINNING`."""
 SPIN_MICROSECONDS = 20
 """Of a chain's. With none, a request that is alone takes a tenth longer; with 150, or as long as a run, audits
-beside requests have these take up to twice as long (measured: BENCHMARKS.md)."""
+beside requests have these take up to twice as long (by hand: docs/TRIED.md)."""
 MOST_THREADS = 32
 """Threads on one graph by default: a chain has a dozen sessions and more."""
 
