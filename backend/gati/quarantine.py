@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from gati.chain import Chain, find_chains, read_chain
@@ -21,6 +22,7 @@ from gati.tryout import check_release
 REFUSED_KEPT = 10
 """Refused releases of a chain that stay for people to look at, of those that were moved out last."""
 
+CONFIG = "config.pbtxt"
 VERSION = re.compile(r"[1-9]")
 """How the name of a folder begins that Triton takes for a version: of `9.tmp` it reads 9."""
 
@@ -97,3 +99,15 @@ def move_out(folder: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     os.rename(folder, place)
+    remove_empty(folder.parent)
+
+
+def remove_empty(model: Path) -> None:
+    """Deletes the folder of a head that has no version: a Triton that loads all that lies there does not start with it.
+
+    It comes again with the head's next version. What others have put there stays.
+    """
+    with suppress(OSError):
+        if {path.name for path in model.iterdir()} <= {CONFIG}:
+            (model / CONFIG).unlink(missing_ok=True)
+            model.rmdir()

@@ -26,7 +26,7 @@ from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_li
 from gati.head import SEGMENTS_KEY
 from gati.inspection import inspect
 from gati.lock import publisher_lock
-from gati.quarantine import clear, forget, move_out, next_number, refused
+from gati.quarantine import clear, forget, move_out, next_number, refused, remove_empty
 from gati.release import (
     ROLLBACK,
     Certificate,
@@ -41,6 +41,7 @@ from gati.settings import workspace
 from gati.tryout import newest_release, try_out
 from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
+from gati_export.repository import head_config, write_config
 from gati_export.staging import out_of_reach
 from gati_export.surplus import surplus
 
@@ -229,15 +230,25 @@ def land(repository: Path, chain: Chain, release: Release, staging: Path, step: 
     try:
         for head in release.heads:
             step(f"rename {head.index}")
-            target = head_folder(repository, chain, head.index, release.number)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged = head_folder(staging, chain, head.index, release.number)
-            _be_newest(staged, target.parent)
-            os.rename(staged, target)
-            _fsync(target.parent)
+            _land_head(repository, chain, staging, head.index, release.number)
     except OSError:
         put_away(repository, chain, release.number, refused(repository, chain))
         raise
+
+
+def _land_head(repository: Path, chain: Chain, staging: Path, index: int, number: int) -> None:
+    """Renames a version of a head into place; the first one comes in one step with the head's configuration."""
+    target, staged = (head_folder(there, chain, index, number) for there in (repository, staging))
+    if not target.parent.exists():
+        write_config(staging, head_config(chain, index))
+        _fsync(staged.parent)
+        target, staged = target.parent, staged.parent
+    elif not (target.parent / "config.pbtxt").exists():
+        write_config(repository, head_config(chain, index))
+    else:
+        _be_newest(staged, target.parent)
+    os.rename(staged, target)
+    _fsync(target.parent)
 
 
 def _be_newest(folder: Path, model: Path) -> None:
@@ -281,6 +292,8 @@ def prune(repository: Path, chain: Chain, kept: int = KEPT) -> None:
     old = workspace(repository) / "staging" / "old"
     for release in surplus(list(valid_releases(repository, chain)), kept):
         put_away(repository, chain, release.number, old)
+    for index in chain.heads:
+        remove_empty(repository / chain.head_model(index))
     shutil.rmtree(old, ignore_errors=True)  # here, since on a copy that nobody publishes to nothing else clears it away
     forget(repository, chain)
 

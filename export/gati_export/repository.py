@@ -43,9 +43,9 @@ def write_repository(repository: Path, chain: Chain, accelerator: Accelerator | 
 
 
 def configs(chain: Chain, accelerator: Accelerator | None = None) -> list[ModelConfig]:
-    """The configuration of every model of a chain."""
+    """The configuration of every model of a chain but its heads: theirs come with their first versions."""
     found = [_segment_config(chain, segment, accelerator) for segment in chain.segments]
-    return [*found, *(head_config(chain, index) for index in chain.heads), chain_config(chain)]
+    return [*found, chain_config(chain)]
 
 
 def check_config(path: Path, expected: ModelConfig) -> None:

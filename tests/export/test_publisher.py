@@ -28,6 +28,7 @@ from gati.release import Release, head_path, numbers_on_disk, read_release, vali
 from gati.settings import workspace
 from gati.tryout import check_release
 from gati_export.publish import KEPT, OvertakenError, earlier, publish, withdraw
+from gati_export.repository import head_config, read_config, write_config
 from gati_export.rollout import publish_to
 
 STEPS = ["clear", "stage", "write 0", "write 2", "check", "rename 0", "rename 2", "prune", "done"]
@@ -60,6 +61,51 @@ def folders(repository: Path) -> set[str]:
 
 def put(repository: Path, chain: Chain, mark: int, thresholds: dict[int, float] | None = None) -> Release:
     return publish(repository, chain, marked_draft(chain, mark, thresholds))
+
+
+def heads(repository: Path) -> set[str]:
+    """The heads that have a folder; a Triton that loads all that lies there takes each of them for a model."""
+    return {path.name for path in repository.glob(f"{MODEL}-head-*")}
+
+
+# A head's folder
+
+
+def test_a_heads_folder_comes_with_its_first_version_and_goes_with_its_last(repository: Path, chain: Chain) -> None:
+    one, *others = (chain.head_model(index) for index in chain.heads)
+    put(repository, chain, 2)
+    withdraw(repository, chain, 1)
+    assert heads(repository) == {one}
+    put(repository, chain, 3, {chain.heads[1]: ALWAYS})
+    assert heads(repository) == {one, others[0]}
+    assert read_config(repository, others[0]) == head_config(chain, chain.heads[1])
+    withdraw(repository, chain, 2)
+    withdraw(repository, chain, 3)
+    assert heads(repository) == set()
+
+
+def test_a_folder_that_has_no_version_goes_with_the_next_release(repository: Path, chain: Chain) -> None:
+    withdraw(repository, chain, 1)
+    for index in chain.heads:
+        write_config(repository, head_config(chain, index))
+    tuned = read_config(repository, chain.head_model(chain.heads[0]))
+    tuned.instance_group[0].count = 2
+    write_config(repository, tuned)
+    put(repository, chain, 2)
+    assert heads(repository) == {tuned.name}
+    assert read_config(repository, tuned.name) == tuned, "what an operator tuned stays"
+
+
+def test_what_others_put_into_a_heads_folder_stays(repository: Path, chain: Chain) -> None:
+    (repository / chain.head_model(0) / "notes").write_text("why")
+    withdraw(repository, chain, 1)
+    assert heads(repository) == {chain.head_model(0)}
+
+
+def test_a_head_whose_configuration_is_missing_gets_it_with_the_next_release(repository: Path, chain: Chain) -> None:
+    (repository / chain.head_model(0) / "config.pbtxt").unlink()
+    put(repository, chain, 2)
+    assert read_config(repository, chain.head_model(0)) == head_config(chain, 0)
 
 
 # A publisher that dies

@@ -19,6 +19,7 @@ from gati.settings import workspace
 from gati.startup import startup_models
 from gati.triton import find_triton
 from gati_client import Client
+from gati_export.publish import publish, withdraw
 from gati_export.rollout import publish_to
 
 APIS = "model-repository,shared-memory,logging,trace"
@@ -71,3 +72,27 @@ def test_it_serves_and_takes_releases(exported: Exported, started, tmp_path: Pat
     if mode == "bls":
         with pytest.raises(PublishError, match="is not that server's"):
             publish_to(repository, chain, marked_draft(chain, 3), address)
+
+
+ALL = [("inline", []), ("bls", []), ("inline", ["--model-control-mode=poll"])]
+ALL += [("bls", ["--model-control-mode=explicit", "--load-model=*"])]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("mode", "options"), ALL)
+def test_it_starts_with_all_that_lies_there(
+    exported: Exported, started, tmp_path: Path, mode: Mode, options: list[str]
+) -> None:
+    repository = exported.copy(tmp_path, mode)
+    chain = in_mode(exported.chain, mode)
+    for mark in (1, 2):
+        publish(repository, chain, marked_draft(chain, mark))
+    withdraw(repository, chain, 1)
+    found = [index for index in chain.heads if (repository / chain.head_model(index)).exists()]
+    assert found == list(chain.heads[:1]), "the others have no version"
+    ports = started(repository, *options)
+    with Client(f"{HOST}:{ports.grpc}", MODEL) as client:
+        assert eventually(lambda: set(client.infer(exported.images[:4]).release) == {3})
+        if mode == "inline":
+            publish(repository, chain, marked_draft(chain, 3))
+            assert eventually(lambda: set(client.infer(exported.images[:4]).release) == {4})
