@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -27,7 +26,7 @@ from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, running
 from gati.startup import START_SECONDS, is_complete, parts, start_seconds, startup_models
 from gati.stubs import Stubs
-from gati.temporary import TEMPORARY, sweep
+from gati.temporary import TEMPORARY, held_folder, sweep
 from gati.triton import find_triton
 from gati.triton_log import STDERR, PortTakenError, check_taken, failure
 
@@ -82,7 +81,7 @@ class Server:
         if self.keeps_nothing:
             environment = {STORE: os.environ.get(STORE, NO_STORE)} | dict(environment or {})
         with ExitStack() as undo:
-            own = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="gati-")))
+            own = undo.enter_context(held_folder())
             self._slot = Slot(own if self.keeps_nothing else workspace(self.repository))
             undo.callback(self._slot.release)
             self.log = log or self._slot.log
