@@ -94,7 +94,7 @@ from gati.settings import (
 @click.option(
     "--log",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Triton's log; - for stderr.  [default: DIR.gati/server.log]",
+    help="Triton's log; - for stderr. That of the server before is kept as FILE.1.  [default: DIR.gati/server.log]",
 )
 @json_option
 def serve(

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ from gati.triton_log import STDERR, PortTakenError, check_taken, failure
 RESTRICTED = "model-repository,shared-memory,logging,trace"
 TRIES = 3
 """To start on ports that are free: another program may take one before Triton listens there."""
+BEFORE = ".1"
+"""What the name of a log has behind it, when that is of the server before."""
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
 
@@ -45,6 +48,7 @@ class Server:
         ports: Where to listen.
         environment: Settings of the chains, as `GATI_` variables (gati.settings).
         log: File for Triton's log, or `STDERR`; by default beside the repository, one for each server that runs there.
+            What the one before has said is kept beside, in `<log>.1`.
         options: More options for tritonserver.
         host: `HOST`, or `ANYWHERE`: all interfaces.
         patience: Seconds of silence after which a model's process hangs (gati.pulse).
@@ -85,6 +89,7 @@ class Server:
             self._slot = Slot(own if self.keeps_nothing else workspace(self.repository))
             undo.callback(self._slot.release)
             self.log = log or self._slot.log
+            _put_aside(self.log)
             backends, pulses, self._temporary = own / "backends", own / "pulses", own / "temporary"
             for folder in (backends, pulses, self._temporary):
                 folder.mkdir()
@@ -253,6 +258,13 @@ def _writable(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _put_aside(log: Path) -> None:
+    """Keeps what the server before said, beside: whoever asks why that ended comes when the next one runs."""
+    with suppress(OSError):  # where nothing can be written, it serves all the same
+        if log != STDERR and stat.S_ISREG(log.lstat().st_mode) and log.stat().st_size:
+            log.replace(log.with_name(f"{log.name}{BEFORE}"))
 
 
 def running_ports(repository: Path) -> Ports | None:

@@ -156,6 +156,19 @@ def test_a_killed_command_takes_its_server_along(exported: Exported, start: Star
     assert again.images(exported.images[:1]).shape == (1, 1)
 
 
+def test_what_a_server_said_that_was_killed_is_kept_when_the_next_one_runs(
+    exported: Exported, start: Start, tmp_path: Path
+) -> None:
+    running = start(exported.copy(tmp_path))
+    log = workspace(running.repository) / "server.log"
+    os.kill(running.said["pid"], signal.SIGKILL)
+    _, err = running.process.communicate(timeout=SECONDS)
+    assert str(log) in err
+    said = log.read_text()
+    start(running.repository)
+    assert log.with_name("server.log.1").read_text() == said != log.read_text()
+
+
 def test_the_answer_under_way_is_given_before_the_end(exported: Exported, start: Start, tmp_path: Path) -> None:
     running = start(exported.copy(tmp_path), "--workers", "1")
     api = grpc.InferenceServerClient(running.said["grpc"])
