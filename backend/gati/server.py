@@ -24,7 +24,7 @@ from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
-from gati.slot import Slot, running
+from gati.slot import Slot, ending, running
 from gati.startup import START_SECONDS, is_complete, parts, start_seconds, startup_models
 from gati.stubs import Stubs
 from gati.temporary import TEMPORARY, held_folder, sweep
@@ -77,7 +77,7 @@ class Server:
         self.models = startup_models(self.repository)
         self._in_turn = _in_turn(self.repository, self.models)
         self.keeps_nothing = not _writable(workspace(self.repository))
-        self.ports = choose(ports or Ports(), host)
+        self.ports = _choose(ports or Ports(), host, workspace(self.repository))
         try:
             self._token = read_or_create_token(self.repository)
         except (OSError, PublishError):  # nowhere to keep one: nobody but this process controls the server
@@ -258,6 +258,22 @@ def _writable(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _choose(asked: Ports, host: str, folder: Path) -> Ports:
+    """Chooses ports, and waits for one that a server has which ends, since its `gati serve` was killed.
+
+    Else whoever starts that again gives up, after five times in ten seconds say, before the port is free.
+    """
+    deadline = time.monotonic() + EXIT_SECONDS
+    while True:
+        try:
+            return choose(asked, host)
+        except UnavailableError:
+            taken = {port for ports in ending(folder) for port in ports.values()}
+            if time.monotonic() > deadline or taken.isdisjoint(asdict(asked).values()):
+                raise
+        time.sleep(0.05)
 
 
 def _put_aside(log: Path) -> None:

@@ -35,12 +35,13 @@ class Slot:
             return
 
     def announce(self, pid: int, ports: dict[str, int]) -> None:
-        """Writes down which process serves, and where it listens.
+        """Writes down which process serves, for this one, and where it listens.
 
         Raises:
             OSError: If that is not possible: others are then not told.
         """
-        replace(self._file, json.dumps({"host": socket.gethostname(), "pid": pid, "ports": ports}) + "\n")
+        said = {"host": socket.gethostname(), "command": os.getpid(), "pid": pid, "ports": ports}
+        replace(self._file, json.dumps(said) + "\n")
 
     def release(self) -> None:
         """Gives the place back, once."""
@@ -51,13 +52,31 @@ class Slot:
 
 def running(repository: Path) -> list[dict[str, int]]:
     """Ports of the servers that run on a repository on this host."""
-    found: list[dict[str, int]] = []
-    for file in sorted(workspace(repository).glob(RUNNING)):
+    return [ports for _, ports in _running(workspace(repository))]
+
+
+def ending(folder: Path) -> list[dict[str, int]]:
+    """Ports of the servers on this host that are there still, though what started them was killed: they end with it."""
+    return [ports for command, ports in _running(folder) if command and not _is_there(command)]
+
+
+def _running(folder: Path) -> list[tuple[int, dict[str, int]]]:
+    """Of each server that runs on this host, what started it, 0 if that is not known, and its ports."""
+    found: list[tuple[int, dict[str, int]]] = []
+    for file in sorted(folder.glob(RUNNING)):
         try:
             fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if fields["host"] == socket.gethostname():
-                os.kill(fields["pid"], 0)
-                found.append(fields["ports"])
+            if fields["host"] == socket.gethostname() and _is_there(fields["pid"]):
+                found.append((fields.get("command", 0), fields["ports"]))
         except (OSError, ValueError, TypeError, KeyError):
             continue
     return found
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process of this user runs."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +154,22 @@ def test_a_killed_command_takes_its_server_along(exported: Exported, start: Star
     running.process.kill()
     until(lambda: not any(_alive(pid) for pid in below))
     again = start(running.repository)
+    assert again.images(exported.images[:1]).shape == (1, 1)
+
+
+def test_a_command_that_is_started_again_waits_for_the_ports_of_the_one_that_was_killed(
+    exported: Exported, start: Start, tmp_path: Path
+) -> None:
+    running = start(exported.copy(tmp_path))
+    os.kill(running.said["pid"], signal.SIGSTOP)  # it takes its time
+    running.process.kill()
+    running.process.wait()
+    ports = [text for p in ("grpc", "http") for text in (f"--{p}-port", running.said[p].rpartition(":")[2])]
+    resume = threading.Timer(3, os.kill, (running.said["pid"], signal.SIGCONT))
+    resume.start()
+    again = start(running.repository, *ports)
+    resume.join()
+    assert again.said["grpc"] == running.said["grpc"]
     assert again.images(exported.images[:1]).shape == (1, 1)
 
 
