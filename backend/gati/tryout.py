@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from gati.chain import Chain
@@ -49,9 +50,13 @@ def try_out(model: bytes, chain: Chain, index: int) -> None:
 
 def newest_release(repository: Path, chain: Chain) -> Release | None:
     """The newest release that can serve; None if there is none."""
+    return next(servable(repository, chain), None)
+
+
+def servable(repository: Path, chain: Chain) -> Iterator[Release]:
+    """The releases that can serve, highest first; the first one is the live one."""
     for number in numbers_on_disk(repository, chain):
         try:
-            return check_release(repository, chain, number)
+            yield check_release(repository, chain, number)
         except ReleaseRefused:
             continue
-    return None

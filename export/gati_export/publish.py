@@ -38,7 +38,7 @@ from gati.release import (
     valid_releases,
 )
 from gati.settings import workspace
-from gati.tryout import newest_release, try_out
+from gati.tryout import newest_release, servable, try_out
 from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
 from gati_export.repository import head_config, write_config
@@ -280,8 +280,8 @@ def withdraw(repository: Path, chain: Chain, number: int, *, again: bool = False
         if origin is not None:
             origin.remove(chain, number)
         put_away(repository, chain, number, refused(repository, chain))
-        newest = next(valid_releases(repository, chain), None)
-        if not again or newest is None or newest.number > number:
+        newest = newest_release(repository, chain) if again else None
+        if newest is None or newest.number > number:
             return None
         draft = earlier(repository, chain, newest.number)
         return _publish(repository, chain, draft, lambda _: None, number + 1)
@@ -331,7 +331,7 @@ def earlier(repository: Path, chain: Chain, number: int | None = None) -> Draft:
     Raises:
         PublishError: If there is no such release.
     """
-    releases = list(valid_releases(repository, chain))
+    releases = list(servable(repository, chain))  # what can't be opened never served, and takes nobody back to it
     if not releases:
         raise PublishError(f"{chain.model!r} has no release yet.")
     live, before = releases[0], releases[1:]

@@ -63,6 +63,12 @@ def put(repository: Path, chain: Chain, mark: int, thresholds: dict[int, float] 
     return publish(repository, chain, marked_draft(chain, mark, thresholds))
 
 
+def spoil(repository: Path, chain: Chain, number: int) -> None:
+    """Puts a release whose manifest is in order, whose files are those that it lists, and that can't be opened."""
+    files = release_files(chain, number, marked_draft(chain, number))
+    place(repository, chain, number, with_models(chain, number, files, lambda model: b"no head" + model))
+
+
 def heads(repository: Path) -> set[str]:
     """The heads that have a folder; a Triton that loads all that lies there takes each of them for a model."""
     return {path.name for path in repository.glob(f"{MODEL}-head-*")}
@@ -402,6 +408,22 @@ def test_a_refresh_after_going_back_goes_back_to_what_served_before_it(repositor
     assert earlier(repository, chain, 2).reason == "rollback to 2"
 
 
+def test_going_back_passes_over_what_can_not_be_opened_and_was_never_served(repository: Path, chain: Chain) -> None:
+    put(repository, chain, 2)
+    spoil(repository, chain, 3)
+    assert live(repository, chain).number == 3
+    assert earlier(repository, chain).reason == "rollback to 1"
+    with pytest.raises(PublishError, match="no release 3 to go back to; of 2, 1, name one"):
+        earlier(repository, chain, 3)
+
+
+def test_what_servers_go_on_to_when_a_release_is_withdrawn_can_be_opened(repository: Path, chain: Chain) -> None:
+    number = publish(repository, chain, marked_draft(chain, 3), least=3).number
+    spoil(repository, chain, 2)
+    again = withdraw(repository, chain, number, again=True)
+    assert again is not None and again.reason == "rollback to 1"
+
+
 def test_a_number_that_a_server_serves_is_not_used_though_it_is_not_on_disk(repository: Path, chain: Chain) -> None:
     assert publish(repository, chain, marked_draft(chain, 2), least=7).number == 7
     again = withdraw(repository, chain, 11, again=True)
@@ -419,8 +441,7 @@ def test_what_was_compared_with_another_release_is_not_published(repository: Pat
 
 def test_a_release_that_can_not_be_opened_was_published_by_nobody_meanwhile(repository: Path, chain: Chain) -> None:
     """Its manifest is in order, and what it lists is there: whoever refreshes has compared with the one before it."""
-    files = release_files(chain, 2, marked_draft(chain, 2))
-    place(repository, chain, 2, with_models(chain, 2, files, lambda model: b"no head" + model))
+    spoil(repository, chain, 2)
     assert live(repository, chain).number == 2
     assert publish(repository, chain, replace(marked_draft(chain, 3), compared=1)).number == 3
     assert numbers_on_disk(repository, chain) == [3, 1]
