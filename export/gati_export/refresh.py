@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gati.errors import GatiError, PublishError, UnavailableError
-from gati.release import Release
+from gati.release import Release, valid_releases
 from gati.settings import workspace
 from gati_export.decision import Decision, decide
 from gati_export.history import Turn, note
@@ -20,7 +20,7 @@ from gati_export.learned import Learned, learn
 from gati_export.progress import Progress
 from gati_export.publish import OvertakenError
 from gati_export.refresh_plan import RefreshPlan
-from gati_export.report.data import Report, write
+from gati_export.report.data import Report, forget, write
 from gati_export.rollout import Rollout, publish_to, settle
 from gati_export.standing import Live, live_release
 from gati_export.sync import follow
@@ -155,6 +155,8 @@ def _write_down(plan: RefreshPlan, turn: Turn, report: Report | None) -> Turn:
     try:
         if report is not None:
             write(plan.repository, report)
+            on_disk = valid_releases(plan.repository, plan.chain)
+            forget(plan.repository, plan.chain.model, {release.origin for release in on_disk})
         note(plan.repository, plan.chain.model, turn)
     except OSError as error:
         turn = replace(turn, why=f"{turn.why} That could not be written down ({error.strerror}).")

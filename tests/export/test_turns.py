@@ -21,6 +21,7 @@ from conftest import Exported
 from drafts import marked_draft
 from filelock import Timeout
 from handmade import toy_chain, toy_sample, write_shard
+from reports import realistic
 
 from gati.errors import PublishError, SamplesError, UnavailableError
 from gati.recorder import Sample, shard
@@ -31,6 +32,7 @@ from gati_export.decision import verdict
 from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import _alone, refreshed
 from gati_export.refresh_plan import RefreshPlan
+from gati_export.report import data
 from gati_export.report.data import reports_folder
 from gati_export.rollout import publish_to
 from gati_export.standing import Standing, standing
@@ -150,19 +152,38 @@ def test_why_a_refresh_failed_is_told_where_it_cannot_be_written_down_and_a_watc
     assert away.value.exit_code == AGAIN
 
 
-@pytest.mark.parametrize("fault", ["reports", "turns"])
-def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written_down(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+def beside_a_liar(exported: Exported, tmp_path: Path) -> RefreshPlan:
+    """What shuts the release that is live: it answers everything, and wrongly."""
     repository, name = exported.copy(tmp_path), exported.chain.inputs[0].name
     chain = replace(exported.chain, epsilon=0.05, views=0, memory=1)
     draft = marked_draft(chain, 7, {0: -1e9})  # which every row reaches
     draft = replace(draft, certificate=replace(draft.certificate, thresholds={0: -1e9}))
-    liar = publish_to(repository, chain, draft, None).release
+    publish_to(repository, chain, draft, None)
     plan = RefreshPlan(repository, chain, str(tmp_path / "samples"))
     rows = len(exported.images)
     served = Sample({name: exported.images}, None, np.zeros(rows, np.int32), np.zeros(rows, np.int64), time.time())
     write_shard(f"{plan.store}/{chain.model}", shard(chain, [served]), 1 << 30)
+    return plan
+
+
+def test_a_refresh_keeps_the_newest_reports_and_those_of_what_is_on_disk(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "KEPT", 2)
+    plan = beside_a_liar(exported, tmp_path)
+    for number in range(1, 10):
+        data.write(plan.repository, replace(realistic(release=number), model=plan.chain.model))
+    assert refreshed(plan, quiet).turn.release == 3
+    assert data.numbers(plan.repository, plan.chain.model) == [0, 1, 2, 3, 8, 9]
+
+
+@pytest.mark.parametrize("fault", ["reports", "turns"])
+def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written_down(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    plan = beside_a_liar(exported, tmp_path)
+    repository, chain = plan.repository, plan.chain
+    liar = next(valid_releases(repository, chain))
     if fault == "reports":
         reports_folder(repository).write_text("no folder")
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +19,8 @@ from gati.settings import workspace
 FORMAT = 1
 NONE = 0
 """Number of the report of an export or refresh that led to no release."""
+KEPT = 100
+"""Reports that are kept, the newest."""
 ROUNDING = 1e-6
 """How far a share may lie outside 0..1, or shares be from 1 in all."""
 
@@ -250,6 +254,17 @@ def write(repository: Path, report: Report) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, report.to_json())
     return path
+
+
+def forget(repository: Path, model: str, needed: Collection[int]) -> None:
+    """Removes all but the newest reports of a model, and those of some releases: a watch writes hundreds a day.
+
+    What can't be removed now may be another time.
+    """
+    for number in numbers(repository, model)[:-KEPT]:
+        if number not in (NONE, *needed):
+            with suppress(OSError):
+                (reports_folder(repository) / model / f"{number}.json").unlink(missing_ok=True)
 
 
 def numbers(repository: Path, model: str) -> list[int]:
