@@ -62,7 +62,8 @@ class Ledger:
     Args:
         path: The file; what happens goes into the one beside it with the suffix `.jsonl`.
         chain: Whose promise they watch.
-        warn: Called once with why the file can't be read or written; serving goes on without it.
+        warn: Called once with why the file can't be read or written, and when it can be again; serving goes on without
+            it.
     """
 
     def __init__(self, path: Path, chain: Chain, warn: Callable[[str], None]) -> None:
@@ -108,12 +109,14 @@ class Ledger:
         closed = self._live.alarm != self._alarm
         if closed:
             self._happened()
-        self._write_down()
+        written = self._write_down()
         if not (now or closed or time.monotonic() >= self._due):
             return
         known = self._known()
         if known != self._kept and self._written(known):
             self._kept = known
+        if written and known == self._kept and self._warn_once.forget():
+            self._warn(f"{self._path} is written again")
         self._alarm = self._live.alarm
         self._due = time.monotonic() + (EAGER_SECONDS if self._live.eager else KEEP_SECONDS)
 
@@ -159,7 +162,8 @@ class Ledger:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._events.append(Event(at, self._release, self._live.closed_exits, self._live.alarm))
 
-    def _write_down(self) -> None:
+    def _write_down(self) -> bool:
+        """Writes what happened; whether that was possible."""
         try:
             while self._events:
                 self._journal.add(asdict(self._events[0]))
@@ -167,8 +171,10 @@ class Ledger:
             if time.monotonic() >= self._touch_due:
                 self._touch_due = time.monotonic() + TOUCH_SECONDS
                 self._journal.touch()
+            return True
         except OSError as error:
             self._not_written(error)
+            return False
 
     def _read(self) -> dict[str, Any]:
         """What the file says, by the heads it is about."""

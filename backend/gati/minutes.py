@@ -66,14 +66,14 @@ class Minutes:
     Args:
         path: The file.
         backbone: The exit at which the backbone answers.
-        warn: Called once with why the file can't be written; serving goes on without it.
+        warn: Called once with why the file can't be written, and when it can be again; serving goes on without it.
     """
 
     def __init__(self, path: Path, backbone: int, warn: Callable[[str], None]) -> None:
         self._path = path
         self._journal = Journal(path, KEPT)
         self._backbone = backbone
-        self._warn_once = WarnOnce(warn)
+        self._warn, self._warn_once = warn, WarnOnce(warn)
         self._lock = Lock()
         self._clear()
         forget(path.parent)
@@ -134,5 +134,7 @@ class Minutes:
     def _write(self, minute: Minute) -> None:
         try:
             self._journal.add(asdict(minute))
+            if self._warn_once.forget():
+                self._warn(f"{self._path} is written again")
         except OSError as error:
             self._warn_once(f"{self._path} can't be written ({error.strerror}): `gati report` will know nothing of now")

@@ -27,6 +27,8 @@ class WarnOnce:
             self._given[about] = now
             self._warn(message)
 
-    def forget(self) -> None:
-        """Lets all warnings be given anew."""
+    def forget(self) -> bool:
+        """Lets all warnings be given anew; returns whether any was given."""
+        given = bool(self._given)
         self._given.clear()
+        return given

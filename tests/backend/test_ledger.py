@@ -53,6 +53,11 @@ def on_disk(desk: Desk) -> dict[str, Any]:
     return fields
 
 
+def full(*_: object) -> None:
+    """A disk that is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def trip(breaker: Breaker, exit_: int) -> None:
     while breaker.alarm is None or breaker.alarm.exit > exit_:
         breaker.settle(breaker.draw(1), 0, 1, exit_)
@@ -238,9 +243,6 @@ def test_what_could_not_be_written_down_once_is_written_down_later(desk: Desk, m
     breaker = desk.ledger.open(RELEASE)
     desk.ledger.keep()
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as disk:
         disk.setattr(Journal, "add", full)
         trip(breaker, 0)
@@ -248,6 +250,28 @@ def test_what_could_not_be_written_down_once_is_written_down_later(desk: Desk, m
     desk.ledger.keep()
     events = decoded(Event, desk.path.with_suffix(".jsonl"))
     assert [(event.release, event.closed) for event in events] == [(3, ()), (3, (0, 1))]
+
+
+@pytest.mark.parametrize("what", ["evidence", "happenings"])
+def test_a_disk_that_is_full_time_and_again_is_told_each_time_and_when_it_is_over(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    breaker = desk.ledger.open(RELEASE)
+    desk.ledger.keep(now=True)
+    for _ in range(2):
+        with monkeypatch.context() as disk:
+            if what == "evidence":
+                disk.setattr(ledger, "replace", full)
+            else:
+                disk.setattr(Journal, "add", full)
+            breaker = desk.ledger.open(RELEASE)
+            for _ in range(3):
+                breaker.settle(breaker.draw(1), 1)
+                desk.ledger.keep(now=True)
+        desk.ledger.keep(now=True)
+        desk.ledger.keep(now=True)
+    told = [message.split(".json ")[1].partition(" (")[0] for message in desk.warned]
+    assert told == ["can't be written", "is written again"] * 2
 
 
 def test_what_happened_at_replicas_that_are_gone_for_a_week_is_forgotten_and_their_evidence_is_not(desk: Desk) -> None:

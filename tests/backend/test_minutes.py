@@ -50,7 +50,7 @@ def test_a_minute_is_written_when_it_is_over(path: Path, monkeypatch: pytest.Mon
     assert len(entries(path)) == 1
 
 
-def test_where_nothing_can_be_written_that_is_said_once(path: Path) -> None:
+def test_where_nothing_can_be_written_that_is_said_once_and_when_it_is_over(path: Path) -> None:
     path.parent.parent.write_text("in the way")
     warned: list[str] = []
     book = Minutes(path, 2, warned.append)
@@ -58,6 +58,11 @@ def test_where_nothing_can_be_written_that_is_said_once(path: Path) -> None:
         book.served(Counter({0: 1}), [(0, 0.001)])
         book.keep(1, (), (0.0, 1.0), now=True)
     assert len(warned) == 1 and "can't be written" in warned[0]
+    path.parent.parent.unlink()
+    for _ in range(2):
+        book.served(Counter({0: 1}), [(0, 0.001)])
+        book.keep(1, (), (0.0, 1.0), now=True)
+    assert warned[1:] == [f"{path} is written again"]
 
 
 def test_replicas_that_are_gone_for_a_week_are_forgotten(path: Path) -> None:
