@@ -13,6 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gati  # noqa: F401  # first: it keeps ONNX Runtime from telling of models
+
+# isort: split
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils

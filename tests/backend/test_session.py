@@ -62,3 +62,19 @@ def test_a_chain_reads_what_was_given_at_first_and_what_those_before_gave(tmp_pa
         "y": [9, 18],
     }
     assert feeds.keys() == {"x", "mask"}
+
+
+@pytest.mark.parametrize("module", ["gati.session", "gati_export.activations"])
+def test_nobody_is_told_of_models_that_are_opened(tmp_path: Path, module: str) -> None:
+    """ONNX Runtime puts a file into the temporary folder as soon as it may tell its makers."""
+    graph = Graph()
+    graph.linear(graph.input("x", ["batch", 2]), 2, 2, name="y")
+    path, home = graph.save(tmp_path / "net.onnx", "y"), tmp_path / "home"
+    home.mkdir()
+    code = f"import sys, {module}; from pathlib import Path; from gati.session import open_session\n"
+    code += "open_session(Path(sys.argv[1]))"
+    silencing = {"ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI"}
+    environment = {name: value for name, value in os.environ.items() if name not in silencing}
+    environment |= {"TMPDIR": str(home), "HOME": str(home)}
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment)
+    assert [*home.rglob("*")] == []
