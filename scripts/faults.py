@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,22 @@ from onnx import TensorProto
 from world import PATIENCE_SECONDS, Replica, World
 
 from gati.proc import children
-from gati.release import head_folder, head_path, numbers_on_disk, valid_releases
+from gati.release import head_folder, head_path, numbers_on_disk
+from gati.tryout import newest_release
 
 RECOVERY_SECONDS = 20.0
 """After a server or an orchestrator was killed, within which requests to it may fail."""
 SMALL = 4 << 30
 """Bytes of a file system that is small enough to be filled."""
-Excuse = tuple[float, float]
-"""From when until when, in seconds of time.monotonic, requests may fail."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """What happened to a replica, and from when until when, in seconds of time.monotonic, its requests may fail."""
+
+    kind: str
+    start: float
+    end: float
 
 
 class Faults:
@@ -37,13 +46,20 @@ class Faults:
         world: The world.
         disk: A folder on the disk that repository and workspace lie on, which is filled at times where it is small.
         random: Decides what happens, where, and for how long.
+
+    Attributes:
+        strikes: What happened to each replica.
+        filled: When the disk was filled, in seconds of time.monotonic.
+        turns_killed: How many turns of the refresher were at work as they were killed.
     """
 
     def __init__(self, world: World, disk: Path, random: np.random.Generator) -> None:
         self._world, self._disk, self._random = world, disk, random
         self._ends: list[threading.Timer] = []
         self._commands: list[subprocess.Popen[bytes]] = []
-        self.excused: dict[Replica, list[Excuse]] = {replica: [] for replica in world.replicas}
+        self.strikes: dict[Replica, list[Strike]] = {replica: [] for replica in world.replicas}
+        self.filled: list[float] = []
+        self.turns_killed = 0
         self.kinds: list[Callable[[], None]] = [
             self.kill_turn, self.kill_watch, self.kill_orchestrator, self.hang_orchestrator, self.kill_server,
             self.kill_serve, self.hang_server, self.damage, self.roll_back, self.kill_publisher, self.refresh_beside,
@@ -67,28 +83,31 @@ class Faults:
 
     def kill_turn(self) -> None:
         """A turn of the refresher is killed, where one is at work."""
-        for pid in children(self._world.refresher()):
+        turns = children(self._world.refresher())
+        self.turns_killed += len(turns)
+        for pid in turns:
             kill(pid)
 
     def kill_watch(self) -> None:
         """The refresher is killed, and a turn with it."""
+        self.turns_killed += len(children(self._world.refresher()))
         kill(self._world.refresher())
 
     def kill_orchestrator(self) -> None:
         """The process that Triton runs the chain in is killed."""
-        self._strike(self._world.orchestrators)
+        self._strike("orchestrator killed", self._world.orchestrators)
 
     def hang_orchestrator(self) -> None:
         """It hangs, for good."""
-        self._strike(self._world.orchestrators, signal.SIGSTOP, PATIENCE_SECONDS)
+        self._strike("orchestrator hung", self._world.orchestrators, signal.SIGSTOP, PATIENCE_SECONDS)
 
     def kill_server(self) -> None:
         """Triton is killed."""
-        self._strike(self._world.servers)
+        self._strike("Triton killed", self._world.servers)
 
     def kill_serve(self) -> None:
         """`gati serve` itself is killed."""
-        self._strike(lambda replica: [self._world.command(replica)])
+        self._strike("`gati serve` killed", lambda replica: [self._world.command(replica)])
 
     def hang_server(self) -> None:
         """A server answers late, for some seconds."""
@@ -99,6 +118,7 @@ class Faults:
     def fill_disk(self) -> None:
         """Nothing can be written any more, for some seconds."""
         ballast = self._disk / "ballast"
+        self.filled.append(time.monotonic())
         with suppress(OSError), ballast.open("wb", buffering=0) as file:  # no space is left: so it should be
             while file.write(bytes(1 << 20)):
                 pass
@@ -109,8 +129,10 @@ class Faults:
         repository, chain = self._world.repository, self._world.chain
         number = max(numbers_on_disk(repository, chain), default=0) + 1
         spoil = (half, truncated, foreign, hostile)[self._random.integers(4)]
+        release = newest_release(repository, chain)
+        if release is None:
+            return
         with suppress(OSError):  # a publisher was faster, or there is no space left
-            release = next(valid_releases(repository, chain))
             for head in release.heads:
                 folder = head_folder(repository, chain, head.index, number)
                 shutil.copytree(head_folder(repository, chain, head.index, release.number), folder)
@@ -140,17 +162,21 @@ class Faults:
 
     def refresh_beside(self) -> None:
         """A second refresher is started beside the first."""
-        self._commands.append(self._world.run("refresh", self._world.chain.model, *self._world.where))
+        self._commands.append(self._world.refresh_once())
 
     def _replica(self) -> Replica:
         return self._world.replicas[self._random.integers(len(self._world.replicas))]
 
     def _strike(
-        self, found: Callable[[Replica], list[int]], number: signal.Signals = signal.SIGKILL, longer: float = 0.0
+        self,
+        kind: str,
+        found: Callable[[Replica], list[int]],
+        number: signal.Signals = signal.SIGKILL,
+        longer: float = 0.0,
     ) -> None:
         """Sends a signal to processes of a replica, whose requests may fail until it has recovered."""
         replica, now = self._replica(), time.monotonic()
-        self.excused[replica].append((now, now + longer + RECOVERY_SECONDS))
+        self.strikes[replica].append(Strike(kind, now, now + longer + RECOVERY_SECONDS))
         for pid in found(replica):
             signal_to(pid, number)
 

@@ -2,8 +2,9 @@
 
 Two `gati serve` on one repository, `gati refresh --watch` beside them, clients whose popular digits drift, and faults
 at random (faults.py); what happens is told as it does. At the end every answer that was given is compared with the
-backbone's, which takes about as long again. Exits with 1 if a request failed that no fault excuses, if more answers
-differ than the promise allows, or if a server serves anything but the newest release on disk.
+backbone's (judge.py). Exits with 1 if a request failed that no fault excuses, if more answers differ than the promise
+allows, if a server serves anything but the newest release on disk, if no turn of the refresher came to its end, if the
+report says otherwise, or if something is left of what was ended.
 """
 
 from __future__ import annotations
@@ -14,81 +15,38 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+import judge
 import numpy as np
-from faults import Excuse, Faults
+from faults import Faults
+from judge import Verdict, own_mib
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import binom
-from world import Replica, World
+from traffic import Asked, Traffic, ask
+from world import World
 
 from gati.chain import find_chains, read_chain
 from gati.errors import GatiError
 from gati.options import existing_folder, json_option, write_json
-from gati.release import valid_releases
 from gati.settings import workspace
-from gati_client import Client
-from gati_client.errors import ClientError
-from gati_client.workload import hot
-from gati_export.activations import open_segments, run_batches
+from gati.tryout import newest_release
 from gati_export.day import Day, read_day
-from gati_export.demo.digits import Pool, pools, views
 from gati_export.history import Turn, turns
 
 CLONE = Path(__file__).parents[1] / "model_repository"
 REPLICAS = 2
 """Servers, and clients: one asks each."""
-BLOCK = 100
-"""Requests that are drawn at a time."""
-DWELL = 3000
-"""Requests after which other digits are popular."""
-SURE = 0.999
 QUIET_SECONDS = 45
 """At the end, in which nothing happens any more, for all to settle."""
-WATCH = ("--every", "20", "--fresh", "1000", "--window", "6000")
+WATCH = ("--every", "20", "--fresh", "1000")
 """How the refresher watches."""
-
-
-@dataclass
-class Asked:
-    """What a server was asked, and answered.
-
-    Attributes:
-        rows: The request's number, the class that it was told, and the release.
-        seconds: How long that took.
-        errors: When requests failed, and what was said.
-    """
-
-    rows: list[tuple[int, int, int]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    errors: list[tuple[float, str]] = field(default_factory=list)
-
-
-class Traffic:
-    """Views of digits, two of which are popular for a while, then two others; the same seed, the same views."""
-
-    def __init__(self, pool: Pool, length: int, seed: int) -> None:
-        self._pool, self._seed = pool, seed
-        self._index = hot(pool.labels, length, seed=seed, hot=2, share=0.9, dwell=DWELL)
-        self._lock, self._next = threading.Lock(), 0
-
-    def block(self, number: int) -> np.ndarray:
-        """The requests of a block, float32 [BLOCK, 1, 64, 64]."""
-        index = self._index[number * BLOCK : (number + 1) * BLOCK]
-        return views(self._pool, index, self._seed * 1_000_003 + number)
-
-    def take(self) -> Iterator[tuple[int, np.ndarray]]:
-        """One request after another with its number, shared by all clients."""
-        while True:
-            with self._lock:
-                number, self._next = self._next, self._next + 1
-            for i, image in enumerate(self.block(number)):
-                yield number * BLOCK + i, image[None]
+LOOK_SECONDS = 10.0
+"""Between two looks at what processes hold."""
 
 
 def say(words: str) -> None:
@@ -96,22 +54,79 @@ def say(words: str) -> None:
     click.echo(words, err=True)
 
 
-def ask(replica: Replica, model: str, traffic: Traffic, asked: Asked, done: threading.Event) -> None:
-    """Asks a server one request after another until told to end; after a failure, a moment later."""
-    with Client(replica.address, model) as client:
-        for number, image in traffic.take():
-            if done.is_set():
-                return
-            started = time.monotonic()
-            try:
-                answer = client.infer(image)
-            except ClientError as error:
-                asked.errors.append((time.monotonic(), str(error)))
-                done.wait(0.2)
-                continue
-            asked.seconds.append(time.monotonic() - started)
-            release = 0 if answer.release is None else int(answer.release[0])
-            asked.rows.append((number, int(answer.output.argmax()), release))
+class Soak:
+    """A world that is asked, disturbed, and judged at the end.
+
+    Args:
+        repository: The repository that is served; it is changed.
+        logs: Folder for what is said.
+        traffic: What is asked.
+        turn: What a turn of the refresher learns from, as options.
+    """
+
+    def __init__(self, repository: Path, logs: Path, traffic: Traffic, turn: Sequence[str]) -> None:
+        self.chain = read_chain(repository, find_chains(repository)[0])
+        self._repository, self._logs, self._traffic = repository, logs, traffic
+        self._world = World(repository, self.chain, logs, WATCH, turn, replicas=REPLICAS)
+        self._asked = {replica: Asked() for replica in self._world.replicas}
+        self._done = threading.Event()
+        self._memory: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self._regions: set[str] = set()
+
+    def run(self, minutes: float, pause: float, rate: float, random: np.random.Generator) -> Counter[str]:
+        """Has all happen; gives what happened how often."""
+        self._faults = Faults(self._world, self._repository.parent, random)
+        clients = [
+            threading.Thread(target=ask, args=(replica, self.chain.model, self._traffic, rate, asked, self._done))
+            for replica, asked in self._asked.items()
+        ]
+        beside = [*clients, threading.Thread(target=self._look)]
+        try:
+            for thread in beside:
+                thread.start()
+            happened = disturb(self._faults, minutes, pause, random, [*self._asked.values()])
+            self._live = self._world.live()
+        except GatiError as error:
+            raise click.ClickException(str(error)) from error
+        finally:
+            self._done.set()
+            for thread in beside:
+                thread.join()
+            self._faults.end()
+            self._world.stop()
+        return happened
+
+    def verdicts(self) -> list[Verdict]:
+        """What was found, when all has ended."""
+        chain, asked, strikes = self.chain, self._asked, self._faults.strikes
+        rows = [row for one in asked.values() for row in one.rows]
+        say(f"Comparing {len(rows):,} answers with the backbone's.")
+        numbers, told = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+        differs = judge.wrong(self._repository, chain, self._traffic, numbers, told)
+        decided, day = turns(self._repository, chain.model), read_day(self._repository, chain.model)
+        recount(day, decided, workspace(self._repository) / "breaker" / chain.model)
+        newest, said = newest_release(self._repository, chain), self._world.said()
+        number = newest.number if newest else 0
+        for error in sorted(set(judge.unexcused(asked, strikes))):
+            say(f"No excuse: {error}")
+        return [
+            *judge.answers([*asked.values()], differs, chain.epsilon),
+            *judge.failures(asked, strikes),
+            *judge.refreshes(decided, self._faults.turns_killed),
+            Verdict("newest good release on disk, live", f"{number}, {self._live}", {number} == {*self._live}),
+            *judge.page(self._repository, chain.model, self._logs, decided, number),
+            judge.written_down(day, asked, strikes, self._faults.filled),
+            Verdict("tracebacks in logs", str(said.count("Traceback")), "Traceback" not in said),
+            *judge.memory(self._memory),
+            *judge.left(self._repository.parent, self._regions, self._world.temporary),
+        ]
+
+    def _look(self) -> None:
+        """Looks at memory every now and then."""
+        while not self._done.wait(LOOK_SECONDS):
+            for kind, pids in self._world.processes().items():
+                self._memory[kind] += [(pid, own_mib(pid)) for pid in pids]
+            self._regions |= self._world.regions()
 
 
 def disturb(
@@ -133,24 +148,6 @@ def disturb(
     return seen
 
 
-def wrong(world: World, traffic: Traffic, numbers: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """Which of these requests were told another class than the backbone's, bool [requests]."""
-    chain = world.chain
-    sessions = open_segments(chain.segment_paths(world.repository))
-    truth = np.empty(len(numbers), int)
-    for block in np.unique(numbers // BLOCK):
-        of = numbers // BLOCK == block
-        samples = {chain.inputs[0].name: traffic.block(int(block))}
-        batches = run_batches(chain, sessions, samples, numbers[of] - block * BLOCK, lambda *_: None)
-        truth[of] = np.concatenate([hidden[-1].argmax(1) for _, hidden in batches])
-    return told != truth
-
-
-def inexcusable(asked: Asked, excused: Sequence[Excuse]) -> list[str]:
-    """What was said of requests that failed while nothing excused it."""
-    return [said for at, said in asked.errors if not any(start <= at <= end for start, end in excused)]
-
-
 def recount(day: Day, decided: Sequence[Turn], evidence: Path) -> None:
     """Says what became of releases and exits, what refreshes decided, and what audits found of which heads."""
     for happening in reversed(day.happenings):
@@ -163,36 +160,19 @@ def recount(day: Day, decided: Sequence[Turn], evidence: Path) -> None:
             say(f"Heads of origin {heads.split(':')[0]}: {drawn} requests drawn, {sum(differed)} differ.")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Something that was found, and whether it is as was promised."""
-
-    name: str
-    value: str
-    kept: bool = True
-
-
-def verdicts(asked: Sequence[Asked], unexcused: int, differs: np.ndarray, epsilon: float) -> Iterator[Verdict]:
-    """What clients saw; `differs`, bool, in the order of their rows."""
-    releases = np.concatenate([[release for *_, release in one.rows] for one in asked])
-    seconds = np.concatenate([one.seconds for one in asked])
-    allowed = int(binom.ppf(SURE, len(differs), epsilon))
-    yield Verdict("requests answered", f"{len(differs):,}")
-    yield Verdict("failed while a process was killed", str(sum(len(one.errors) for one in asked) - unexcused))
-    yield Verdict("failed with no excuse", str(unexcused), not unexcused)
-    count = int(differs.sum())
-    share = f"{count:,}, {count / len(differs):.2%}"
-    yield Verdict(f"answers that differ (allowed: {allowed:,})", share, count <= allowed)
-    for release in np.unique(releases[releases > 0]):
-        of = differs[releases == release]
-        yield Verdict(f"answers of release {release}", f"{len(of):,}, {of.mean():.2%} differ")
-    yield Verdict("mean, p99 ms", f"{1e3 * seconds.mean():.2f}, {1e3 * np.quantile(seconds, 0.99):.1f}")
+def keep(repository: Path, logs: Path, folder: Path) -> None:
+    """Copies what servers and refresher have said, and what lies beside the repository, less samples."""
+    shutil.copytree(logs, folder / "logs")
+    shutil.copytree(workspace(repository), folder / "beside", ignore=lambda *_: ["samples", "token"])
 
 
 @click.command()
 @click.argument("repository", type=existing_folder, default=CLONE)
-@click.option("--minutes", type=click.FloatRange(1), default=10, show_default=True)
-@click.option("--pause", type=click.FloatRange(1), default=10, show_default=True, help="Seconds between faults.")
+@click.option("--minutes", type=click.FloatRange(1), default=30, show_default=True)
+@click.option("--pause", type=click.FloatRange(1), default=30, show_default=True, help="Seconds between faults.")
+@click.option("--rate", type=click.FloatRange(0.1), default=40, show_default=True, help="Requests a second, a client.")
+@click.option("--dwell", type=click.IntRange(1), default=20_000, show_default=True, help="Requests between drifts.")
+@click.option("--window", type=click.IntRange(1), default=2500, show_default=True, help="Samples that a turn reads.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--folder",
@@ -200,54 +180,35 @@ def verdicts(asked: Sequence[Asked], unexcused: int, differs: np.ndarray, epsilo
     help="Where to serve from. If it lies on a file system of 4 GiB at most, that is filled at times.  [default: a "
     "temporary folder]",
 )
+@click.option("--keep", "kept", type=click.Path(path_type=Path), help="A new folder for logs, reports and evidence.")
 @json_option
 def main(
-    repository: Path, minutes: float, pause: float, seed: int, folder: Path | None, json_path: Path | None
+    repository: Path,
+    minutes: float,
+    pause: float,
+    rate: float,
+    dwell: int,
+    window: int,
+    seed: int,
+    folder: Path | None,
+    kept: Path | None,
+    json_path: Path | None,
 ) -> None:
     """Serve, refresh, drift and break things for a while, and see what was promised kept."""
     with tempfile.TemporaryDirectory(dir=folder) as served, tempfile.TemporaryDirectory() as logs:
-        copy = Path(served) / "models"
+        copy, said = Path(served) / "models", Path(logs)
         shutil.copytree(repository, copy)
-        chain = read_chain(copy, find_chains(copy)[0])
-        traffic, done = Traffic(pools()[1], int(minutes * 60 * 500), seed), threading.Event()
-        random = np.random.default_rng(seed)
-        world = World(copy, chain, Path(logs), WATCH, replicas=REPLICAS)
-        faults = Faults(world, Path(served), random)
-        asked = {replica: Asked() for replica in world.replicas}
-        clients = [threading.Thread(target=ask, args=(r, chain.model, traffic, a, done)) for r, a in asked.items()]
-        try:
-            for client in clients:
-                client.start()
-            happened = disturb(faults, minutes, pause, random, [*asked.values()])
-            newest, live = next(valid_releases(copy, chain)).number, world.live()
-        except GatiError as error:
-            raise click.ClickException(str(error)) from error
-        finally:
-            done.set()
-            for client in clients:
-                client.join()
-            faults.end()
-            world.stop()
-        rows = [row for one in asked.values() for row in one.rows]
-        say(f"Comparing {len(rows):,} answers with the backbone's.")
-        differs = wrong(world, traffic, np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
-        decided = turns(copy, chain.model)
-        recount(read_day(copy, chain.model), decided, workspace(copy) / "breaker" / chain.model)
-        said = world.said()
-    unexcused = [error for replica, one in asked.items() for error in inexcusable(one, faults.excused[replica])]
-    published = sum(turn.release is not None for turn in decided)
-    found = [
-        *verdicts([*asked.values()], len(unexcused), differs, chain.epsilon),
-        Verdict("turns that were decided, published", f"{len(decided)}, {published}"),
-        Verdict("newest release on disk, live", f"{newest}, {live}", {newest} == {*live}),
-        Verdict("tracebacks in logs", str(said.count("Traceback")), "Traceback" not in said),
-    ]
+        traffic = Traffic(dwell, seed)
+        soak = Soak(copy, said, traffic, ("--window", str(window)))
+        happened = soak.run(minutes, pause, rate, np.random.default_rng(seed))
+        found = soak.verdicts()
+        decided = turns(copy, soak.chain.model)
+        if kept is not None:
+            keep(copy, said, kept)
     table = Table("", "", "", title=f"{minutes:g} minutes; " + ", ".join(f"{n} × {f}" for f, n in happened.items()))
     for verdict in found:
         table.add_row(verdict.name, verdict.value, "" if verdict.kept else "BROKEN")
     Console().print(table)
-    for error in sorted(set(unexcused)):
-        click.echo(f"No excuse: {error}")
     result = {"verdicts": [asdict(verdict) for verdict in found], "faults": dict(happened)}
     write_json(json_path, result | {"turns": [vars(turn) for turn in decided]})
     sys.exit(not all(verdict.kept for verdict in found))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from gati.model_control import is_ready
 from gati.ports import HOST
 from gati.proc import arguments, children
 from gati.stubs import model_of
+from gati.temporary import TEMPORARY
 from gati_export.control import Control
 
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
@@ -49,16 +52,33 @@ class World:
         repository: The repository that is served.
         chain: Its chain.
         logs: Folder for what servers and refresher say.
-        watch: How the refresher watches, as options.
+        watch: When the refresher makes a turn, as options.
+        turn: What a turn learns from, as options.
         replicas: How many servers there are.
+
+    Attributes:
+        temporary: Where all that runs makes its temporary folders.
     """
 
-    def __init__(self, repository: Path, chain: Chain, logs: Path, watch: Sequence[str], *, replicas: int = 1) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        chain: Chain,
+        logs: Path,
+        watch: Sequence[str],
+        turn: Sequence[str] = (),
+        *,
+        replicas: int = 1,
+    ) -> None:
         self.repository, self.chain = repository, chain
         self.replicas = [Replica(f"serve-{i}", (free_port(), free_port(), free_port())) for i in range(replicas)]
-        self._watch, self._logs = watch, logs
+        self._watch, self._turn, self._logs = watch, turn, logs
         self._ending = False
+        self.temporary = logs / "temporary"
+        self.temporary.mkdir()
+        self._environment = os.environ | {TEMPORARY: str(self.temporary)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: Counter[str] = Counter()
         for replica in self.replicas:
             self._start(replica.name, self._serving(replica))
         while not all(replica.is_ready for replica in self.replicas):
@@ -73,8 +93,13 @@ class World:
         return ["--repository", str(self.repository), "--server", ",".join(r.address for r in self.replicas)]
 
     def run(self, *command: str) -> subprocess.Popen[bytes]:
-        """Starts a command beside, of which nobody hears."""
-        return subprocess.Popen([*GATI, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        """Starts a command beside."""
+        with (self._logs / "beside.log").open("ab") as log:
+            return subprocess.Popen([*GATI, *command], stdout=log, stderr=log, env=self._environment)
+
+    def refresh_once(self) -> subprocess.Popen[bytes]:
+        """Starts a turn beside the refresher's, which learns from as much."""
+        return self.run("refresh", self.chain.model, *self.where, *self._turn)
 
     def live(self) -> list[int]:
         """The release that each server serves.
@@ -105,6 +130,20 @@ class World:
         found = [pid for server in self.servers(replica) for pid in children(server)]
         return [pid for pid in found if model_of(arguments(pid)) == self.chain.model]
 
+    def processes(self) -> dict[str, list[int]]:
+        """All that runs, by what it is."""
+        found: dict[str, list[int]] = {"watch": [self.refresher()], "turn": children(self.refresher())}
+        for replica in self.replicas:
+            found.setdefault("`gati serve`", []).append(self.command(replica))
+            found.setdefault("Triton", []).extend(self.servers(replica))
+            found.setdefault("orchestrator", []).extend(self.orchestrators(replica))
+        return found
+
+    def regions(self) -> set[str]:
+        """Names in /dev/shm that orchestrators share with their Tritons."""
+        pids = [pid for replica in self.replicas for pid in self.orchestrators(replica)]
+        return {words[2] for pid in pids if len(words := arguments(pid)) > 2}
+
     def said(self) -> str:
         """What servers and refresher have said."""
         return "".join(file.read_text(errors="replace") for file in sorted(self._logs.glob("*.log")))
@@ -118,9 +157,11 @@ class World:
             self._processes[name].wait()
 
     def _serving(self, replica: Replica) -> list[str]:
+        """The command that serves, each time with a log of its own: a server keeps only that of the one before."""
         ports = zip(("grpc", "http", "metrics"), replica.ports, strict=True)
         options = [text for kind, port in ports for text in (f"--{kind}-port", str(port))]
-        log = self._logs / f"{replica.name}-triton.log"
+        self._started[replica.name] += 1
+        log = self._logs / f"{replica.name}-triton-{self._started[replica.name]}.log"
         return ["serve", str(self.repository), *options, "--patience", str(PATIENCE_SECONDS), "--log", str(log)]
 
     def _go_on(self) -> None:
@@ -130,16 +171,22 @@ class World:
 
     def _supervise(self) -> None:
         """Starts what has ended, or was never started."""
-        wanted = {replica.name: self._serving(replica) for replica in self.replicas}
-        wanted[REFRESHER] = ["refresh", self.chain.model, *self.where, "--watch", *self._watch]
-        for name, command in wanted.items():
-            process = self._processes.get(name)
-            if process is None or process.poll() is not None:
-                self._start(name, command)
+        for replica in self.replicas:
+            if self._has_ended(replica.name):
+                self._start(replica.name, self._serving(replica))
+        if self._has_ended(REFRESHER):
+            self._start(REFRESHER, self._refreshing())
+
+    def _has_ended(self, name: str) -> bool:
+        process = self._processes.get(name)
+        return process is None or process.poll() is not None
+
+    def _refreshing(self) -> list[str]:
+        return ["refresh", self.chain.model, *self.where, "--watch", *self._watch, *self._turn]
 
     def _start(self, name: str, command: Sequence[str]) -> None:
         with (self._logs / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen([*GATI, *command], stdout=log, stderr=log)
+            self._processes[name] = subprocess.Popen([*GATI, *command], stdout=log, stderr=log, env=self._environment)
 
 
 def free_port() -> int:
