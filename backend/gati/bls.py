@@ -6,9 +6,10 @@ version is not (or no longer) ready is a miss.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,10 @@ class BlsEngine:
         """Takes in that the chain is being unloaded."""
         self._ended = True
 
+    def traced(self, trace: Any) -> AbstractContextManager[None]:
+        """Has what this thread calls meanwhile belong to a request's trace; see `BlsCalls.traced`."""
+        return self._calls.traced(trace)
+
     def load_heads(self, release: Release) -> tuple[BlsHeads, dict[int, HeadSpec]]:
         """Checks that the server has loaded a release's heads, and calls each once; see gati.engine."""
         specs = {}
@@ -148,6 +153,19 @@ class BlsCalls:
     def __init__(self, pb_utils: Any) -> None:
         self._pb = pb_utils
         self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+        self._caller = threading.local()
+
+    @contextmanager
+    def traced(self, trace: Any) -> Iterator[None]:
+        """Has what this thread calls meanwhile belong to a request's trace.
+
+        That has to end before `execute` returns: Triton then frees the trace, and a call that names it would crash it.
+        """
+        self._caller.trace = {"trace": trace}
+        try:
+            yield
+        finally:
+            del self._caller.trace
 
     def ready(self, model: str, version: int) -> bool:
         """Whether a version of a model can be called."""
@@ -167,6 +185,7 @@ class BlsCalls:
             requested_output_names=outputs,
             inputs=[self._pb.Tensor(name, np.ascontiguousarray(value)) for name, value in feeds.items()],
             preferred_memory=self._memory,
+            **getattr(self._caller, "trace", {}),
         )
         response = request.exec()
         if response.has_error():

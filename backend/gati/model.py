@@ -37,16 +37,17 @@ class TritonPythonModel:
         Triton takes what is returned sooner than what is sent. What is returned waits for the whole batch, which is one
         flight: Triton's batcher puts only inputs of one shape together.
         """
-        if self._service.serves_at_once:
+        trace = self._service.trace_of(requests)
+        if self._service.serves_at_once or trace is not None:
             held: list[Any] = [None] * len(requests)
             holders = [self._wire.holder(request, held, place) for place, request in enumerate(requests)]
-            self._submit([self._wire.read(*each) for each in zip(requests, holders, strict=True)])
+            self._submit([self._wire.read(*each) for each in zip(requests, holders, strict=True)], trace)
             return held
         self._submit([self._wire.read(request, self._wire.sender(request)) for request in requests])
         return None
 
-    def _submit(self, taken: list[Any]) -> None:
-        self._service.submit([request for request in taken if request is not None])
+    def _submit(self, taken: list[Any], trace: Any = None) -> None:
+        self._service.submit([request for request in taken if request is not None], trace)
 
     def finalize(self) -> None:
         self._service.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -30,7 +30,7 @@ from gati.settings import Settings, workspace
 from gati.tail import Tail
 from gati.watch import SECONDS, ReleaseWatch, Ticker
 from gati.wire import NONE_CLOSED
-from gati.workers import Workers
+from gati.workers import Job, Workers
 
 AUDIT_SECONDS = 5.0
 """How long an audit may take, in BLS mode, when the chain is being unloaded: what was recorded is to be written."""
@@ -118,14 +118,38 @@ class Service:
         ticking = [(self._look,), (self._books.report,)] if inline else [(self._look, self._books.report)]
         return [Ticker(SECONDS, self._warn, *each) for each in ticking]
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Takes requests; each is replied to as soon as it is answered, before or after this returns."""
+    def submit(self, requests: Sequence[Request], trace: Any = None) -> None:
+        """Takes requests; each is replied to as soon as it is answered, before or after this returns.
+
+        Args:
+            requests: What Triton has batched.
+            trace: As `trace_of` gives it. With one, all are answered when this returns.
+        """
         self._can_look = True
+        if trace is None or self._bls is None:
+            self._take(requests, self._hand_over)
+            return
+        with self._bls.traced(trace):
+            self._take(requests, self._workers.run)
+
+    def _take(self, requests: Sequence[Request], hand_over: Callable[[Job], None]) -> None:
         if len(requests) == 1:
-            self._hand_over(partial(self._orchestrator.serve, requests))
+            hand_over(partial(self._orchestrator.serve, requests))
             return
         for _, group in groupby(sorted(requests, key=lambda r: repr(r.signature)), key=lambda r: r.signature):
-            self._hand_over(partial(self._orchestrator.serve, list(group)))
+            hand_over(partial(self._orchestrator.serve, list(group)))
+
+    def trace_of(self, requests: Sequence[Any]) -> Any:
+        """Triton's trace that segments and heads are to be seen in, as far as other models are called; None for none.
+
+        Where they are answered by other threads than Triton's own, only traces with a context are: OpenTelemetry's. Of
+        others a request does not tell whether it has one, and none outlives `execute`.
+        """
+        if self._bls is None:
+            return None
+        traces = [request.trace() for request in requests]
+        known = [trace for trace in traces if trace.get_context() is not None]
+        return next(iter(known or (traces if self.serves_at_once else [])), None)
 
     @property
     def serves_at_once(self) -> bool:
