@@ -5,27 +5,23 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from gati.chain import DTYPES, Chain, Tensor, chain_path
-from gati.errors import BackboneError, first_line
+from gati.errors import BackboneError
+from gati_export import model_folder
 from gati_export.repository import plain_name, read_config, write_config
 from gati_export.signature import Signature
 from gati_export.staging import write_part
 
-FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt"}
-"""Backends whose networks can be cut, and what Triton calls their files if it is not told."""
 PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "pytorch"}
 """What older configurations name in a backend's place."""
-VERSION = re.compile(r"[1-9][0-9]*")
 
 REFUSED = {
     "sequence_batching": "keeps state between requests (sequence_batching)",
@@ -36,9 +32,10 @@ REFUSED = {
 REFUSED_INPUTS = ("allow_ragged_batch", "optional", "is_shape_tensor", "is_non_linear_format_io")
 KEPT = {
     "name", "platform", "backend", "max_batch_size", "input", "output", "metric_tags", "default_model_filename",
-    "model_transaction_policy",
+    "cc_model_filenames", "model_transaction_policy",
 }  # fmt: skip
-"""Fields that a chain keeps to; others are about how a network is run, and are not taken over."""
+"""Fields that a chain keeps to, or of which more is said; others are about how a network is run, and are not taken
+over."""
 BATCHING = "dynamic_batching"
 """The field that is taken over where a chain has batches."""
 POLICIES = ("priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy")
@@ -56,6 +53,8 @@ class Deployed:
         path: The network's file, ONNX or TorchScript.
         config: As it was written; what it leaves out, Triton learns from the file.
         labels: Files that name the classes of outputs, by the outputs' names.
+        others: Versions that are served beside it.
+        remarks: What to know of how it was read.
     """
 
     name: str
@@ -63,6 +62,8 @@ class Deployed:
     path: Path
     config: ModelConfig = field(repr=False)
     labels: dict[str, Path]
+    others: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def signature(self) -> Signature:
@@ -157,6 +158,7 @@ class Deployed:
 
     def notes(self, chain: Chain) -> Iterator[str]:
         """What is different for whoever has served the model until now."""
+        yield from self.remarks
         kept = KEPT | {BATCHING} if chain.max_batch > 1 else KEPT
         left = [field.name for field, _ in self.config.ListFields() if field.name not in kept]
         if left:
@@ -165,6 +167,12 @@ class Deployed:
             yield (
                 f"Clients and ensembles that ask for version {self.version} by its number are to ask for 1, or for "
                 "none."
+            )
+        if self.others:
+            named = ", ".join(map(str, self.others))
+            yield (
+                f"{self.name} is served in other versions too, which are not taken over: {named}. Version 1 is now the"
+                f" chain, of version {self.version}'s network."
             )
         policies = [name for name in POLICIES if _is_set(self.config.dynamic_batching, name)]
         if policies and BATCHING not in left:
@@ -182,49 +190,32 @@ class Deployed:
             yield f"Requests of more than {chain.max_batch} rows are refused (--max-batch)."
 
 
-def read_deployed(folder: Path) -> Deployed:
-    """Reads a model's folder: config.pbtxt, if there is one, and the newest version that Triton serves of it.
+def read_deployed(folder: Path, config_name: str | None = None) -> Deployed:
+    """Reads a model's folder: its configuration, if there is one, and the newest version that Triton serves of it.
+
+    Args:
+        folder: The model's.
+        config_name: As tritonserver's --model-config-name has it; None where it is not given.
 
     Raises:
         BackboneError: If it is no such folder, or a chain can't take the model's place.
     """
     folder = Path(os.path.abspath(folder))  # "." has a name too
-    config = _read_config(folder)
-    versions = _versions(folder, config)
+    config, remarks = model_folder.read_config(folder, config_name)
+    versions = model_folder.versions(folder, config)
     if not versions:
-        raise BackboneError(f"{folder} is no model of a Triton repository: no version of it is there, such as 1/.")
+        raise BackboneError(model_folder.no_model(folder))
     backend = str(config.backend or PLATFORMS.get(config.platform, config.platform))
     _check_kind(folder, config, backend)
-    version = versions[-1]
-    there = [name for name in FILES.values() if (folder / str(version) / name).exists()]
-    name = config.default_model_filename or FILES.get(backend) or [*there, "model.onnx"][0]
-    path = folder / str(version) / name
-    if path.is_dir():  # as Triton has it, of ONNX networks whose weights lie beside them
-        path = path / name
-    if not path.is_file():
-        raise BackboneError(f"There is no {path.relative_to(folder.parent)}; gati takes ONNX and TorchScript networks.")
-    return Deployed(folder.name, version, path, config, dict(_labels(folder, config)))
-
-
-def _read_config(folder: Path) -> ModelConfig:
-    path = folder / "config.pbtxt"
-    try:
-        config = text_format.Parse(path.read_bytes(), ModelConfig(), allow_unknown_field=True)
-    except FileNotFoundError:
-        return ModelConfig()
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise BackboneError(f"{path} can't be read ({first_line(error)}).") from error
-    if config.name not in ("", folder.name):
-        raise BackboneError(f"{path} is of a model {config.name!r}: its folder was renamed or copied.")
-    return config
-
-
-def _versions(folder: Path, config: ModelConfig) -> list[int]:
-    """Versions that Triton serves, the newest last."""
-    found = sorted(int(path.name) for path in folder.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
-    if config.version_policy.WhichOneof("policy_choice") == "specific":
-        return [version for version in found if version in config.version_policy.specific.versions]
-    return found
+    *others, version = versions
+    path = model_folder.network(folder, version, config, backend)
+    if config.cc_model_filenames:
+        files = ", ".join(f"{config.cc_model_filenames[key]} ({key})" for key in sorted(config.cc_model_filenames))
+        remarks.append(
+            f"Not taken over: the files for GPUs of a compute capability, {files}; the chain is of {path.name}."
+        )
+    labels = dict(model_folder.labels(folder, config))
+    return Deployed(folder.name, version, path, config, labels, tuple(others), tuple(remarks))
 
 
 def _check_kind(folder: Path, config: ModelConfig, backend: str) -> None:
@@ -233,7 +224,7 @@ def _check_kind(folder: Path, config: ModelConfig, backend: str) -> None:
         raise BackboneError(f"{folder.name} is an ensemble; export the model in it that takes the time, of {steps}.")
     if chain_path(folder.parent, folder.name).exists():
         raise BackboneError(f"{folder.name} is a chain already; export the network that it was made of.")
-    if backend and backend not in FILES:
+    if backend and backend not in model_folder.FILES:
         raise BackboneError(f"{folder.name} is run by Triton's backend {backend!r}; export its network as ONNX.")
     why = next((REFUSED[name] for name in REFUSED if _is_set(config, name)), None)
     if why is None and config.model_transaction_policy.decoupled:
@@ -244,15 +235,6 @@ def _check_kind(folder: Path, config: ModelConfig, backend: str) -> None:
         odd = next((name for name in REFUSED_INPUTS if getattr(tensor, name, False)), None)
         if odd is not None:
             raise BackboneError(f"{folder.name}'s input {tensor.name!r} has {odd}, which a chain does not take.")
-
-
-def _labels(folder: Path, config: ModelConfig) -> Iterable[tuple[str, Path]]:
-    for tensor in config.output:
-        if tensor.label_filename:
-            path = folder / tensor.label_filename
-            if not path.is_file():
-                raise BackboneError(f"There is no {path}, which names the classes of output {tensor.name!r}.")
-            yield tensor.name, path
 
 
 def _is_set(config: Any, name: str) -> bool:

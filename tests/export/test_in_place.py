@@ -81,8 +81,12 @@ def test_without_a_configuration_the_file_tells(model, tmp_path, export) -> None
     assert read_deployed(model).path == model / "10" / "model.onnx"
 
 
-@pytest.mark.parametrize("path", ["net/10/model.onnx", "net/"])
+@pytest.mark.parametrize("path", ["net/10/model.onnx", "net/", "../linked/net"])
 def test_the_chain_is_named_after_the_model(model, tmp_path, export, path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    model.rename(tmp_path / "elsewhere" / "v7")  # repositories are often made of links
+    model.symlink_to(tmp_path / "elsewhere" / "v7")
+    (tmp_path / "linked").symlink_to(tmp_path / "production")
     assert not export(path)[1]
     assert read_chain(tmp_path / "models", "net").model == "net"
 
@@ -182,16 +186,87 @@ def test_torchscript_is_read_by_the_names_that_clients_know(tmp_path, export) ->
     assert "by its number" not in said
 
 
-def test_the_newest_version_that_is_served(model) -> None:
-    configured(model, "version_policy { specific { versions: [1, 2, 7] } }")
-    assert read_deployed(model).version == 2
+@pytest.mark.parametrize(
+    ("policy", "version", "others"),
+    [
+        ("", 10, ()),
+        ("latest { num_versions: 2 }", 10, (2,)),
+        ("latest { num_versions: 9 }", 10, (0, 1, 2)),
+        ("all { }", 10, (0, 1, 2)),
+        ("specific { versions: [1, 2, 7] }", 2, (1,)),
+    ],
+)
+def test_the_newest_version_that_is_served(model, policy, version, others) -> None:
+    """As Triton takes folders: none with a leading zero, and what is a number alone; it serves 0."""
+    for name in ("0", "011", "v12", "12.old"):
+        (model / name).mkdir()
+    (model / "13").write_text("no folder")
+    configured(model, policy and f"version_policy {{ {policy} }}")
+    found = read_deployed(model)
+    assert (found.version, found.others) == (version, others)
+
+
+def test_versions_that_go_are_said(model, export) -> None:
+    configured(model, f"{CONFIG} version_policy {{ latest {{ num_versions: 2 }} }}")
+    said, error = export()
+    assert not error
+    assert (
+        "served in other versions too, which are not taken over: 2. Version 1 is now the chain, of version 10" in said
+    )
+
+
+def test_what_a_newer_triton_knows_is_said(model, tmp_path, export) -> None:
+    newer = CONFIG.replace("dims: [6]", 'sparse { kind: "}" }; dims: [6]').replace("}]", "}] # new: {", 1)
+    configured(model, f"{newer}instance_group [{{ count: 2, kind: KIND_NPU }}]\nfuture: <\n a: [1] >, name: 'net'")
+    said, error = export()
+    assert not error
+    names = "input.sparse (line 3), instance_group.kind KIND_NPU (line 5), future (line 6)."
+    assert f"Not understood in net/config.pbtxt, perhaps of a newer Triton, and not taken over: {names}" in said
+    assert "Not taken over from net's configuration: instance_group." in said
+    assert read_chain(tmp_path / "models", "net").max_batch == 16
+
+
+def test_the_configuration_is_the_one_that_triton_is_told(model, tmp_path, export) -> None:
+    configured(model, CONFIG)
+    (model / "configs").mkdir()
+    (model / "configs" / "h100.pbtxt").write_text(CONFIG.replace("16", "8"))
+    for options, batch, says in (
+        ([], 16, "Configured by net/config.pbtxt; --model-config-name would take another, of h100."),
+        (["--model-config-name", "h100"], 8, "Configured by net/configs/h100.pbtxt."),
+        (["--model-config-name", "l4"], 16, "Configured by net/config.pbtxt: configs/l4.pbtxt is not there."),
+    ):
+        said, error = export("net", "--name", f"net-{len(options)}-{batch}", *options)
+        assert not error
+        assert says in said
+        assert read_chain(tmp_path / "models", f"net-{len(options)}-{batch}").max_batch == batch
+    assert "is for a model's folder" in export("net/10/model.onnx", "--model-config-name", "h100")[1]
+    assert "is for a model's folder" in export("net", "--model-config-name", "../net")[1]
+
+
+def test_files_for_some_gpus_are_not_taken(model, export) -> None:
+    files = 'cc_model_filenames [{ key: "8.0", value: "net-80.onnx" }]'
+    configured(model, CONFIG + files)
+    said, _ = export()
+    assert "the files for GPUs of a compute capability, net-80.onnx (8.0); the chain is of model.onnx." in said
+    configured(model, f'{CONFIG}{files} default_model_filename: "none.onnx"')
+    assert "no net/10/none.onnx; gati takes ONNX and TorchScript networks, and one of cc_model_" in export()[1]
+
+
+def test_a_file_may_be_a_folder_of_another_name(model, export) -> None:
+    (model / "10" / "big.onnx").mkdir()
+    (model / "10" / "model.onnx").rename(model / "10" / "big.onnx" / "model.onnx")
+    configured(model, f'{CONFIG} default_model_filename: "big.onnx"')
+    assert read_deployed(model).path == model / "10" / "big.onnx" / "model.onnx"
 
 
 @pytest.mark.parametrize(
     ("config", "says"),
     [
         ('name: "other"', "config.pbtxt is of a model 'other': its folder was renamed or copied"),
-        ("max_batch_size: many", "config.pbtxt can't be read"),
+        (f"{CONFIG}instance_group", r"config.pbtxt can't be read: line 5, column 15: Expected"),
+        ("\n max_batch_size: many", "can't be read: line 2, column 18: Couldn't parse integer: many."),
+        ("future { a: 1", 'line 1, column 1: Message type .* has no field named "future".'),
+        (CONFIG.replace("TYPE_FP32", "TYPE_FP4"), "line 3, column 32: Enum type .* has no value named TYPE_FP4."),
         ('platform: "tensorrt_plan"', "is run by Triton's backend 'tensorrt_plan'; export its network as ONNX"),
         ('ensemble_scheduling { step [{ model_name: "resize" }, { model_name: "real" }] }', "of resize, real."),
         ("sequence_batching { }", "keeps state between requests"),
@@ -206,7 +281,7 @@ def test_the_newest_version_that_is_served(model) -> None:
         (CONFIG.replace("TYPE_FP32, dims: [6]", "TYPE_FP64, dims: [6]"), "'x' as FP64, and here it is FP32"),
         (CONFIG.replace('name: "x"', 'name: "z"'), "has an input 'z' to clients, and its network has none"),
         (CONFIG.replace('name: "y"', 'name: "z"'), "The network has no output 'z'"),
-        ("version_policy { specific { versions: [7] } }", "no version of it is there"),
+        ("version_policy { specific { versions: [7] } }", "no version of it is served, such as 1/.$"),
         ('default_model_filename: "net.onnx"', "There is no net/10/net.onnx; gati takes ONNX and TorchScript"),
     ],
 )
@@ -220,5 +295,7 @@ def test_models_whose_place_a_chain_can_not_take(model, tmp_path, export, config
 
 def test_folders_that_are_no_models(model, tmp_path, export) -> None:
     assert "production is no model of a Triton repository" in export(".")[1]
+    configured(model, CONFIG)
+    assert "It seems to be a repository; give one of its models, of net." in export(".")[1]
     assert not export()[1]
     assert "net is a chain already" in export("../models/net", "--name", "again")[1]

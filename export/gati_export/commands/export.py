@@ -107,6 +107,13 @@ def _checked_name(name: str) -> str:
     type=click.IntRange(1),
     help="Largest batch of a request.  [default: what a Triton repository says of BACKBONE, or 32]",
 )
+@click.option(
+    "--model-config-name",
+    "config_name",
+    metavar="NAME",
+    help="Of a model in a Triton repository, read configs/NAME.pbtxt where there is one, as a tritonserver with this "
+    "option does.",
+)
 @click.option("--plain", is_flag=True, help="Also write NAME-plain, the unmodified backbone, to compare with.")
 @json_option
 def export(
@@ -125,6 +132,7 @@ def export(
     engines: Path | None,
     cut_points: int,
     max_batch: int | None,
+    config_name: str | None,
     plain: bool,
     json_path: Path | None,
 ) -> None:
@@ -150,7 +158,10 @@ def export(
     from gati_export.export import ExportPlan, export_chain
 
     way, kind = _run_by(mode, engine)
-    deployed = read_deployed(Path(backbone)) if Path(backbone).is_dir() else None
+    is_folder = Path(backbone).is_dir()
+    if config_name is not None and not (is_folder and NAME.fullmatch(config_name)):
+        raise click.UsageError("--model-config-name is for a model's folder, and names a file of its configs/.")
+    deployed = read_deployed(Path(backbone), config_name) if is_folder else None
     served = deployed.signature.outputs if deployed else ()
     plan = ExportPlan(
         backbone=str(deployed.path) if deployed else backbone,
