@@ -19,6 +19,12 @@ def check_configuration(text: str) -> None:
             f"{config['name']}: Triton's response cache does not tell exact requests and probes from others, and keeps "
             "answers that audits have found wrong; take response_cache out of its config.pbtxt."
         )
+    if config.get("model_warmup"):
+        raise RepositoryError(
+            f"{config['name']}: Triton's warm-up is recorded and audited as clients' requests are, and in BLS mode "
+            "comes before there are segments, which ends the server; a chain warms itself: take model_warmup out of "
+            "its config.pbtxt."
+        )
     instances = sum(
         int(group.get("count", 1)) * max(1, len(group.get("gpus", ()))) for group in config.get("instance_group", ())
     )
