@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gati_export.publish import publish, withdraw
 from gati_export.rollout import publish_to
 
 APIS = "model-repository,shared-memory,logging,trace"
+BACKEND = "import gati; print(gati.__path__[0])"
 DOCUMENT = (Path(__file__).parents[2] / "OPERATING.md").read_text(encoding="utf-8")
 
 
@@ -35,6 +37,9 @@ def started(tmp_path: Path) -> Iterator:
         triton, ports, backends = find_triton(), choose(Ports(0, 0, 0), HOST), tmp_path / "backends"
         backends.mkdir()
         triton.prepare(backends)
+        (backends / "gati").unlink()
+        found = subprocess.check_output([sys.executable, "-c", BACKEND], text=True, cwd=tmp_path)
+        (backends / "gati").symlink_to(found.strip())
         listening = [f"--{kind}-address={HOST}" for kind in ("http", "grpc", "metrics")]
         listening += [f"--http-port={ports.http}", f"--grpc-port={ports.grpc}", f"--metrics-port={ports.metrics}"]
         places = [f"--model-repository={repository}", f"--backend-directory={backends}"]
@@ -60,6 +65,7 @@ def test_it_serves_and_takes_releases(exported: Exported, started, tmp_path: Pat
     secret.write_text("secret\n")
     options = ["--model-control-mode=explicit", "--strict-readiness=false"]
     options += [f"--{kind}={APIS}:gati=secret" for kind in ("grpc-restricted-protocol", "http-restricted-api")]
+    assert BACKEND in DOCUMENT
     assert all(option.partition("=")[0] in DOCUMENT for option in options)
     ports = started(repository, *options, *(f"--load-model={model}" for model in startup_models(repository)))
     chain, address = in_mode(exported.chain, mode), f"{HOST}:{ports.grpc}"
