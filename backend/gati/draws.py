@@ -43,16 +43,15 @@ class Draws:
     Args:
         share: Of them, usually, 0..1.
         epsilon: Promised share of differing answers, at most.
-        busy: Whether too many audits wait already: then none is drawn, or, while the breaker is eager, those drawn are
-            held, so that bad heads are found out under any load.
+        busy: Whether too many audits wait already: then those drawn are held, so that bad heads are found out under any
+            load, and so are heads that are wrong just when there is much to do.
     """
 
     def __init__(self, share: float, epsilon: float, busy: Callable[[], bool] = lambda: False) -> None:
         share = share if epsilon < NO_PROMISE else 0.0
         eager = min(1.0, EAGER * share)
-        self._usual = Chance(share, held=False, price=1.0)
-        self._eager = Chance(eager, held=False, price=1.0)
-        self._eager_held = Chance(eager, held=True, price=1 - eager)
+        self._told = {False: Chance(share, held=False, price=1.0), True: Chance(eager, held=False, price=1.0)}
+        self._held = {now: Chance(told.share, held=True, price=1 - told.share) for now, told in self._told.items()}
         self._earned = epsilon * eager
         self._busy = busy
 
@@ -62,9 +61,7 @@ class Draws:
             return NONE
         if breaker.budget.overdrawn:
             return ALL_HELD
-        if breaker.eager:
-            return self._eager_held if self._busy() else self._eager
-        return NONE if self._busy() else self._usual
+        return (self._held if self._busy() else self._told)[breaker.eager]
 
     def answered(self, breaker: Breaker, requests: int) -> None:
         """Takes in that so many requests were answered, of which some may differ."""

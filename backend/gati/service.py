@@ -35,7 +35,7 @@ from gati.workers import Job, Workers
 AUDIT_SECONDS = 5.0
 """How long an audit may take, in BLS mode, when the chain is being unloaded: what was recorded is to be written."""
 AUDITS_WAITING = 16
-"""Audits that may wait; while there are more, requests are served and none is drawn. Each holds its activations."""
+"""Audits that may wait; while there are more, the backbone answers what is drawn. Each holds its activations."""
 
 
 class Service:

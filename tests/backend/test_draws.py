@@ -19,7 +19,8 @@ class Heads:
 
     def __init__(self, seed: int, usual: float = USUAL, busy: bool = False) -> None:
         self.breaker = Breaker(EPSILON, DELTA, (0,))
-        self.draws = Draws(usual, EPSILON, lambda: busy)
+        self.busy = busy
+        self.draws = Draws(usual, EPSILON, lambda: self.busy)
         self.random = np.random.default_rng(seed)
         self.answered = self.differed = self.held = 0
 
@@ -100,7 +101,21 @@ def test_what_a_difference_costs_is_what_it_stands_for(eager: bool) -> None:
         breaker.settle(breaker.draw(1000), 1000)
     assert draws.chance(breaker) == ((EAGERLY, False, 1.0) if eager else (USUAL, False, 1.0))
     busy = True
-    assert draws.chance(breaker) == ((EAGERLY, True, 1 - EAGERLY) if eager else (0.0, False, 0.0))
+    assert draws.chance(breaker) == ((EAGERLY, True, 1 - EAGERLY) if eager else (USUAL, True, 1 - USUAL))
+
+
+def test_heads_that_differ_just_while_too_many_audits_wait_are_found_out() -> None:
+    closed = []
+    for seed in range(8):
+        heads = Heads(seed)
+        heads.asked(5_000, 0.0)
+        assert not heads.breaker.eager
+        for _ in range(12):
+            for busy, share in ((False, 0.0), (True, 0.06)):
+                heads.busy = busy
+                heads.asked(500, share)
+        closed.append(heads.breaker.alarm is not None)
+    assert np.mean(closed) >= 0.75
 
 
 def test_a_promise_that_no_answer_breaks_is_not_audited() -> None:

@@ -424,26 +424,20 @@ def known_to_be_good(house: House) -> Breaker:
     return breaker
 
 
-def test_while_too_many_audits_wait_nothing_counts_as_drawn_not_even_a_miss() -> None:
-    house = House(audit=1)
-    house.busy = True
-    known_to_be_good(house)
-    house.orchestrator.serve([house.request("a", [0, 1, 1, 0], [9, 1, 2, 0])])
-    assert not house.audits
-    assert house.exits("a") == [0, LAST]
-    assert house.live.breaker.state()["blocks"] == [[0, 1000, 1000, 0, 0]]
-
-
+@pytest.mark.parametrize("doubt", [False, True])
 @pytest.mark.parametrize("joined", [False, True])
-def test_while_too_many_audits_wait_and_there_is_doubt_the_backbone_answers_what_is_drawn(joined: bool) -> None:
+def test_while_too_many_audits_wait_the_backbone_answers_what_is_drawn(joined: bool, doubt: bool) -> None:
     house = cascading(rows=5, audit=1) if joined else House(audit=1)
     house.busy = True
+    if not doubt:
+        known_to_be_good(house)
     rows = [[0, 1, 2, 0], [9, 1, 2, 0], [1, 3, 3, 0], [0, 1, 1, 0], [0, 1, 2, np.nan]]
     house.orchestrator.serve([house.request("a", *rows), house.request("exact", [0, 1, 2, 0], exact=True)])
     assert not house.audits
     assert (house.exits("a"), house.labels("a")) == ([LAST] * 5, [1, 1, 3, 1, 1])
     assert house.agreed == [False, True, True]
-    assert house.live.breaker.state()["blocks"] == [[0, 4, 3, 1, 0]]
+    before = [] if doubt else [[0, 1000, 1000, 0, 0]]
+    assert house.live.breaker.state()["blocks"] == [*before, [len(before), 4, 3, 1, 0]]
     assert not house.unjoined
 
 
