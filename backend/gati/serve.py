@@ -13,10 +13,10 @@ import click
 
 from gati.errors import UnavailableError
 from gati.expiry import FOREVER, parse_age
+from gati.heartbeat import PATIENCE_SECONDS
 from gati.objects import public
 from gati.options import checked, existing_folder, json_option, port_option, write_json
 from gati.ports import ANYWHERE, HOST, Ports
-from gati.pulse import PATIENCE_SECONDS
 from gati.server import Server
 from gati.session import DEVICE, parse_device
 from gati.settings import (

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from gati.chain import find_chains
 from gati.errors import PublishError, RepositoryError, UnavailableError
+from gati.heartbeat import HEARTBEATS, PATIENCE_SECONDS, UP, Heartbeats
 from gati.model_control import EXIT_SECONDS, HEADER, NOT_ANSWERED, ModelControl, is_ready
 from gati.parent import die_with_parent
 from gati.ports import HOST, Ports, choose, listens
-from gati.pulse import PATIENCE_SECONDS, PULSE, UP, Pulses
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
@@ -51,7 +51,7 @@ class Server:
             What the one before has said is kept beside, in `<log>.1`.
         options: More options for tritonserver.
         host: `HOST`, or `ANYWHERE`: all interfaces.
-        patience: Seconds of silence after which a model's process hangs (gati.pulse).
+        patience: Seconds of silence after which a model's process hangs (gati.heartbeat).
 
     Attributes:
         keeps_nothing: Whether the repository's workspace can't be written: neither samples nor the log are kept then.
@@ -90,13 +90,13 @@ class Server:
             undo.callback(self._slot.release)
             self.log = log or self._slot.log
             _put_aside(self.log)
-            backends, pulses, self._temporary = own / "backends", own / "pulses", own / "temporary"
-            for folder in (backends, pulses, self._temporary):
+            backends, heartbeats, self._temporary = own / "backends", own / "heartbeats", own / "temporary"
+            for folder in (backends, heartbeats, self._temporary):
                 folder.mkdir()
-            self._pulses = Pulses(pulses, patience)
+            self._heartbeats = Heartbeats(heartbeats, patience)
             triton = find_triton()
             triton.prepare(backends)
-            given = {PULSE: str(pulses), TEMPORARY: str(self._temporary)}
+            given = {HEARTBEATS: str(heartbeats), TEMPORARY: str(self._temporary)}
             settings = triton.environment(backends) | dict(environment or {}) | given
             self._start(
                 lambda: [str(triton.executable), *self._options(backends), *options], settings, ports or Ports()
@@ -105,7 +105,7 @@ class Server:
             for model in set(find_chains(self.repository)).intersection(self.models):
                 self._stubs.expect(model)
             with suppress(OSError):  # a full disk keeps nobody from serving
-                pulses.with_name(UP).touch()
+                heartbeats.with_name(UP).touch()
                 self._slot.announce(self.process.pid, asdict(self.ports))
             self._undo = undo.pop_all()
 
@@ -177,7 +177,7 @@ class Server:
 
     def end_hung(self) -> list[str]:
         """Kills processes of models that hang, and returns the models; `revive` then loads them again."""
-        return [model for pid in self._pulses.hung() if (model := self._stubs.end(pid)) is not None]
+        return [model for pid in self._heartbeats.hung() if (model := self._stubs.end(pid)) is not None]
 
     def revive(self) -> list[str]:
         """Loads models again whose process was killed, and returns their names: Triton goes on without, and "ready".
@@ -224,7 +224,7 @@ class Server:
             self.process.kill()
             return self.process.wait()
         finally:
-            self._stubs.clean(self._pulses)
+            self._stubs.clean(self._heartbeats)
 
     def _unload(self) -> bool:
         """Unloads all models, those that may call others before these; returns whether none is left.

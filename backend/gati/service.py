@@ -18,13 +18,13 @@ from gati.device import runner_on
 from gati.draws import NO_PROMISE, Draws
 from gati.errors import printable
 from gati.flight import Request
+from gati.heartbeat import beat, is_up
 from gati.inline import InlineEngine
 from gati.ledger import Ledger
 from gati.metrics import Metrics
 from gati.minutes import Minutes
 from gati.orchestrator import Orchestrator
 from gati.parent import when_orphaned
-from gati.pulse import beat, is_up
 from gati.samples import Samples
 from gati.settings import Settings, workspace
 from gati.tail import Tail

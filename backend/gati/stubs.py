@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gati.heartbeat import Heartbeats
 from gati.proc import arguments, children
-from gati.pulse import Pulses
 
 NAME = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
@@ -82,19 +82,19 @@ class Stubs:
             os.kill(pid, signal.SIGKILL)
         return model
 
-    def clean(self, pulses: Pulses) -> None:
+    def clean(self, heartbeats: Heartbeats) -> None:
         """Ends what a killed server has left, and removes its shared memory; only when the server has ended.
 
         Processes end by themselves, and first write what they have recorded; one that waits for its server, with a lock
         that it needs for that, can't.
 
         Args:
-            pulses: Their signs of life.
+            heartbeats: Of these processes.
         """
         deadline = time.monotonic() + ENDING_SECONDS
         while (left := [pid for pid in self._models if self._is_ours(pid)]) and time.monotonic() < deadline:
             for pid in left:
-                if pulses.silent(pid, SILENT_SECONDS):
+                if heartbeats.silent(pid, SILENT_SECONDS):
                     self.end(pid)
             time.sleep(0.05)
         for pid in left:

@@ -21,8 +21,8 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from gati.errors import first_line
+from gati.heartbeat import beat
 from gati.parent import when_orphaned
-from gati.pulse import beat
 from gati.session import INTRA_OP, SPIN, Device, open_alone, open_session, run, threads
 
 

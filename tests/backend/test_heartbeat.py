@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from running import eventually
 
-from gati import pulse
-from gati.pulse import PULSE, Pulses
+from gati import heartbeat
+from gati.heartbeat import HEARTBEATS, Heartbeats
 
 LIVES = "import time; time.sleep(600)"
 WORKS = "import re; time.sleep(0.5); re.match(r'(a+)+$', 'a' * 60 + 'b')"  # for years, and holds Python's lock
@@ -23,9 +23,9 @@ PATIENCE = 3.0
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Three processes: the first two live, the third works."""
-    begin = "import os, time; from gati.pulse import beat; beat(os.environ); "
+    begin = "import os, time; from gati.heartbeat import beat; beat(os.environ); "
     running = [
-        subprocess.Popen([sys.executable, "-c", begin + rest], env={**os.environ, PULSE: str(tmp_path)})
+        subprocess.Popen([sys.executable, "-c", begin + rest], env={**os.environ, HEARTBEATS: str(tmp_path)})
         for rest in (LIVES, LIVES, WORKS)
     ]
     yield running
@@ -38,22 +38,22 @@ def test_only_a_process_that_is_stopped_hangs(
     tmp_path: Path, processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert eventually(lambda: len(list(tmp_path.iterdir())) == 3)
-    monkeypatch.setattr(pulse, "SECONDS", 0.1)
-    pulses, hung = Pulses(tmp_path, PATIENCE), list[int]()
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
+    heartbeats, hung = Heartbeats(tmp_path, PATIENCE), list[int]()
     os.kill(processes[1].pid, signal.SIGSTOP)
 
     def told() -> bool:
-        hung.extend(pulses.hung())
+        hung.extend(heartbeats.hung())
         return bool(hung)
 
     assert eventually(told, 60)
     assert hung == [processes[1].pid]
-    assert pulses.silent(processes[2].pid, 2.0) and not pulses.silent(processes[0].pid, 30.0)
-    assert not eventually(lambda: bool(pulses.hung()), 1), "it is told once, and the others do not hang"
+    assert heartbeats.silent(processes[2].pid, 2.0) and not heartbeats.silent(processes[0].pid, 30.0)
+    assert not eventually(lambda: bool(heartbeats.hung()), 1), "it is told once, and the others do not hang"
     processes[0].kill()
     processes[0].wait()
-    pulses.hung()
-    assert eventually(lambda: not pulses.hung() and [f.name for f in tmp_path.iterdir()] == [str(processes[2].pid)])
+    heartbeats.hung()
+    assert eventually(lambda: not heartbeats.hung() and [f.name for f in tmp_path.iterdir()] == [str(processes[2].pid)])
 
 
 def test_what_was_not_looked_at_does_not_count(
@@ -61,17 +61,17 @@ def test_what_was_not_looked_at_does_not_count(
 ) -> None:
     """Whoever looks may have been held up itself, with the whole machine."""
     assert eventually(lambda: len(list(tmp_path.iterdir())) == 3)
-    pulses = Pulses(tmp_path, PATIENCE)
+    heartbeats = Heartbeats(tmp_path, PATIENCE)
     os.kill(processes[1].pid, signal.SIGSTOP)
-    clock = pulse.time.monotonic()
+    clock = heartbeat.time.monotonic()
     for passed in (10, 10_000):
-        monkeypatch.setattr(pulse.time, "monotonic", lambda passed=passed: clock + passed)
-        assert pulses.hung() == []
+        monkeypatch.setattr(heartbeat.time, "monotonic", lambda passed=passed: clock + passed)
+        assert heartbeats.hung() == []
 
 
 def test_a_stray_file_is_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "SECONDS", 0)
+    monkeypatch.setattr(heartbeat, "SECONDS", 0)
     (tmp_path / "core.dump").touch()
     (tmp_path / "-1").touch()
-    assert Pulses(tmp_path, PATIENCE).hung() == []
+    assert Heartbeats(tmp_path, PATIENCE).hung() == []
     assert len(list(tmp_path.iterdir())) == 2, "it is left alone"

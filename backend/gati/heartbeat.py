@@ -1,9 +1,9 @@
-"""Signs of life of the processes that run models. Triton does not notice one that hangs, nor that its requests fail.
+"""Heartbeats of the processes that run models. Triton does not notice one that hangs, nor that its requests fail.
 
-Such a process touches a file every second, from a thread that needs Python's lock and nothing else: a request may take
-as long as it likes, a disk may hang, and the file is still touched. `gati serve` looks, and ends a process that
-is silent for long; it is then loaded again as one that was killed. Silence counts little while the process does
-something, or would if the machine let it: a slow one is never ended for being slow.
+Such a process touches a file every second, from a thread that needs Python's lock (the GIL) and nothing else: a request
+may take as long as it likes, or a disk may hang, and the file is still touched. `gati serve` watches the files, and
+kills a process that has been silent for long; its model is then loaded again, as after any kill. Silence counts little
+while the process does something, or would if the machine let it: a process is never killed for being slow.
 """
 
 from __future__ import annotations
@@ -16,72 +16,78 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-PULSE = "GATI_PULSE"
-"""Environment variable: the folder of the files, each named by its process."""
+HEARTBEATS = "GATI_PULSE"
+"""Environment variable: the folder of the files, each named by its process id."""
 UP = "up"
 """A file beside that folder, which `gati serve` makes when its server is up."""
 SECONDS = 1.0
-"""Between two signs, and between two looks."""
+"""Between two beats, and between two looks at them."""
 PATIENCE_SECONDS = 60.0
 BUSY = 0.1
 """What a second of silence counts while the process works, waits for a processor or a disk, or is being debugged."""
 WAITING = frozenset("RDt")
-"""States of a thread that would go on if it could, as /proc tells them: running or ready, in the kernel, traced."""
+"""States of a thread that would go on if it could, as /proc has them: running or ready, waiting for a disk, traced."""
 
 
 def beat(environment: Mapping[str, str]) -> None:
-    """Gives signs of life from now on, where somebody looks for them."""
-    folder = environment.get(PULSE)
+    """Starts this process's heartbeat, if the environment names a folder for it."""
+    folder = environment.get(HEARTBEATS)
     if not folder:
         return
     path = Path(folder, str(os.getpid()))
 
     def run() -> None:
-        with suppress(OSError):  # the folder is gone, and with it who looked there
+        with suppress(OSError):  # the folder is gone, and with it whoever watched
             while True:
                 path.touch()
                 time.sleep(SECONDS)
 
-    threading.Thread(target=run, name="gati-pulse", daemon=True).start()
+    threading.Thread(target=run, name="gati-heartbeat", daemon=True).start()
 
 
 def is_up(environment: Mapping[str, str]) -> bool:
-    """Whether the server of a model's process is known to be up."""
-    folder = environment.get(PULSE)
+    """Whether the server that this process belongs to is known to be up."""
+    folder = environment.get(HEARTBEATS)
     return bool(folder) and Path(folder).with_name(UP).exists()
 
 
-class Pulse(NamedTuple):
-    """The last sign of a process, the processor time that it had used, and the seconds of silence that count."""
+class Heartbeat(NamedTuple):
+    """What was last seen of a process.
 
-    sign: int
+    Attributes:
+        touched: When its file was touched, in nanoseconds; only compared with itself, so that no clock matters.
+        work: Processor time that it had used, in ticks.
+        silence: Seconds of silence that count.
+    """
+
+    touched: int
     work: int
     silence: float
 
 
-class Pulses:
-    """Those that are given in one folder.
+class Heartbeats:
+    """Watches the heartbeats in one folder. Not thread-safe: `gati serve` has one thread.
 
     Args:
         folder: The folder.
-        patience: Seconds of silence after which a process hangs.
+        patience: Seconds of silence after which a process is taken to hang.
     """
 
     def __init__(self, folder: Path, patience: float = PATIENCE_SECONDS) -> None:
         self._folder = folder
         self._patience = patience
-        self._known: dict[int, Pulse] = {}
+        self._known: dict[int, Heartbeat] = {}
         self._looked = time.monotonic()
 
     def hung(self) -> list[int]:
-        """Processes that hang; each is told once. To be asked often: what is not looked at does not count."""
+        """Processes that hang; each is returned once. Call it often: time in which nobody looked does not count."""
         passed = time.monotonic() - self._looked
         if passed < SECONDS:
             return []
         self._looked += passed
         hung = []
         for path in self._folder.iterdir():
-            if not path.name.isdecimal():  # it is no process's
+            if not path.name.isdecimal():  # not a process's file
                 continue
             pid = int(path.name)
             if self._silence(pid, path, min(passed, 2 * SECONDS)) >= self._patience:  # longer: we were held up, too
@@ -90,21 +96,21 @@ class Pulses:
         return hung
 
     def silent(self, pid: int, seconds: float) -> bool:
-        """Whether a process that gives signs has given none for so many seconds, whatever it does meanwhile."""
+        """Whether a process that has a heartbeat has not given one for so many seconds, however busy it is."""
         with suppress(OSError):
             return time.time() - (self._folder / str(pid)).stat().st_mtime > seconds
         return False
 
     def _silence(self, pid: int, path: Path, passed: float) -> float:
-        """Takes in what a process did in the seconds that passed; returns its silence."""
-        sign, work = path.stat().st_mtime_ns, _work(pid)
+        """Notes what a process did in the seconds that passed; returns its silence so far."""
+        touched, work = path.stat().st_mtime_ns, _work(pid)
         if work is None:
             self._drop(pid, path)
             return 0.0
         before, silence = self._known.get(pid), 0.0
-        if before is not None and before.sign == sign:
+        if before is not None and before.touched == touched:
             silence = before.silence + passed * (BUSY if work != before.work or _waits(pid) else 1.0)
-        self._known[pid] = Pulse(sign, work, silence)
+        self._known[pid] = Heartbeat(touched, work, silence)
         return silence
 
     def _drop(self, pid: int, path: Path) -> None:
@@ -113,7 +119,7 @@ class Pulses:
 
 
 def _work(pid: int) -> int | None:
-    """Processor time that a process has used, in ticks; None where it has ended."""
+    """Processor time that a process has used, in ticks; None if it has ended."""
     try:
         state, fields = _stat(Path(f"/proc/{pid}/stat"))
     except OSError:
@@ -131,6 +137,6 @@ def _waits(pid: int) -> bool:
 
 
 def _stat(path: Path) -> tuple[str, list[str]]:
-    """State, and the fields that follow it; a name before them may hold anything."""
+    """The state, and the fields that follow it; the name before them may hold any characters."""
     state, *fields = path.read_text().rpartition(")")[2].split()
     return state, fields
