@@ -15,9 +15,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from gati.chain import Chain, Segment, Tensor
 from gati.head import HIT, KEY, SCORE, SEGMENTS_KEY
-from gati.recorder import Sample
 from gati.release import Certificate, HeadFile, Release, Window
-from gati.shelf import Shelf
+from gati.shard import Sample
+from gati.shard_folder import ShardFolder
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
 from gati_export.publish import Draft
 
@@ -53,7 +53,7 @@ def toy_release(chain: Chain, number: int = 1, reason: str = "export") -> Releas
 
 def write_shard(url: str, table: pa.Table, budget: int) -> str:
     """Writes a single shard, by a writer of its own; returns its path."""
-    return Shelf(url).write(table, budget)
+    return ShardFolder(url).write(table, budget)
 
 
 def toy_sample(start: int, rows: int = 2, *, known: bool = True) -> Sample:

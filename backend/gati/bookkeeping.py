@@ -19,9 +19,9 @@ from gati.ledger import Ledger
 from gati.live import LiveRelease
 from gati.metrics import Metrics
 from gati.minutes import Minutes
-from gati.once import WarnOnce
 from gati.orchestrator import Observer
 from gati.samples import Samples
+from gati.warn_once import WarnOnce
 from gati.workers import Workers
 
 CLERK_PAUSE, CLERK_CROWD = 0.1, 32

@@ -26,8 +26,8 @@ from gati.breaker import Alarm, Breaker
 from gati.chain import Chain
 from gati.files import replace
 from gati.journal import Journal, forget
-from gati.once import WarnOnce
 from gati.release import Release
+from gati.warn_once import WarnOnce
 
 FORMAT = 2
 KEEP_SECONDS = 10.0

@@ -15,7 +15,7 @@ from threading import Lock
 
 from gati.histogram import bucket
 from gati.journal import Journal, forget
-from gati.once import WarnOnce
+from gati.warn_once import WarnOnce
 
 SECONDS = 60.0
 KEPT = 3 * 24 * 60

@@ -12,8 +12,9 @@ from gati.chain import Chain
 from gati.content import Content, features_at, inputs_of
 from gati.flight import Flight
 from gati.live import LiveRelease
-from gati.recorder import Recorder, Sample
+from gati.recorder import Recorder
 from gati.settings import FEATURES, NOTHING, Settings
+from gati.shard import Sample
 
 
 class Samples:

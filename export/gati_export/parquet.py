@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gati.errors import SamplesError
-from gati.recorder import ANSWER, EXIT, RELEASE, TIME
+from gati.shard import ANSWER, EXIT, RELEASE, TIME
 from gati_export.images import Decode
 from gati_export.ragged import apart, gathered, is_ragged, joined
 

@@ -22,9 +22,9 @@ from gati.content import Content, content_of
 from gati.errors import SamplesError
 from gati.expiry import number_of
 from gati.objects import is_object_store, open_store, public, reaching
-from gati.recorder import SHAPE, TIME
 from gati.release import Window
 from gati.settings import workspace
+from gati.shard import SHAPE, TIME
 from gati_export.parquet import rows_of
 from gati_export.ragged import count, each, joined, shapes
 

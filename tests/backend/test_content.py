@@ -16,9 +16,10 @@ from handmade import toy_chain, write_shard
 from gati.content import features_at
 from gati.errors import SamplesError
 from gati.flight import Flight, Request
-from gati.recorder import Recorder, Sample, shard
+from gati.recorder import Recorder
 from gati.samples import Samples
 from gati.settings import Settings
+from gati.shard import Sample, shard
 from gati_export import store
 from gati_export.store import read_recent
 

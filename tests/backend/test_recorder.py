@@ -26,10 +26,11 @@ from handmade import toy_sample as sample
 from running import until
 
 from gati import recorder as module
-from gati import shelf as shelves
+from gati import shard_folder as folders
 from gati.expiry import parse_age
-from gati.recorder import Recorder, Sample, shard
-from gati.shelf import Shelf
+from gati.recorder import Recorder
+from gati.shard import Sample, shard
+from gati.shard_folder import ShardFolder
 from gati_export import store as reading
 from gati_export.samples import load_samples
 from gati_export.store import count_since, read_recent
@@ -109,11 +110,11 @@ def test_the_oldest_shards_go_when_the_budget_is_spent(tmp_path: Path) -> None:
 
 
 def test_half_of_a_local_disk_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
-    size = Path(shelf.write(table, 1 << 30)).stat().st_size
+    table, folder = shard(CHAIN, [sample(0)]), ShardFolder(f"{tmp_path}/toy")
+    size = Path(folder.write(table, 1 << 30)).stat().st_size
     small = shutil.disk_usage(tmp_path)._replace(total=6 * size)
-    monkeypatch.setattr(shelves.shutil, "disk_usage", lambda _: small)
-    paths = [shelf.write(table, 1 << 30) for _ in range(8)]
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: small)
+    paths = [folder.write(table, 1 << 30) for _ in range(8)]
     assert _lies(tmp_path / "toy") == paths[-3:]
 
 
@@ -211,7 +212,7 @@ print(sum(dropped), len(log), len(list(Path(sys.argv[1], "toy").iterdir())))
 KILLED = """
 import sys
 from handmade import toy_chain, toy_sample, write_shard
-from gati.recorder import shard
+from gati.shard import shard
 table = shard(toy_chain(), [toy_sample(0, 20_000)])
 print("ready", flush=True)
 while True:
@@ -332,7 +333,7 @@ def test_a_store_is_listed_now_and_then_and_its_budget_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
 ) -> None:
     table, url = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy"
-    first, other = Shelf(url), Shelf(url)
+    first, other = ShardFolder(url), ShardFolder(url)
     size = Path(first.write(table, 1 << 20)).stat().st_size
     paths = [first.write(table, 3 * size) for _ in range(20)]
     assert _lies(tmp_path / "toy") == paths[-3:] and len(listed) == 1
@@ -347,12 +348,12 @@ def test_a_store_is_listed_now_and_then_and_its_budget_is_kept(
 def test_a_budget_is_kept_with_more_shards_than_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
 ) -> None:
-    monkeypatch.setattr(shelves, "REMEMBERED", 3)
-    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
-    paths = [shelf.write(table, 1 << 20) for _ in range(10)]
+    monkeypatch.setattr(folders, "REMEMBERED", 3)
+    table, folder = shard(CHAIN, [sample(0)]), ShardFolder(f"{tmp_path}/toy")
+    paths = [folder.write(table, 1 << 20) for _ in range(10)]
     size = Path(paths[0]).stat().st_size
     for kept in (8, 8, 8, 8, 8, 4):
-        paths.append(shelf.write(table, kept * size))
+        paths.append(folder.write(table, kept * size))
         assert _lies(tmp_path / "toy") == paths[-kept:]
     assert len(listed) <= 5
 
@@ -361,8 +362,8 @@ def test_a_writer_whose_clock_is_behind_numbers_its_shards_after_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, url = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy"
-    right, behind = Shelf(url), Shelf(url)
-    monkeypatch.setattr(shelves, "LIST_TIMES", 0)  # as if a listing took no time beside what passes between two
+    right, behind = ShardFolder(url), ShardFolder(url)
+    monkeypatch.setattr(folders, "LIST_TIMES", 0)  # as if a listing took no time beside what passes between two
     paths = []
     for _ in range(3):
         paths.append(right.write(table, 1 << 20))
@@ -375,31 +376,31 @@ def test_a_writer_whose_clock_is_behind_numbers_its_shards_after_the_others(
 def test_a_writer_whose_clock_is_behind_does_not_list_a_full_folder_for_each_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
 ) -> None:
-    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
-    monkeypatch.setattr(shelves, "LIST_TIMES", 1e6)
-    ahead = Path(shelf.write(table, 1 << 20))
+    table, folder = shard(CHAIN, [sample(0)]), ShardFolder(f"{tmp_path}/toy")
+    monkeypatch.setattr(folders, "LIST_TIMES", 1e6)
+    ahead = Path(folder.write(table, 1 << 20))
     ahead.rename(ahead.with_name(f"{time.time_ns() + 60 * 10**9:020d}-1.parquet"))
     listed.clear()
-    writer = Shelf(f"{tmp_path}/toy")
+    writer = ShardFolder(f"{tmp_path}/toy")
     paths = [writer.write(table, 1 << 20) for _ in range(20)]
     assert len(listed) == 1 and paths == sorted(paths)
 
 
 def test_a_folder_that_somebody_deletes_is_made_again(tmp_path: Path) -> None:
-    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
-    shelf.write(table, 1 << 20)
+    table, folder = shard(CHAIN, [sample(0)]), ShardFolder(f"{tmp_path}/toy")
+    folder.write(table, 1 << 20)
     shutil.rmtree(tmp_path / "toy")
-    assert Path(shelf.write(table, 1 << 20)).exists()
+    assert Path(folder.write(table, 1 << 20)).exists()
 
 
 def test_a_sweep_leaves_a_writer_what_is_there_now(tmp_path: Path, listed: list[str]) -> None:
-    table, shelf = shard(CHAIN, [sample(0)]), Shelf(f"{tmp_path}/toy")
-    old, young = (Path(shelf.write(table, 1 << 20)) for _ in range(2))
+    table, folder = shard(CHAIN, [sample(0)]), ShardFolder(f"{tmp_path}/toy")
+    old, young = (Path(folder.write(table, 1 << 20)) for _ in range(2))
     _aged(old, 4000)
-    shelf.sweep(3600)
+    folder.sweep(3600)
     assert _lies(tmp_path / "toy") == [str(young)]
     size, before = young.stat().st_size, len(listed)
-    assert [*_lies(tmp_path / "toy")[:1], shelf.write(table, 2 * size)] == _lies(tmp_path / "toy")
+    assert [*_lies(tmp_path / "toy")[:1], folder.write(table, 2 * size)] == _lies(tmp_path / "toy")
     assert len(listed) == before
 
 
@@ -422,7 +423,7 @@ def test_what_is_too_old_goes_while_no_request_comes(tmp_path: Path, monkeypatch
     until(lambda: not older.exists() and not part.exists())
     assert young.exists() and (tmp_path / "toy" / "notes.txt").exists()
     _aged(young, 3601)  # the next sweep finds it
-    monkeypatch.setattr(recorder, "_sweep", 0.0)
+    monkeypatch.setattr(recorder, "_sweep_due", 0.0)
     until(lambda: not list((tmp_path / "toy").glob("*.parquet")))
     recorder.close()
 
@@ -438,14 +439,14 @@ def test_samples_of_any_age_stay_where_that_is_asked_for(tmp_path: Path) -> None
 def test_a_clock_that_was_ahead_keeps_nothing_beyond_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, url, now = shard(CHAIN, [sample(0)]), f"{tmp_path}/toy", time.time()
     ahead = _aged(Path(write_shard(url, table, 1 << 20)), -1e6)
-    Shelf(url).sweep(3600)  # the first sweep after the clock was set back
+    ShardFolder(url).sweep(3600)  # the first sweep after the clock was set back
     after = Path(write_shard(url, table, 1 << 20))  # numbered after the one ahead
     assert ahead.exists() and after.name > ahead.name
     monkeypatch.setattr(time, "time", lambda: now + 3500)
-    Shelf(url).sweep(3600)
+    ShardFolder(url).sweep(3600)
     assert ahead.exists() and after.exists()
     monkeypatch.setattr(time, "time", lambda: now + 3700)
-    Shelf(url).sweep(3600)
+    ShardFolder(url).sweep(3600)
     assert not ahead.exists() and not after.exists()
 
 
@@ -466,13 +467,13 @@ def test_what_is_new_is_counted_up_to_what_is_enough_the_newest_first(
 def test_what_was_learned_while_the_clock_was_ahead_hides_nothing_that_comes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, shelf, now = f"{tmp_path}/toy", Shelf(f"{tmp_path}/toy"), time.time_ns()
+    url, folder, now = f"{tmp_path}/toy", ShardFolder(f"{tmp_path}/toy"), time.time_ns()
     with monkeypatch.context() as patch:
         patch.setattr(time, "time_ns", lambda: now + 86_400 * 10**9)
-        ahead = Path(shelf.write(shard(CHAIN, [sample(0)]), 1 << 20))
+        ahead = Path(folder.write(shard(CHAIN, [sample(0)]), 1 << 20))
     mark = count_since(str(tmp_path), CHAIN, "")[1]
     ahead.unlink()  # at its age, in a quiet night
-    for writer in (Shelf(url), shelf):
+    for writer in (ShardFolder(url), folder):
         writer.write(shard(CHAIN, [sample(1)]), 1 << 20)
         assert count_since(str(tmp_path), CHAIN, mark)[0] >= 2
 
@@ -485,7 +486,7 @@ def test_a_store_that_can_not_be_swept_is_said_and_tried_again(tmp_path: Path, m
     recorder = Recorder(CHAIN, str(tmp_path), 1 << 20, lambda _: None, said.append, age=3600)
     until(lambda: "can't be deleted" in "".join(said))
     monkeypatch.setattr(LocalFileSystem, "rm_file", remove)
-    monkeypatch.setattr(recorder, "_sweep", 0.0)
+    monkeypatch.setattr(recorder, "_sweep_due", 0.0)
     until(lambda: not old.exists())
     recorder.close()
 

@@ -32,9 +32,9 @@ from PIL import Image
 from gati.chain import Chain, Segment, Tensor, read_chain
 from gati.cli import main
 from gati.device import usable
-from gati.recorder import Sample, shard
 from gati.release import head_path, valid_releases
 from gati.session import Device
+from gati.shard import Sample, shard
 from gati_export.commands import common
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode

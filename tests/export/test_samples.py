@@ -17,7 +17,7 @@ from PIL import Image
 
 from gati.chain import Tensor
 from gati.errors import SamplesError
-from gati.recorder import shard
+from gati.shard import shard
 from gati_export.images import parse_decode
 from gati_export.samples import cast_notes, check_samples, load_samples
 

@@ -24,8 +24,8 @@ from handmade import toy_chain, toy_sample, write_shard
 from reports import realistic
 
 from gati.errors import PublishError, SamplesError, UnavailableError
-from gati.recorder import Sample, shard
 from gati.release import valid_releases
+from gati.shard import Sample, shard
 from gati_export import history
 from gati_export.commands.refresh import _again_where_away
 from gati_export.decision import verdict

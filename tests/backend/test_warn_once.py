@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gati import once
-from gati.once import WarnOnce
+from gati import warn_once as module
+from gati.warn_once import WarnOnce
 
 
 def test_a_thing_is_mentioned_once_until_it_is_forgotten() -> None:
@@ -24,7 +24,7 @@ def test_a_thing_is_mentioned_once_until_it_is_forgotten() -> None:
 
 def test_with_a_time_it_is_mentioned_again_after_that(monkeypatch: pytest.MonkeyPatch) -> None:
     given, now = list[str](), 0.0
-    monkeypatch.setattr(once, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     warn_once = WarnOnce(given.append, seconds=60)
     for now in (0.0, 30.0, 60.0, 61.0, 100.0):
         warn_once(f"at {now}")

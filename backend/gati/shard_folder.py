@@ -1,8 +1,8 @@
-"""A model's folder of a store: where shards are put, and the oldest of them deleted.
+"""A model's folder in a store: shards are written there, and the oldest are deleted to keep to a budget.
 
 A shard is written under another name and renamed, so that a half-written one is never read. Light traffic makes
-hundreds of thousands of small ones, and to list them takes seconds: what lies there is remembered, as far as it is
-needed, and looked up now and then, since replicas may share a store.
+hundreds of thousands of small shards, and listing them takes seconds. So the listing is remembered, as far as it is
+needed, and renewed now and then, since replicas may share a store.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LIST_SECONDS, LIST_TIMES = 300.0, 200
-"""Seconds between two listings, at least, and how many times as long as one takes. For so long a budget may be exceeded
-by what other replicas write. Where clocks differ, only the latter counts, so that shards keep their order."""
+"""Least seconds between two listings, and least multiple of the time that one takes. For so long, what other replicas
+write may exceed the budget. Where clocks differ, only the multiple counts, so that shards keep their order."""
 REMEMBERED = 10_000
-"""Shards whose names are remembered, the oldest: those are deleted next."""
+"""How many shards are remembered by name: the oldest, which are deleted next."""
 SHARE = 0.5
-"""Of a local disk that samples may take, whatever their budget: what audits found, and releases, need room as well."""
+"""Of a local disk, how much samples may take whatever their budget: audits' evidence and releases need room as well."""
 ABANDONED_NS = 600 * 10**9
-"""A shard that is this much older than the newest, and still half-written, never will be whole."""
+"""A half-written shard that is this much older than the newest shard will never be finished: its writer is gone."""
 
 
-class Shelf:
-    """What one writer knows of the folder.
+class ShardFolder:
+    """The folder, as one writer knows it. Not thread-safe: a recorder's thread owns it.
 
     Args:
         url: fsspec URL of the model's folder.
@@ -45,46 +45,53 @@ class Shelf:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._due = self._soon = 0.0  # by the monotonic clock
+        self._due = self._due_early = 0.0  # of the next listing, by the monotonic clock
         self._oldest: deque[tuple[str, int]] = deque()
-        self._younger = 0  # shards that are there besides
-        self._bytes = 0
-        self._newest = 0
+        self._younger = 0  # shards that are there, but not in `_oldest`
+        self._bytes = 0  # of all shards
+        self._newest = 0  # the number of the newest shard
 
     def write(self, table: pa.Table, budget: int) -> str:
-        """Writes a shard and deletes the oldest ones that are over the budget; returns its path.
+        """Writes a shard, and deletes the oldest ones until the rest fits the budget.
 
-        Shards are numbered by time, and by more than any that is there: a clock that is set back changes no order. On
-        a local disk, only their owner can read them.
+        A shard's number is the time in nanoseconds, or one more than the newest number where that is larger, so that a
+        clock that is set back changes no order. On a local disk, only their owner can read shards.
+
+        Args:
+            table: What to write.
+            budget: Bytes that all shards together may take.
+
+        Returns:
+            The shard's path.
         """
         fs, folder = open_store(self._url)
         put = _put if is_object_store(self._url) else _write_beside
         now = time.time_ns()
-        if time.monotonic() >= (self._due if now > self._newest else self._soon):  # some clock is wrong
-            self._look(fs, folder)
+        if time.monotonic() >= (self._due if now > self._newest else self._due_early):  # early: some clock is wrong
+            self._list(fs, folder)
         number = max(now, self._newest + 1)
         path = f"{folder}/{number:020d}-{secrets.token_hex(4)}.parquet"  # replicas may share a store
         try:
             put(fs, path, table)
         except FileNotFoundError:  # somebody has deleted the folder
-            self._look(fs, folder)
+            self._list(fs, folder)
             put(fs, path, table)
         self._newest = number
         self._add(path, fs.size(path))
         if "file" in fs.protocol:
             budget = min(budget, int(SHARE * shutil.disk_usage(folder).total))
         if not self._prune(fs, path, budget):
-            self._look(fs, folder)
+            self._list(fs, folder)
             self._prune(fs, path, budget)
         return path
 
     def sweep(self, age: float) -> None:
-        """Deletes shards, whole and half-written, that were written more than so many seconds ago."""
+        """Deletes shards, also half-written ones, that were written more than `age` seconds ago."""
         fs, folder = open_store(self._url)
-        self._look(fs, folder, age)
+        self._list(fs, folder, age)
 
-    def _look(self, fs: Any, folder: str, age: float | None = None) -> None:
-        """Lists what is there, and deletes what is older than an age, and what writers that were killed have left."""
+    def _list(self, fs: Any, folder: str, age: float | None = None) -> None:
+        """Lists the folder. Deletes what is older than `age` seconds, if given, and what killed writers have left."""
         began = time.monotonic()
         try:
             files = fs.ls(folder, detail=True)
@@ -105,8 +112,8 @@ class Shelf:
             if file["name"].endswith(".part") and 0 < number_of(file["name"]) < abandoned:
                 _delete(fs, file["name"])
         took = time.monotonic() - began
-        self._soon = time.monotonic() + LIST_TIMES * took
-        self._due = max(self._soon, time.monotonic() + LIST_SECONDS)
+        self._due_early = time.monotonic() + LIST_TIMES * took
+        self._due = max(self._due_early, time.monotonic() + LIST_SECONDS)
 
     def _add(self, path: str, size: int) -> None:
         self._bytes += size
@@ -116,7 +123,7 @@ class Shelf:
             self._oldest.append((path, size))
 
     def _prune(self, fs: Any, newest: str, budget: int) -> bool:
-        """Deletes the oldest shards until the rest fits the budget; whether those that are remembered are enough.
+        """Deletes the oldest shards until the rest fits the budget; returns False if that takes a new listing first.
 
         The newest stays, whatever the budget.
         """
@@ -133,7 +140,7 @@ def _delete(fs: Any, name: str) -> None:
 
 
 def _make(fs: Any, folder: str) -> None:
-    """Makes a model's folder. In an object store there are none, and its buckets are not ours to make."""
+    """Makes a model's folder. An object store has no folders, and its buckets are not ours to make."""
     if not is_object_store(fs.unstrip_protocol(folder)):
         fs.makedirs(folder, exist_ok=True)
     if "file" in fs.protocol:
@@ -141,7 +148,7 @@ def _make(fs: Any, folder: str) -> None:
 
 
 def _put(fs: Any, path: str, table: pa.Table) -> None:
-    """Writes a shard to an object store, which takes it whole or not at all; a rename there would be a copy."""
+    """Writes a shard to an object store: it appears whole or not at all, and a rename would be a copy."""
     buffer = io.BytesIO()
     _parquet().write_table(table, buffer, compression="zstd")
     fs.pipe_file(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Warnings that are given once: what fails mostly fails again and again, and a log should stay readable."""
+"""Warnings that are given once: what fails once mostly fails again and again, and a log should stay readable."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Callable
 class WarnOnce:
     """Passes warnings on, those about the same thing only once.
 
+    Threads may share it without a lock: at worst, two that warn at the same moment both get through.
+
     Args:
-        warn: Takes a warning.
-        seconds: How long the same thing is not mentioned again; without end by default.
+        warn: Called with each warning that gets through.
+        seconds: How long nothing more is said about the same thing; for ever by default.
     """
 
     def __init__(self, warn: Callable[[str], None], seconds: float = math.inf) -> None:
@@ -28,7 +30,7 @@ class WarnOnce:
             self._warn(message)
 
     def forget(self) -> bool:
-        """Lets all warnings be given anew; returns whether any was given."""
+        """Lets every warning be given once more; returns whether any had been given."""
         given = bool(self._given)
         self._given.clear()
         return given
