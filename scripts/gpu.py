@@ -151,7 +151,7 @@ class Bed:
         self.chain = replace(chain, segments=segments)
         self._heads = {i: linear_head(segments[i].output, chain.output) for i in self.chain.heads}
         runner = runner_on(parse_device(device))
-        self._engine = InlineEngine(folder, self.chain, runner, say=click.echo)
+        self._engine = InlineEngine(folder, self.chain, runner, warn=click.echo)
         whole = Step(self.chain.segments[-1].index, onnx.load(backbone.path))
         on_gpu = isinstance(runner, DeviceRunner)
         sizes = sizes_up_to(self.chain.max_batch)
@@ -203,7 +203,7 @@ def exported(repository: Path, model: str, samples: Path, device: str, batches: 
     chain, plain = read_chain(repository, model), repository / f"{model}-plain" / "1" / "model.onnx"
     rows = {name: values[:PICTURES] for name, values in check_samples(load_samples(samples), chain.inputs).items()}
     session, runner = open_session(plain, parse_device(device)), runner_on(parse_device(device))
-    engines = (InlineEngine(repository, chain, where, say=click.echo) for where in (runner, Runner()))
+    engines = (InlineEngine(repository, chain, where, warn=click.echo) for where in (runner, Runner()))
     live, here = (live_of(repository, chain, engine) for engine in engines)
     feeds: dict[str, np.ndarray] = {}
     ways: dict[str, Way] = {"plain": lambda: run(session, [chain.output.name], feeds)}

@@ -1,9 +1,9 @@
-"""Cascade: a chain and the heads of a release as one graph, for a request of one row.
+"""Cascade: a chain and the heads of a release as one graph, for a request of one row on a processor.
 
-Between two runs of a network little that Python needs is left in the processor's caches: each stage and each lookup
-costs a request some 0.1 ms more than they take. In a cascade ONNX Runtime goes from stage to head to stage by itself,
-and leaves at the first hit, by an `If` behind each head. The rows of a batch leave at different exits, and those that
-hit are answered while others go on: a batch goes stage by stage.
+A run of a network drives what Python needs out of the processor's caches, so that each stage and each lookup costs a
+request some 0.1 ms more than they take themselves. In a cascade ONNX Runtime goes from stage to head to stage by
+itself, and leaves at the first hit, by an `If` behind each head. A batch goes stage by stage (gati.orchestrator): its
+rows leave at different exits, and those that hit are answered while the others go on.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from gati.chain import Tensor
 from gati.head import HIT, KEY
 from gati.session import run
 from gati.state import HeadState
-from gati.steps import Leave, Missed, Step, apart, common_versions, of_head
+from gati.steps import Leave, MissedRows, Step, common_versions, of_head, prefixed_head
 from gati.tensorinfo import kind_of, tensor_info
 
 ANSWER, EXIT = "answer", "exit"
 ROW = np.arange(1)
 WEIGHTS_APART = 4
-"""The version of ONNX's format from which the weights of an `If`'s branches need not be inputs of the graph."""
+"""The first version of ONNX's format in which the weights of an `If`'s branches need not be inputs of the graph."""
 
 
 class Cascade:
     """A chain and its heads as one graph; see `gati.steps.Joined`.
 
     Args:
-        session: Of what `assemble` makes of the steps.
+        session: Runs the graph that `assemble` makes of the steps.
         steps: The steps.
     """
 
@@ -45,27 +45,27 @@ class Cascade:
         self._keyed = [step.last for step in steps if KEY in step.spec.outputs]
         self._outputs = [node.name for node in session.get_outputs()]
 
-    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
+    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[MissedRows]:
         """See `gati.steps.Joined`."""
         for index in self._state:
             inputs = {**inputs, **{of_head(index, name): value for name, value in state[index].feeds().items()}}
         output, where, *keys = run(self._session, self._outputs, inputs)
         exit_ = where.item()
         leave(ROW, output, exit_)
-        return [Missed(i, ROW, key) for i, key in zip(self._keyed, keys, strict=True) if i < exit_ and len(key)]
+        return [MissedRows(i, ROW, key) for i, key in zip(self._keyed, keys, strict=True) if i < exit_ and len(key)]
 
 
 def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) -> ModelProto:
-    """Makes one graph of stages and heads, which gives an answer, an exit, and the heads' keys.
+    """Makes one graph of stages and heads, whose outputs are an answer, an exit, and the heads' keys.
 
     Args:
-        steps: At least two. What their stages call alike is the same, since they are pieces of one graph; heads may
-            use any names.
+        steps: At least two. Stages are pieces of one graph: tensors of the same name are the same. Heads may use any
+            names.
         inputs: The model's inputs.
         output: The chain's output.
 
     Raises:
-        UnjoinableError: If they use operators of versions that do not go together.
+        UnjoinableError: If there are no versions of the operator sets that fit all of them.
     """
     versions = common_versions(steps)
     kept = Counter(weight.name for step in steps for weight in step.stage.graph.initializer)
@@ -73,10 +73,10 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
     *before, last = zip(steps, _run_once(steps), strict=True)
     level = _end(*last, output)
     for step, nodes in reversed(before):
-        level = _before(level, step, nodes, apart(step), output, common)
+        level = _before(level, step, nodes, prefixed_head(step), output, common)
     graph = level.graph("cascade", common)
     graph.initializer.extend(common.values())
-    # With shapes ONNX Runtime plans what takes whose place in memory: 1 to 3 % of a network's time (measured).
+    # With fixed shapes, ONNX Runtime plans which tensors share memory: 1 to 3 % of a network's time (measured).
     graph.input.extend(tensor_info(tensor.name, kind_of(tensor.numpy), _row(tensor)) for tensor in inputs)
     for step in steps:
         graph.input.extend(
@@ -90,7 +90,7 @@ def assemble(steps: Sequence[Step], inputs: Sequence[Tensor], output: Tensor) ->
 
 @dataclass(frozen=True)
 class _Level:
-    """What is run where no head before has hit, and what it gives: an answer, an exit, and keys by cut point."""
+    """What is run if no head before it has hit, and its outputs: an answer, an exit, and keys by cut point."""
 
     nodes: Sequence[NodeProto]
     weights: Sequence[TensorProto]
@@ -99,15 +99,15 @@ class _Level:
     keys: Mapping[int, ValueInfoProto]
 
     def graph(self, name: str, common: Mapping[str, TensorProto]) -> GraphProto:
-        """As a graph; common weights are held outside of it."""
+        """The same as a graph, without the weights that several levels have in common."""
         weights = [weight for weight in self.weights if weight.name not in common]
         return helper.make_graph(self.nodes, name, [], [self.answer, self.exit, *self.keys.values()], weights)
 
 
 def _run_once(steps: Sequence[Step]) -> list[list[NodeProto]]:
-    """The nodes of each stage but those that a stage before has too: each brings along what it reads, such as a mask.
+    """The nodes of each stage that no stage before it has: each stage by itself repeats what it reads, such as a mask.
 
-    Inside an `If`, what is outside of it can be read.
+    A branch of an `If` can read tensors outside of it.
     """
     found, made = list[list[NodeProto]](), set[str]()
     for step in steps:
@@ -117,7 +117,7 @@ def _run_once(steps: Sequence[Step]) -> list[list[NodeProto]]:
 
 
 def _end(step: Step, nodes: Sequence[NodeProto], output: Tensor) -> _Level:
-    """The last stage, which answers whatever comes to it."""
+    """The innermost level: the last stage, which answers every row that gets there."""
     exit_ = _here(step.last, EXIT, TensorProto.INT64)
     nodes = [*nodes, _constant(exit_.name, np.array([step.last]))]
     return _Level(nodes, step.stage.graph.initializer, tensor_info(output.name, kind_of(output.numpy)), exit_, {})
@@ -131,7 +131,7 @@ def _before(
     output: Tensor,
     common: Mapping[str, TensorProto],
 ) -> _Level:
-    """A stage and its head, and what is run where that misses."""
+    """The level around another: a stage and its head, and that other level if the head misses."""
     index = step.last
     answer, exit_ = _here(index, ANSWER, kind_of(output.numpy)), _here(index, EXIT, TensorProto.INT64)
     later = {place: _here(index, f"{KEY}/{place}", TensorProto.FLOAT) for place in level.keys}
@@ -145,7 +145,7 @@ def _before(
 
 
 def _hit(step: Step, output: Tensor, later: Iterable[int]) -> GraphProto:
-    """What is run at a hit: nothing, and of later heads there are no keys."""
+    """The branch of a hit: it computes nothing more, and has empty keys for the heads behind."""
     index = step.last
     answer = _here(index, f"{HIT}/{ANSWER}", kind_of(output.numpy))
     exit_ = _here(index, f"{HIT}/{EXIT}", TensorProto.INT64)
@@ -159,12 +159,12 @@ def _hit(step: Step, output: Tensor, later: Iterable[int]) -> GraphProto:
 
 
 def _here(index: int, name: str, kind: int) -> ValueInfoProto:
-    """A tensor of the cascade's own."""
+    """A tensor that belongs to the cascade itself."""
     return tensor_info(f"cascade/exit {index}/{name}", kind)
 
 
 def _row(tensor: Tensor) -> list[int | str]:
-    """The shape of one row of a tensor; dimensions that may vary have names."""
+    """The shape of a tensor for one row; dimensions that may vary have names."""
     return [1, *(size if size >= 0 else f"{tensor.name}/{axis}" for axis, size in enumerate(tensor.shape, 1))]
 
 

@@ -1,4 +1,4 @@
-"""What runs a chain's segments and heads: one interface, two ways (gati.inline, gati.bls), the same answers."""
+"""Engines run a chain's segments and heads: one interface, implemented twice (gati.inline, gati.bls)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Stage:
 
     Attributes:
         last: Index of the last of them.
-        inputs: Names of what it reads.
-        run: From those, each [batch, ...], to the last segment's output, [batch, ...], wherever the engine keeps hidden
-            state; the chain's own output is NumPy's. Raises a GatiError if it can't.
+        inputs: Names of the tensors that it reads.
+        run: Computes the last segment's output, [batch, ...], from these, [batch, ...] each. The output stays where the
+            engine keeps hidden state; the chain's own output is a NumPy array. Raises a GatiError if it can't run.
     """
 
     last: int
@@ -33,12 +33,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What takes less than going from stage to head to stage, as far as a release has it (gati.shortcuts).
+    """Faster ways through a release's stages and heads than one by one, as far as there are any (gati.shortcuts).
 
     Attributes:
-        joined: Stages and heads as one, for as many rows as that takes.
+        joined: Stages and heads in one, for as many rows as `joined.rows`.
         whole: The backbone as one stage, for rows that no head is asked about.
-        costs: Measures what rows take; None where heads are asked in any case.
+        costs: Measures what lookups cost; None where heads are always asked.
     """
 
     joined: Joined | None = None
@@ -50,11 +50,11 @@ class Heads(Protocol):
     """The heads of one release, loaded."""
 
     def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction | None:
-        """Looks a batch up; None where the head is not ready, which is a miss."""
+        """Asks the head at cut point `index` about a batch; None if it is not ready, which is a miss."""
         ...
 
     def load_shortcuts(self) -> Shortcuts:
-        """Loads what takes less than stages and these heads apart; takes a while."""
+        """Loads faster ways through the same stages and heads; may take seconds."""
         ...
 
 
@@ -62,7 +62,7 @@ class Engine(Protocol):
     """Runs segments, and loads the heads of a release."""
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
-        """Loads the whole chain in stages, one of which ends at each of these cut points; others may be passed over.
+        """Loads the whole chain in stages. One ends at each of these cut points; some may end at others, too.
 
         Raises:
             RepositoryError: If a segment is missing, damaged, or not the one that chain.json names.

@@ -1,6 +1,6 @@
-"""Fusing: segments with no head between them run as one graph, without what a cut costs.
+"""Fusing: segments with no head between them run as one graph, which spares the cost of a cut.
 
-ONNX Runtime optimises a graph as a whole: each cut converts layouts and ends fusions, 2 to 3 % of a network apiece.
+ONNX Runtime optimises a graph as a whole. A cut converts layouts and prevents fusions: 2 to 3 % of a network each.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from onnx.compose import add_prefix_graph
 from gati.weights import Weights, tensors
 
 LARGEST = 1_500_000_000
-"""Bytes of a graph that is made of several: protobuf ends at 2 GiB, and the copies at work are as large."""
+"""Most bytes of a graph that is made of several: protobuf ends at 2 GiB, and there are temporary copies."""
 
 
 def fuse(models: Sequence[bytes]) -> bytes:
-    """Joins ONNX models as `join` does, into a file."""
+    """Joins ONNX models as `join` does, and returns the file's bytes."""
     return models[0] if len(models) == 1 else join(models).SerializeToString()
 
 
 def join(models: Sequence[bytes], prefix: str = "", weights: Weights | None = None) -> ModelProto:
-    """Joins ONNX models, each of which reads what the one before gives, and perhaps the inputs of the whole.
+    """Joins ONNX models, each of which reads the output of the one before, and perhaps inputs of the whole.
 
-    Names inside a model are made its own; two may hold the same weights, or repeat light work on an input.
+    Names inside each model get a prefix: two may hold the same weights, or repeat light work on an input.
 
     Args:
         models: At least one, of the same operator sets, with different inner names for the tensors between them.
-        prefix: Of all names inside, beyond those that tell the models apart.
-        weights: Take the large tensors, if they are given.
+        prefix: Goes before the prefixes that tell the models apart.
+        weights: Takes the large tensors out, if given.
 
     Returns:
-        A model with the inputs of all that no other one gives, and the outputs of the last.
+        A model with all inputs that are not outputs of another of the models, and with the outputs of the last.
 
     Raises:
         google.protobuf.message.DecodeError: If one is no ONNX model.
@@ -63,21 +63,24 @@ def join(models: Sequence[bytes], prefix: str = "", weights: Weights | None = No
 
 
 def prefixed(graph: GraphProto, prefix: str, **how: bool) -> GraphProto:
-    """Puts a prefix to names inside a graph; `how` is as for `onnx.compose.add_prefix_graph`.
+    """Puts a prefix before names inside a graph; `how` is passed to `onnx.compose.add_prefix_graph`.
 
-    That one forgets, inside a branch or a loop's body, that what is read of the weights outside has a new name.
+    That function alone does not rename what a branch, or a loop's body, reads of the weights outside of it.
     """
     known = {tensor.name: prefix + tensor.name for tensor in tensors(graph)}
     return add_prefix_graph(graph, prefix, name_map=known, **how)
 
 
-def stages(count: int, cuts: Sequence[int], sizes: Sequence[int]) -> list[range]:
-    """Which segments run together: those up to each cut point in use, but no more than can be one graph.
+def stage_ranges(count: int, cuts: Sequence[int], sizes: Sequence[int]) -> list[range]:
+    """Which segments run together as one stage: those up to each cut point in use, if they are not too large together.
 
     Args:
         count: Segments of the chain.
         cuts: Cut points with a head.
         sizes: Bytes of each segment.
+
+    Returns:
+        Indices of each stage's segments, in order.
     """
     found, start = [], 0
     for index in range(count):

@@ -1,4 +1,8 @@
-"""Inline mode: segments and heads as ONNX Runtime sessions in the orchestrator's own process."""
+"""Inline mode: segments and heads as ONNX Runtime sessions in the orchestrator's own process.
+
+Stages and heads are loaded here, one release after another. How they are then run for a request is in gati.orchestrator
+(stage by stage), gati.cascade and gati.ladder (joined).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,9 @@ from gati.chain import Chain
 from gati.device import Hidden, Runner
 from gati.engine import Shortcuts, Stage
 from gati.errors import RepositoryError, first_line
-from gati.fuse import LARGEST, fuse, join, stages
+from gati.fuse import LARGEST, fuse, join, stage_ranges
 from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
-from gati.layout import InseparableError, Split, open_on_passed, probe, split
+from gati.layout import CutGraph, InseparableError, cut_optimised, open_on_substitute, probe
 from gati.loaded import LoadedStages, OpenHead, stage_of
 from gati.release import Release, head_path
 from gati.session import CPU, open_session
@@ -28,15 +32,17 @@ from gati.weights import Weights
 
 
 class InlineEngine:
-    """Holds a session for each stage and head in use, all on one processor, or on one GPU.
+    """Holds a session for each stage and head in use, all on the processor or on one GPU.
+
+    Not thread-safe: it loads before the first request, and after that on the thread that looks for releases alone.
 
     Args:
         repository: Where the segments and heads lie.
         chain: The chain to run.
         runner: Where to run it, and where hidden state is kept.
-        recorded: Cut points whose hidden state is recorded: stages end there, give what segments give as they lie on
-            disk, because others read it as well, and are not joined.
-        say: Told what makes the chain slower than it could be.
+        recorded: Cut points whose hidden state is recorded. Stages then end there, compute exactly the tensors that the
+            segments on disk do, since others read these as well, and are not joined.
+        warn: Called with what makes the chain slower than it could be.
     """
 
     def __init__(
@@ -46,20 +52,22 @@ class InlineEngine:
         runner: Runner | None = None,
         *,
         recorded: Sequence[int] = (),
-        say: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._repository = repository
         self._chain = chain
         self._runner = runner or Runner()
         self._recorded = tuple(recorded)
         self._as_run = not recorded and self._runner.device == CPU
-        self._say = say
+        self._warn = warn
+        # a release's heads keep their stages alive; those that no release needs any more go by themselves
         self._loaded: WeakValueDictionary[tuple[int, ...], LoadedStages] = WeakValueDictionary()
 
     def load_stages(self, cuts: Sequence[int]) -> tuple[Stage, ...]:
-        """Fuses segments with no head between them; stages that are live already are shared. See gati.engine.
+        """Fuses segments with no head between them; shares stages that are loaded already. See gati.engine.
 
-        What passes between stages is for them and the heads of the same cut points alone.
+        Tensors between stages need not be the cut tensors (gati.substitute): only these stages, and heads that were
+        loaded for the same cut points, can read them.
         """
         return self._stages_for(cuts).stages
 
@@ -72,12 +80,12 @@ class InlineEngine:
 
     def _load(self, cuts: Sequence[int], as_run: bool) -> LoadedStages:
         models = [self._chain.read_segment(self._repository, segment.index) for segment in self._chain.segments]
-        parts = stages(len(models), cuts, [len(model) for model in models])
+        parts = stage_ranges(len(models), cuts, [len(model) for model in models])
         if as_run and len(parts) > 1:
             try:
                 return self._cut_as_run(models, parts)
-            except Exception as error:  # ONNX Runtime's own, too; what can't be cut as it runs is cut as it lies there
-                self._say(f"cut points cost more than they need to: {first_line(error)}")
+            except Exception as error:  # ONNX Runtime's own, too; segments can still be run as they lie on disk
+                self._warn(f"cut points cost more than they need to: {first_line(error)}")
         opened = tuple(self._stage(part, self._open(models, part)) for part in parts)
         return LoadedStages(opened, files=[[self._path(index) for index in part] for part in parts])
 
@@ -100,10 +108,10 @@ class InlineEngine:
         return session
 
     def _warm(self, session: ort.InferenceSession, first: int) -> None:
-        """The first run of a session is a slow one."""
+        """Runs a session once: its first run is slow."""
         tensors = [*self._chain.inputs, *(segment.output for segment in self._chain.segments[:first])]
         feeds = {tensor.name: tensor.zeros(1) for tensor in tensors}
-        with suppress(Exception):  # zeros need not be what a network takes
+        with suppress(Exception):  # not every network takes zeros
             session.run(None, {node.name: feeds[node.name] for node in session.get_inputs()})
 
     def _path(self, index: int) -> Path:
@@ -115,30 +123,30 @@ class InlineEngine:
         with ThreadPoolExecutor(1, "gati-load") as pool:  # ONNX Runtime lets others run while it opens a graph
             opened = {index: pool.submit(self._open_head, index, release.number) for index in cuts}
             loaded = self._stages_for([*cuts, *self._recorded])
-            apart = {index: head.result() for index, head in opened.items()}
+            separate = {index: head.result() for index, head in opened.items()}
         try:
-            heads = self._as_passed(loaded, apart)
+            heads = self._on_substitutes(loaded, separate)
         except InseparableError as error:
-            self._say(f"cut points cost more than they need to: a head can't be opened as they run: {error}")
+            self._warn(f"cut points cost more than they need to: a head can't be opened as they run: {error}")
             loaded = self._loaded[cuts] = self._load(cuts, as_run=False)
-            heads = apart
+            heads = separate
         specs = {index: head.spec for index, head in heads.items()}
-        return InlineHeads(self._chain, loaded, heads, self._runner, self._say, joins=not self._recorded), specs
+        return InlineHeads(self._chain, loaded, heads, self._runner, self._warn, joins=not self._recorded), specs
 
     def _open_head(self, index: int, number: int) -> OpenHead:
         file = head_path(self._repository, self._chain, index, number).read_bytes()
         session, spec = open_head(file, self._chain, index, self._runner.device)
         return OpenHead(session, spec, ModelProto.FromString(file))
 
-    def _as_passed(self, loaded: LoadedStages, heads: Mapping[int, OpenHead]) -> dict[int, OpenHead]:
-        """Heads such that they read what passes at their cut points."""
+    def _on_substitutes(self, loaded: LoadedStages, heads: Mapping[int, OpenHead]) -> dict[int, OpenHead]:
+        """Opens heads anew where something else than the cut tensor crosses their cut, such that they read that."""
         found = dict(heads)
         for index, head in heads.items():
             cut = self._chain.segments[index].output
-            passed = loaded.passed(cut.name)
-            if loaded.split is not None and passed is not None:
-                session, model = open_on_passed(head.model.SerializeToString(), cut, passed)
-                rows = np.repeat(loaded.split.values[cut.name], max(1, self._chain.max_batch), axis=0)
+            substitute = loaded.substitute(cut.name)
+            if loaded.cut_graph is not None and substitute is not None:
+                session, model = open_on_substitute(head.model.SerializeToString(), cut, substitute)
+                rows = np.repeat(loaded.cut_graph.values[cut.name], max(1, self._chain.max_batch), axis=0)
                 session.run(None, {cut.name: rows, **HeadState(head.spec.state).feeds()})
                 found[index] = OpenHead(session, head.spec, model)
         return found
@@ -153,43 +161,45 @@ class InlineHeads:
         loaded: LoadedStages,
         heads: dict[int, OpenHead],
         runner: Runner,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
         *,
         joins: bool = True,
     ) -> None:
         self._chain = chain
-        self._loaded = loaded  # lives as long as its heads
+        self._loaded = loaded  # which the engine itself does not keep alive
         self._heads = heads
         self._runner = runner
-        self._say = say
+        self._warn = warn
         self._joins = joins
         self._names = {
             index: [chain.output.name, HIT] + [KEY] * (KEY in head.spec.outputs) for index, head in heads.items()
         }
 
     def predict(self, index: int, hidden: Hidden, state: Mapping[str, np.ndarray]) -> Prediction:
-        """Looks a batch up; see gati.engine."""
+        """Asks a head about a batch; see gati.engine."""
         feeds = {self._chain.segments[index].output.name: hidden, **state}
         values = self._runner.fetch(self._heads[index].session, self._names[index], feeds)
         return Prediction(values[0], values[1], values[2] if len(values) > 2 else None)
 
     def load_shortcuts(self) -> Shortcuts:
-        """Loads what takes less than stages and heads apart; see gati.engine."""
-        loader = ShortcutLoader(self._chain, self._loaded, self._heads, self._runner, self.predict, self._say)
+        """Loads faster ways through the same stages and heads; see gati.engine."""
+        loader = ShortcutLoader(self._chain, self._loaded, self._heads, self._runner, self.predict, self._warn)
         return loader.load(joins=self._joins)
 
 
-def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], feeds: Mapping[str, np.ndarray]) -> Split:
-    """Cuts a chain's segments into stages, once they are optimised as a whole.
+def cut_as_run(
+    chain: Chain, models: Sequence[bytes], parts: Sequence[range], feeds: Mapping[str, np.ndarray]
+) -> CutGraph:
+    """Joins a chain's segments, optimises the whole, and cuts that into stages.
 
     Args:
         chain: The chain.
-        models: Its segments.
-        parts: Which of them run together; see gati.fuse.
-        feeds: An input.
+        models: Its segments' files.
+        parts: Which of them make a stage; see gati.fuse.
+        feeds: Inputs to try the stages on.
 
     Raises:
-        Exception: See gati.layout; InseparableError too, if they are more than can be one graph.
+        Exception: See gati.layout; InseparableError also if they are too large to be one graph.
     """
     if sum(map(len, models)) > LARGEST:
         raise InseparableError("the network is too large to be optimised as a whole")
@@ -197,4 +207,4 @@ def cut_as_run(chain: Chain, models: Sequence[bytes], parts: Sequence[range], fe
     outside = {tensor.name for tensor in (*chain.inputs, *cuts)}
     reads = [{name for index in part for name in chain.segments[index].inputs} & outside for part in parts]
     weights = Weights()
-    return split(join(models, weights=weights), cuts, reads, feeds, weights)
+    return cut_optimised(join(models, weights=weights), cuts, reads, feeds, weights)

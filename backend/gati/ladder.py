@@ -1,10 +1,10 @@
-"""Ladder: a chain and the heads of a release on a GPU, which rows climb until a head hits.
+"""Ladder: a chain and the heads of a release on a GPU, as CUDA graphs, which rows climb until a head hits.
 
-A network of a few rows keeps a GPU busy with starting kernels rather than running them, and a head is dozens of the
-smallest. So a rung of the ladder, which is a stage and the head behind it, is captured as a CUDA graph, and started as
-one. Such a graph is for batches of one size: there is one for each of some sizes, smaller batches fill up the next
-larger one, and what is left of a batch goes on in a smaller one as soon as it fits. What goes from rung to rung lies
-where both expect it; to the host comes which rows hit, and their answers.
+For a few rows a GPU spends its time on launching kernels rather than on running them, and a head is dozens of the
+smallest. So each rung of the ladder, a stage and the head behind it, is captured as a CUDA graph, which is launched as
+one. A CUDA graph is for batches of one size. So there is one for each of several sizes; a batch is padded to the next
+larger size, and the rows that are left of it go on in a smaller size as soon as they fit. Tensors go from rung to rung
+in fixed places of the device's memory. Only which rows hit, and their answers, come to the host.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from gati.device import DeviceRunner, gather
 from gati.head import HIT, KEY
 from gati.session import Device, open_session
 from gati.state import MEMORY_KEYS, HeadState
-from gati.steps import Leave, Missed, Step, UnjoinableError, apart, common_versions, of_head
+from gati.steps import Leave, MissedRows, Step, UnjoinableError, common_versions, of_head, prefixed_head
 from gati.tensorinfo import kind_of, tensor_info
 
 CAPTURED = 3
-"""Runs after which ONNX Runtime has captured a graph: it lets one or two pass, in which memory is taken."""
+"""Runs after which ONNX Runtime has captured a graph: in the first one or two it allocates memory."""
 TRIED = 30
-"""Runs in which a layout shows what it takes."""
+"""Runs that each memory layout is timed by."""
 GRAPH = "gpu_graph_id"
-"""ONNX Runtime's name for which of a session's graphs a run captures, or starts again."""
+"""ONNX Runtime's option for which of a session's CUDA graphs a run captures, or launches again."""
 
 
 def sizes_up_to(rows: int) -> tuple[int, ...]:
@@ -41,10 +41,10 @@ def sizes_up_to(rows: int) -> tuple[int, ...]:
 
 
 def channels_last_pays(steps: Sequence[Step], chain: Chain, runner: DeviceRunner) -> bool:
-    """Whether a ladder is faster if rungs keep the channels of images together, [batch, height, width, channels].
+    """Whether a ladder is faster if rungs keep the channels of images last, [batch, height, width, channels].
 
-    What goes from rung to rung does not change. It spared an H200 a third of ResNet-18's time; a GPU without tensor
-    cores has nothing from it: both are tried, in turns.
+    Tensors between rungs stay as they are. It spared an H200 a third of ResNet-18's time; a GPU without tensor cores
+    gains nothing. So both are timed, in turns.
 
     Raises:
         Exception: As `Ladder` does.
@@ -57,20 +57,21 @@ def channels_last_pays(steps: Sequence[Step], chain: Chain, runner: DeviceRunner
 
 
 class Ladder:
-    """A chain and its heads, a graph a rung; see `gati.steps.Joined`.
+    """A chain and its heads, one graph for each rung; see `gati.steps.Joined`.
 
-    ONNX Runtime keeps captured graphs with the thread that captured them, which therefore is the ladder's own.
+    ONNX Runtime ties captured graphs to the thread that captured them. So the ladder has a thread of its own, which
+    also sees to it that the fixed places in memory belong to one batch at a time.
 
     Args:
         steps: Stages as they lie on disk, and their heads.
         chain: The chain.
         runner: Of the device.
-        captured: Whether rungs are to be CUDA graphs; nothing but kernels can be in these.
-        sizes: Of batches that there are rungs for, ascending.
+        captured: Whether rungs are to be CUDA graphs, which can hold nothing but the GPU's kernels.
+        sizes: Sizes of batches to capture, ascending.
         channels_last: See `channels_last_pays`.
 
     Raises:
-        UnjoinableError: If what passes between steps has no fixed size, or they can't be joined.
+        UnjoinableError: If tensors between steps have no fixed size, or the steps can't be joined.
         Exception: ONNX Runtime's own, if they can't be run.
     """
 
@@ -92,7 +93,7 @@ class Ladder:
         self._shapes = {tensor.name: tensor.zeros(1).shape[1:] for tensor in chain.inputs}
         self._thread = ThreadPoolExecutor(1, "gati-ladder")
         rungs = [_Rung(step, chain, runner.device, captured, channels_last) for step in steps]
-        self._sides = [_Side(size, rungs, chain, runner.device, captured) for size in sizes]
+        self._sizes = [_SizedRungs(size, rungs, chain, runner.device, captured) for size in sizes]
         self._rungs, self._read_later = rungs, list[set[str]]()
         there = set(self._shapes)
         for place, rung in enumerate(rungs):
@@ -100,38 +101,40 @@ class Ladder:
             self._read_later.append(there & {name for later in rungs[place + 1 :] for name in later.reads})
         self._thread.submit(self._capture).result()
 
-    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
+    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[MissedRows]:
         """See `gati.steps.Joined`."""
         return self._thread.submit(self._climb, inputs, state, leave).result()
 
     def pace(self, inputs: Mapping[str, np.ndarray]) -> list[float]:
-        """Seconds of each rung for such inputs, in turn and whoever hits, until that is known."""
+        """Seconds of each rung for such inputs, until it is known which rows hit. All rows go on, whatever hits."""
         return self._thread.submit(self._time, inputs).result()
 
     def _time(self, inputs: Mapping[str, np.ndarray]) -> list[float]:
-        side, seconds = self._side(len(next(iter(inputs.values())))), list[float]()
+        sized, seconds = self._rungs_for(len(next(iter(inputs.values())))), list[float]()
         with self._runner.beside_others():
-            side.take(inputs)
+            sized.take(inputs)
             for place in range(len(self._rungs)):
                 started = time.perf_counter()
-                hit = side.run(place).hit
+                hit = sized.run(place).hit
                 if hit is not None:
                     hit.numpy()
                 seconds.append(time.perf_counter() - started)
         return seconds
 
-    def _climb(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> list[Missed]:
+    def _climb(
+        self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave
+    ) -> list[MissedRows]:
         for name, shape in self._shapes.items():
             if inputs[name].shape[1:] != shape:
                 raise ValueError(f"{name!r} has another shape than this graph's")
-        rows = at = np.arange(len(next(iter(inputs.values()))))  # of the batch, and where they are now
-        side, missed = self._side(len(rows)), list[Missed]()
+        rows = at = np.arange(len(next(iter(inputs.values()))))  # indices in the batch, and in the rungs' memory
+        sized, missed = self._rungs_for(len(rows)), list[MissedRows]()
         *before, last = enumerate(self._rungs)
         with self._runner.beside_others():
-            side.take(inputs)
+            sized.take(inputs)
             for place, rung in before:
                 rung.feed(state)
-                said = side.run(place)
+                said = sized.run(place)
                 if said.hit is None:
                     continue
                 hit = said.hit.numpy()[at]
@@ -141,36 +144,36 @@ class Ladder:
                 if not len(rows):
                     return missed
                 if said.key is not None:
-                    missed.append(Missed(rung.last, rows, said.key.numpy()[at]))
-                narrow = self._side(len(rows))
-                if narrow is not side:
-                    self._pass_on(place, side, at, narrow)
-                    side, at = narrow, np.arange(len(rows))
+                    missed.append(MissedRows(rung.last, rows, said.key.numpy()[at]))
+                narrow = self._rungs_for(len(rows))
+                if narrow is not sized:
+                    self._pass_on(place, sized, at, narrow)
+                    sized, at = narrow, np.arange(len(rows))
             place, rung = last
-            leave(rows, side.run(place).answer.numpy()[at], rung.last)
+            leave(rows, sized.run(place).answer.numpy()[at], rung.last)
             return missed
 
-    def _side(self, rows: int) -> _Side:
-        for side in self._sides:
-            if side.size >= rows:
-                return side
+    def _rungs_for(self, rows: int) -> _SizedRungs:
+        for sized in self._sizes:
+            if sized.size >= rows:
+                return sized
         raise ValueError(f"{rows} rows are more than this graph takes")
 
-    def _pass_on(self, place: int, wide: _Side, at: np.ndarray, narrow: _Side) -> None:
-        """Brings the rows that are left to where rungs for fewer look for them."""
+    def _pass_on(self, place: int, wide: _SizedRungs, at: np.ndarray, narrow: _SizedRungs) -> None:
+        """Copies the rows that are left to where the rungs of a smaller size read them."""
         filled = _filled(at, narrow.size)
         for name in self._read_later[place]:
             gather(wide.lies[name], filled, narrow.lies[name], self._runner.device)
 
     def _capture(self) -> None:
-        """Runs every rung until it is captured: as others hold still, since what they do would break it off."""
-        for side in self._sides:
+        """Runs every rung until it is captured, which fails if another thread uses the device meanwhile."""
+        for sized in self._sizes:
             for place in range(len(self._rungs)):
                 with self._runner.beside_others():
-                    side.run(place)  # the first time, in which convolutions are planned, takes longest
+                    sized.run(place)  # the first run plans convolutions, and takes longest
                 with self._runner.alone():
                     for _ in range(CAPTURED - 1):
-                        side.run(place)
+                        sized.run(place)
 
 
 class _Rung:
@@ -178,10 +181,10 @@ class _Rung:
 
     Attributes:
         last: Index of the stage's last segment.
-        session: What runs them.
-        reads: What the stage reads.
-        gives: Names and kinds of what they give: the cut tensor, and what the head says.
-        state: What the head reads besides, by name.
+        session: Runs them.
+        reads: Names of the tensors that the stage reads.
+        gives: Zeros like their outputs for one row, by name: the cut tensor, and the head's outputs.
+        state: The head's state in the device's memory, by name.
     """
 
     def __init__(self, step: Step, chain: Chain, device: Device, captured: bool, channels_last: bool) -> None:
@@ -195,7 +198,7 @@ class _Rung:
         self._fed: dict[str, np.ndarray] = {}
 
     def feed(self, state: Mapping[int, HeadState]) -> None:
-        """Brings state to where it is read, if it is another than the last time."""
+        """Copies state to the device, if it has changed since the last time."""
         if not self.state:
             return
         for name, values in state[self.last].feeds().items():
@@ -206,12 +209,12 @@ class _Rung:
 
 @dataclass(frozen=True)
 class _Said:
-    """Where what a rung says lies.
+    """Where a rung's outputs lie in the device's memory.
 
     Attributes:
-        answer: The head's, or without one the stage's output, [size, classes].
-        hit: Whether the head hits, [size]; None without one.
-        key: What the head would remember rows by, [size, dim]; None where it remembers nothing.
+        answer: The head's answer, or without a head the stage's output, [size, classes].
+        hit: Whether the head hits, [size]; None without a head.
+        key: The key to remember each row by, [size, dim]; None without a memory.
     """
 
     answer: ort.OrtValue
@@ -219,12 +222,12 @@ class _Said:
     key: ort.OrtValue | None
 
 
-class _Side:
-    """All rungs, for batches of one size.
+class _SizedRungs:
+    """All rungs, bound to memory for batches of one size.
 
     Attributes:
         size: That size.
-        lies: Where the model's inputs lie, and what stages give, [size, ...] each.
+        lies: Where the model's inputs and the stages' outputs lie, by name, [size, ...] each.
     """
 
     def __init__(self, size: int, rungs: Sequence[_Rung], chain: Chain, device: Device, captured: bool) -> None:
@@ -251,7 +254,7 @@ class _Side:
             self._bindings.append((rung.session, binding))
 
     def take(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Brings inputs to where they are read; repeats the last row up to the size."""
+        """Copies inputs to the device; repeats the last row up to the size."""
         for name in self._inputs:
             rows = inputs[name]
             if len(rows) < self.size:
@@ -259,7 +262,7 @@ class _Side:
             self.lies[name].update_inplace(np.ascontiguousarray(rows))
 
     def run(self, place: int) -> _Said:
-        """Runs a rung; what it says lies there until it is run again."""
+        """Runs a rung; its outputs stay valid until it is run again."""
         session, binding = self._bindings[place]
         session.run_with_iobinding(binding, self._options)
         return self._said[place]
@@ -273,12 +276,12 @@ def _open(model: bytes, device: Device, captured: bool, channels_last: bool) -> 
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    """So many indices of rows: the last one again and again where there are fewer."""
+    """Row indices padded to a size, by repeating the last one."""
     return np.pad(rows, (0, size - len(rows)), "edge")
 
 
 def _gives(step: Step, chain: Chain) -> dict[str, np.ndarray]:
-    """Zeros of what a step gives for one row, by name: its stage's output, and what its head says."""
+    """Zeros like a step's outputs for one row, by name: those of its stage and of its head."""
     cut = chain.segments[step.last].output
     if step.head is None:
         return {cut.name: cut.zeros(1)}
@@ -295,7 +298,7 @@ def _join(step: Step, gives: Mapping[str, np.ndarray]) -> ModelProto:
     del whole.graph.output[:]
     whole.graph.output.extend(tensor_info(name, kind_of(zeros.dtype)) for name, zeros in gives.items())
     if step.head is not None:
-        head = apart(step)
+        head = prefixed_head(step)
         whole.graph.node.extend(head.node)
         whole.graph.initializer.extend(head.initializer)
         whole.graph.input.extend(
@@ -306,5 +309,5 @@ def _join(step: Step, gives: Mapping[str, np.ndarray]) -> ModelProto:
 
 
 def _room(zeros: np.ndarray, device: Device) -> ort.OrtValue:
-    """Memory of a device for a tensor."""
+    """Memory on a device for a tensor, filled with zeros."""
     return ort.OrtValue.ortvalue_from_numpy(zeros, device.kind, device.index)

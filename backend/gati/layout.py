@@ -1,12 +1,12 @@
-"""Layout: graphs are cut as ONNX Runtime runs them, and not as they lie on disk.
+"""Layout: graphs are cut in the memory layout in which ONNX Runtime runs them, not in that of their files.
 
-On a CPU, ONNX Runtime keeps the planes of convolutions in blocks of channels (NCHWc). What is cut before that is
-optimised has to turn its tensor into planes at its end, and the next piece back into blocks: 1 to 3 % of a network a
-cut. So the whole is optimised first, as it would be without cuts, and then cut where its tensors are blocks. Heads
-are made to read blocks as well, which saves their convolutions the same.
+On a CPU, ONNX Runtime keeps the planes of convolutions in blocks of channels (NCHWc). A piece that was cut off before
+it was optimised has to turn its output into planes, and the next piece has to turn it back into blocks: each cut costs
+1 to 3 % of a network. So the whole graph is optimised first, as it would be without cuts, and is then cut where its
+tensors are blocks. Heads are made to read blocks as well, which spares their convolutions the same.
 
-What goes on from a cut may be something else than its tensor (gati.passed). Then heads begin with what makes the tensor
-of it.
+Where something else than the cut tensor crosses a cut (gati.substitute), a head begins with the nodes that compute the
+cut tensor from it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ import onnxruntime as ort
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from gati.chain import Tensor
-from gati.passed import AS_IT_WAS, TO_PLANES, Passed, name_passed
 from gati.session import open_session, run, run_chain
+from gati.substitute import ORIGINAL, TO_PLANES, Substitute, name_substitutes
 from gati.temporary import temporary_folder
 from gati.tensorinfo import kind_of, tensor_info
 from gati.weights import Weights
 
 TOLERANCE = 1e-3
-"""Largest difference of a cut graph from the whole, relative to its largest number: kernels may differ, not results."""
+"""Largest difference between a cut graph and the whole, relative to its largest number: kernels may round otherwise."""
 
 
 class InseparableError(Exception):
-    """A graph that, once it is optimised, can't be cut where it should be."""
+    """A graph that can't be cut at its cut points once it is optimised."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """An optimised graph in pieces, each of which reads the cut tensor before it, and gives the one after it.
+class CutGraph:
+    """An optimised graph in pieces, each of which reads the cut tensor before it and computes the one after it.
 
     Attributes:
-        sessions: The pieces; each has run once.
+        sessions: A session for each piece, which has run once.
         pieces: Their graphs, whose large tensors are in `weights`.
-        whole: The graph of all of them in one, likewise.
-        weights: These.
-        values: What they gave for the model's feeds, by name: blocks, where a tensor passes as such.
-        passed: What passes under the names of cut tensors that do not pass themselves.
+        whole: The graph of all pieces in one, likewise.
+        weights: The large tensors.
+        values: What the pieces computed from the feeds that they were tried on, by name.
+        substitutes: What crosses a cut in place of its tensor, by the name of the cut tensor.
     """
 
     sessions: tuple[ort.InferenceSession, ...]
@@ -53,27 +53,27 @@ class Split:
     whole: ModelProto
     weights: Weights
     values: dict[str, np.ndarray]
-    passed: Mapping[str, Passed]
+    substitutes: Mapping[str, Substitute]
 
 
-def split(
+def cut_optimised(
     model: ModelProto,
     cuts: Sequence[Tensor],
     reads: Sequence[Collection[str]],
     feeds: Mapping[str, np.ndarray],
     taken: Weights | None = None,
-) -> Split:
+) -> CutGraph:
     """Optimises a graph as a whole, and cuts it.
 
     Args:
-        model: A model, which is used up: of a large one, as few copies as can be are held at a time.
+        model: The model, which is emptied: of a large one, as few copies as possible are held at a time.
         cuts: Tensors inside it that it is cut at, in order.
-        reads: For each piece, one more than there are cuts, what of the model's inputs and the cut tensors it may read.
-        feeds: Something to run the model on, to see that the pieces do what the whole does.
-        taken: Large tensors of the model that were taken out of it, used up as well.
+        reads: For each piece (one more than there are cuts), which of the model's inputs and cut tensors it may read.
+        feeds: Inputs to run the model on, to see that the pieces compute what the whole does.
+        taken: Large tensors that were taken out of the model; emptied as well.
 
     Raises:
-        InseparableError: If the optimised graph can't be cut there, or its pieces do something else.
+        InseparableError: If the optimised graph can't be cut there, or its pieces compute something else.
         Exception: ONNX Runtime's own, if the model can't be run; OSError, if there is no room for temporary files.
     """
     inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
@@ -86,7 +86,7 @@ def split(
     ):
         raise InseparableError("it holds branches or loops")
     names = [cut.name for cut in cuts]
-    passed = name_passed(optimised.graph, names)
+    substitutes = name_substitutes(optimised.graph, names)
     expected = dict(zip(outputs, run(session, outputs, feeds), strict=True))
     del session
     ends = [*([name] for name in names), outputs]
@@ -96,43 +96,46 @@ def split(
     sessions = tuple(weights.open(piece) for piece in pieces)
     values = run_chain(sessions, feeds)
     for name, value in expected.items():
-        if not close(values[name], value):
+        if not nearly_equal(values[name], value):
             raise InseparableError(f"its pieces give another {name!r} than the whole")
-    return Split(sessions, pieces, whole, weights, values, passed)
+    return CutGraph(sessions, pieces, whole, weights, values, substitutes)
 
 
-def open_on_passed(head: bytes, cut: Tensor, passed: Passed) -> tuple[ort.InferenceSession, ModelProto]:
-    """Opens a head such that it reads what passes under its cut tensor's name; gives its graph as well.
+def open_on_substitute(head: bytes, cut: Tensor, substitute: Substitute) -> tuple[ort.InferenceSession, ModelProto]:
+    """Opens a head such that it reads a substitute of its cut tensor.
 
     Args:
-        head: The head.
+        head: The head's file.
         cut: Its cut tensor.
-        passed: What passes in its place.
+        substitute: What crosses the cut in its place.
+
+    Returns:
+        The session, and the graph that it runs.
 
     Raises:
         InseparableError: If that can't be done.
     """
-    on_blocks = passed.nodes[0].op_type == TO_PLANES
-    return _on_blocks(head, cut) if on_blocks else _behind(head, cut, passed)
+    on_blocks = substitute.nodes[0].op_type == TO_PLANES
+    return _on_blocks(head, cut) if on_blocks else _behind(head, cut, substitute)
 
 
-def _behind(head: bytes, cut: Tensor, passed: Passed) -> tuple[ort.InferenceSession, ModelProto]:
-    """It begins with what makes the cut tensor of what passes."""
+def _behind(head: bytes, cut: Tensor, substitute: Substitute) -> tuple[ort.InferenceSession, ModelProto]:
+    """Puts the nodes that compute the cut tensor from its substitute before the head."""
     model = onnx.load_model_from_string(head)
     for node in model.graph.node:
-        node.input[:] = [cut.name + AS_IT_WAS if name == cut.name else name for name in node.input]
-    for node in reversed(passed.nodes):
+        node.input[:] = [cut.name + ORIGINAL if name == cut.name else name for name in node.input]
+    for node in reversed(substitute.nodes):
         model.graph.node.insert(0, node)
-    model.graph.initializer.extend(passed.constants)
+    model.graph.initializer.extend(substitute.constants)
     given = next(value for value in model.graph.input if value.name == cut.name)
-    given.CopyFrom(tensor_info(cut.name, passed.kind))
+    given.CopyFrom(tensor_info(cut.name, substitute.kind))
     return open_session(model.SerializeToString()), model
 
 
 def _on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelProto]:
-    """Its cut tensor is [batch, channels, ...].
+    """Makes a head read blocks, where its cut tensor is [batch, channels, ...].
 
-    It is optimised behind a convolution, since these give blocks, and cut off again.
+    The head is optimised behind a convolution, whose output is in blocks, and then cut off from it again.
     """
     whole = onnx.load_model_from_string(head)
     given = {value.name: value for value in whole.graph.input}
@@ -144,15 +147,15 @@ def _on_blocks(head: bytes, cut: Tensor) -> tuple[ort.InferenceSession, ModelPro
     whole.graph.input.remove(given[cut.name])
     whole.graph.input.append(tensor_info(plane.name, kind_of(cut.numpy), ("batch", *plane.shape)))
     feeds = {name: np.zeros([size.dim_value for size in shape], np.float32) for name, shape in state.items()}
-    found = split(whole, [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds})
-    if cut.name not in found.passed:
+    found = cut_optimised(whole, [cut], [{plane.name}, {cut.name, *state}], {plane.name: probe(plane), **feeds})
+    if cut.name not in found.substitutes:
         raise InseparableError("it can't read blocks")
     found.weights.put_back(found.pieces[1])
     return found.sessions[1], found.pieces[1]
 
 
 def probe(tensor: Tensor) -> np.ndarray:
-    """One row to try a network on: noise for a tensor of floating point, ones for any other."""
+    """A row to try a network on: noise for a tensor of floating point, ones for any other."""
     zeros = tensor.zeros()
     if zeros.dtype.kind != "f":
         return np.ones_like(zeros)
@@ -160,9 +163,9 @@ def probe(tensor: Tensor) -> np.ndarray:
 
 
 def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort.InferenceSession, ModelProto]:
-    """The session of a model, and the graph that it runs.
+    """Opens a model, and returns its session and the optimised graph that this runs.
 
-    Large tensors of the model, perhaps taken `before`, are used up; those of the graph go to the weights.
+    Empties the model and `before`, the large tensors that were taken out of it. Those of the graph go to `weights`.
     """
     with temporary_folder() as folder:
         given, path = Path(folder) / "given.onnx", Path(folder) / "optimised.onnx"
@@ -178,7 +181,7 @@ def _optimise(model: ModelProto, before: Weights, weights: Weights) -> tuple[ort
 
 
 def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> ModelProto:
-    """The part of a model between some of its tensors and others, as a model of its own."""
+    """The part of a model that computes the wanted tensors from given ones, as a model of its own."""
     nodes = _needed(model.graph, given, wanted)
     read = {name for node in nodes for name in node.input}
     weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
@@ -198,7 +201,7 @@ def _piece(model: ModelProto, given: Collection[str], wanted: Sequence[str]) -> 
 
 
 def _needed(graph: GraphProto, given: Collection[str], wanted: Iterable[str]) -> list[NodeProto]:
-    """The nodes, in order, that it takes to compute some tensors from others."""
+    """The nodes, in order, that it takes to compute the wanted tensors from given ones."""
     maker = {name: place for place, node in enumerate(graph.node) for name in node.output}
     open_, places = list(wanted), set[int]()
     while open_:
@@ -219,8 +222,8 @@ def _attributes(graph: GraphProto) -> Iterable[AttributeProto]:
     return (attribute for node in graph.node for attribute in node.attribute)
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether what a graph gives is what another gives, but for rounding; of integers, only shapes are compared."""
+def nearly_equal(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether outputs of two graphs are equal but for rounding; of integers, only the shapes are compared."""
     if expected.dtype.kind != "f":
         return found.shape == expected.shape
     largest = float(np.abs(np.nan_to_num(expected)).max(initial=1.0))

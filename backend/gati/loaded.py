@@ -18,11 +18,11 @@ from gati.device import Hidden, Runner
 from gati.engine import Stage
 from gati.errors import RequestError, first_line
 from gati.head import HeadSpec
-from gati.layout import Split
-from gati.passed import Passed
+from gati.layout import CutGraph
+from gati.substitute import Substitute
 
 MACHINE = re.compile("alloc|memory|cuda|cudnn|cublas", re.IGNORECASE)
-"""What ONNX Runtime speaks of where it is not for a request's sake that it can't be run: it has no class for that."""
+"""Words in ONNX Runtime's errors that blame the machine and not the request; it has no error class for that."""
 
 
 @dataclass(eq=False)
@@ -31,29 +31,31 @@ class LoadedStages:
 
     Attributes:
         stages: The stages.
-        split: What they are made of; None where they are segments as these lie on disk.
-        files: Those segments' files, by stage; none where there is a split.
-        whole: The backbone as one stage, None until it is loaded: releases of the same cut points share it.
+        cut_graph: The optimised graph that they are pieces of; None where they are segments as these lie on disk.
+        files: Those segments' files, by stage; none where there is a cut graph.
+        whole: The backbone as one stage, None until it is loaded. Releases with the same cut points share it.
     """
 
     stages: tuple[Stage, ...]
-    split: Split | None = None
+    cut_graph: CutGraph | None = None
     files: Sequence[Sequence[Path]] = ()
     whole: Stage | None = None
 
     @property
     def bytes(self) -> int:
-        """How much the network takes."""
-        return self.split.weights.bytes if self.split else sum(f.stat().st_size for files in self.files for f in files)
+        """Size of the network's weights."""
+        if self.cut_graph:
+            return self.cut_graph.weights.bytes
+        return sum(file.stat().st_size for files in self.files for file in files)
 
-    def passed(self, name: str) -> Passed | None:
-        """What passes in place of a cut tensor; None where it passes itself."""
-        return self.split.passed.get(name) if self.split else None
+    def substitute(self, name: str) -> Substitute | None:
+        """What crosses a cut in place of the cut tensor; None where that crosses it itself."""
+        return self.cut_graph.substitutes.get(name) if self.cut_graph else None
 
 
 @dataclass(frozen=True)
 class OpenHead:
-    """A head as it is run: its session, what that takes and gives, and its graph."""
+    """A head as it is run: its session, the session's inputs and outputs, and its graph."""
 
     session: ort.InferenceSession
     spec: HeadSpec
@@ -67,7 +69,7 @@ def stage_of(session: ort.InferenceSession, chain: Chain, last: int, runner: Run
         session: The session.
         chain: Whose stage it is.
         last: Index of its last segment.
-        runner: Runs it, and keeps what it gives where hidden state is kept; the chain's own output comes to the host.
+        runner: Runs it, and leaves its output where hidden state is kept; the chain's own output comes to the host.
     """
     run = runner.fetch if last + 1 == len(chain.segments) else runner.keep
     inputs = tuple(node.name for node in session.get_inputs())

@@ -64,7 +64,7 @@ class Service:
         self._bls: BlsEngine | None = None
         if inline:
             runner = runner_on(settings.device)
-            engine = InlineEngine(repository, self.chain, runner, recorded=cuts, say=self._warn)
+            engine = InlineEngine(repository, self.chain, runner, recorded=cuts, warn=self._warn)
         else:
             engine = self._bls = BlsEngine(repository, self.chain, pb_utils)
         work = workspace(repository)

@@ -1,4 +1,4 @@
-"""Shortcuts: what takes less than going from stage to head to stage, loaded once a release serves without it."""
+"""Shortcuts: faster ways through a release's stages and heads, loaded while it already serves stage by stage."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gati.errors import first_line
 from gati.fuse import join
 from gati.head import Prediction
 from gati.ladder import Ladder, channels_last_pays, sizes_up_to
-from gati.layout import Split, close, probe
+from gati.layout import CutGraph, nearly_equal, probe
 from gati.loaded import LoadedStages, OpenHead, stage_of
 from gati.session import CPU
 from gati.state import HeadState
 from gati.steps import Joined, Step, UnjoinableError
 
 LARGEST_JOINED = 256 << 20
-"""Bytes of a network up to which there is a graph for requests of one row, and one for those that no head is asked
-about: those of a larger one may take as much memory again each, and save it nothing that one would notice."""
+"""Largest network, in bytes, that has shortcuts: each may take as much memory as the network once more, and a larger
+network would gain too little by them."""
 T = TypeVar("T")
 Predict = Callable[[int, Hidden, Mapping[str, np.ndarray]], Prediction]
 
@@ -39,9 +39,9 @@ class ShortcutLoader:
         chain: The chain.
         loaded: Its stages.
         heads: The release's heads, by cut point.
-        runner: Where they run.
-        predict: Looks a batch up, as `gati.engine.Heads.predict`.
-        say: Told what makes the chain slower than it could be.
+        runner: Runs them.
+        predict: Asks a head about a batch, as `gati.engine.Heads.predict`.
+        warn: Called with what makes the chain slower than it could be.
     """
 
     def __init__(
@@ -51,26 +51,26 @@ class ShortcutLoader:
         heads: Mapping[int, OpenHead],
         runner: Runner,
         predict: Predict,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._chain = chain
         self._loaded = loaded
         self._heads = heads
         self._runner = runner
         self._predict = predict
-        self._say = say
+        self._warn = warn
 
     def load(self, *, joins: bool = True) -> Shortcuts:
-        """Loads them; what can't be loaded is said, and serves as it did before.
+        """Loads them. For one that can't be loaded there is a warning, and requests go on as before.
 
         Args:
-            joins: Whether stages may be joined with each other and heads.
+            joins: Whether stages may be joined, with each other and with heads.
         """
         joined = whole = None
         if joins:
             joined = self._try("the fast path is off, requests run stage by stage", self._joined)
             whole = self._try("requests that no head is asked about take longer than they need to", self._whole)
-        if self._runner.device != CPU:  # stage by stage, or joined, they take less than a plain backbone does
+        if self._runner.device != CPU:  # there, heads never cost enough to go past them
             return Shortcuts(joined)
         return Shortcuts(joined, whole, self._costs(joined, whole))
 
@@ -78,26 +78,26 @@ class ShortcutLoader:
         try:
             return load()
         except Exception as error:  # ONNX Runtime's own, too; stage by stage, the answers are the same
-            self._say(f"{otherwise}: {first_line(error)}")
+            self._warn(f"{otherwise}: {first_line(error)}")
             return None
 
     def _joined(self) -> Joined | None:
         if self._loaded.bytes > LARGEST_JOINED:
             return None
-        joined = self._join(self._loaded.split) if self._loaded.split else self._climb()
+        joined = self._join(self._loaded.cut_graph) if self._loaded.cut_graph else self._climb()
         if joined is not None:
-            self._hold_against_stages(joined)
+            self._check_against_stages(joined)
         return joined
 
-    def _join(self, found: Split) -> Cascade:
-        """On a processor, of the stages as they are run, and with their weights."""
+    def _join(self, found: CutGraph) -> Cascade:
+        """On a processor: joins the stages as they are run; shares their weights."""
         steps, weights = self._steps(found.pieces), found.weights.fork()
         whole = assemble(steps, self._chain.inputs, self._chain.output)
         weights.take(whole)
         return Cascade(weights.open(whole), steps)
 
     def _climb(self) -> Ladder | None:
-        """On a GPU, of the segments as they lie on disk; it takes their weights a second time."""
+        """On a GPU: joins the segments as they lie on disk; their weights are held a second time."""
         if not isinstance(self._runner, DeviceRunner):
             return None
         joined = (
@@ -113,12 +113,12 @@ class ShortcutLoader:
         except UnjoinableError:
             raise
         except Exception as error:  # a node that the GPU can't run, say
-            self._say(f"stages and heads can't be CUDA graphs, and start slower: {first_line(error)}")
+            self._warn(f"stages and heads can't be CUDA graphs, and start slower: {first_line(error)}")
             return raised(captured=False)
         try:
             return captured(sizes=sizes_up_to(self._chain.max_batch))
         except Exception as error:  # no room for as many rows, say
-            self._say(f"batches can't be CUDA graphs, and start slower: {first_line(error)}")
+            self._warn(f"batches can't be CUDA graphs, and start slower: {first_line(error)}")
             return captured()
 
     def _steps(self, stages: Sequence[ModelProto]) -> list[Step]:
@@ -131,41 +131,42 @@ class ShortcutLoader:
         ]
 
     def _whole(self) -> Stage | None:
-        """The backbone as it is run, with the weights of its pieces."""
-        split = self._loaded.split
-        if split is None or self._loaded.bytes > LARGEST_JOINED:
+        """The backbone in one session, for rows that no head is asked about; shares the weights of the stages."""
+        graph = self._loaded.cut_graph
+        if graph is None or self._loaded.bytes > LARGEST_JOINED:
             return None
         if self._loaded.whole is not None:
             return self._loaded.whole
-        session = split.weights.open(split.whole)
+        session = graph.weights.open(graph.whole)
         whole = stage_of(session, self._chain, self._chain.backbone_exit, self._runner)
         for row in self._rows():
             output, _ = self._walk(row, asking=False)
-            if not close(np.asarray(_alone(whole, row)), output):
-                raise UnjoinableError("in one, stages do something else than apart")
+            if not nearly_equal(np.asarray(_alone(whole, row)), output):
+                raise UnjoinableError("as one, stages answer otherwise than one by one")
         self._loaded.whole = whole
         return whole
 
-    def _hold_against_stages(self, joined: Joined) -> None:
-        """Tries out what was joined, alone and with as many rows as it takes.
+    def _check_against_stages(self, joined: Joined) -> None:
+        """Tries out what was joined, on one row and on as many as it takes.
 
         Raises:
-            UnjoinableError: If it does something else than the stages and heads apart.
+            UnjoinableError: If it answers otherwise than stages and heads one by one.
         """
         for row in self._rows():
             output, exit_ = self._walk(row)
             for size in sorted({1, joined.rows}):
                 rows = {name: np.repeat(values, size, 0) for name, values in row.items()}
                 for said, where in self._leaving(joined, rows):
-                    if where != exit_ or not close(said, np.repeat(output, len(said), 0)):
-                        raise UnjoinableError("joined, stages and heads do something else than apart")
+                    if where != exit_ or not nearly_equal(said, np.repeat(output, len(said), 0)):
+                        raise UnjoinableError("joined, stages and heads answer otherwise than one by one")
 
     def _rows(self) -> list[dict[str, np.ndarray]]:
+        """Two rows to try stages on: a random one, and zeros."""
         tensors = self._chain.inputs
         return [{t.name: probe(t) for t in tensors}, {t.name: t.zeros() for t in tensors}]
 
     def _leaving(self, joined: Joined, rows: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, int]]:
-        """What rows are answered, and at which exits."""
+        """Answers to rows, and the exits that they leave at, in the order in which they leave."""
         left: list[tuple[np.ndarray, int]] = []
         state = {index: HeadState(head.spec.state) for index, head in self._heads.items()}
         joined.run(rows, state, lambda _, *what: left.append(what))
@@ -174,7 +175,7 @@ class ShortcutLoader:
     def _walk(
         self, row: Mapping[str, np.ndarray], *, asking: bool = True, leaving: bool = True
     ) -> tuple[np.ndarray, int]:
-        """What stages and heads apart answer to a row, and where.
+        """The answer to a row, and its exit, as stages and heads give it one by one.
 
         Args:
             row: The row.
@@ -193,12 +194,12 @@ class ShortcutLoader:
         return np.asarray(values[self._chain.output.name]), self._chain.backbone_exit
 
     def _costs(self, joined: Joined | None, whole: Stage | None) -> Costs:
-        """As requests go, where that can be measured: NaN hits nothing, and of integers there is none."""
+        """Measures lookups joined, as requests go, with NaN, which hits nothing; else, as for integers, one by one."""
         shares = {i: self._chain.segments[i].share for i in sorted(self._heads)} | {self._chain.backbone_exit: 1.0}
         tensors = self._chain.inputs
         if joined is not None and whole is not None and all(t.zeros().dtype.kind == "f" for t in tensors):
             row = {tensor.name: np.full_like(tensor.zeros(), np.nan) for tensor in tensors}
-            with suppress(Exception):  # a network may look words up by numbers of floating point
+            with suppress(Exception):  # a network may use numbers of floating point as indices
                 self._leaving(joined, row)
                 return Costs(shares, partial(_alone, whole, row), partial(self._leaving, joined, row))
         row, _ = self._rows()

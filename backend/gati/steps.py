@@ -1,7 +1,7 @@
 """Steps: a stage and the head behind it, as graphs that can be joined.
 
-A request of one row is not worth what calls from Python cost: on a processor, all steps are joined for it
-(gati.cascade). On a GPU, each stage is joined with its head, for batches too (gati.ladder).
+For a request of one row, calls from Python cost much beside the network itself. So on a processor all steps are joined
+into one graph for it (gati.cascade). On a GPU each stage is joined with its head, for batches too (gati.ladder).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from gati.state import HeadState
 
 
 class UnjoinableError(Exception):
-    """Stages and heads that can't be one graph."""
+    """Stages and heads can't be joined into one graph."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage as it is run, and the head behind it.
+    """A stage and the head behind it, as they are run.
 
     Attributes:
         last: Index of the stage's last segment.
-        stage: The stage, which gives the cut tensor, or at the end the chain's output.
-        head: The head, which reads the cut tensor; None at the end.
-        spec: What the head takes and gives.
+        stage: The stage, which computes the cut tensor; the last one, the chain's output.
+        head: The head, which reads the cut tensor; None behind the last stage.
+        spec: The head's inputs and outputs.
     """
 
     last: int
@@ -40,16 +40,16 @@ class Step:
 
 
 Leave = Callable[[np.ndarray, np.ndarray, int], None]
-"""Told of rows that are answered: which of the batch (indices), with what, [rows, classes], and the index of the
-segment after which they were. Called as soon as that is known, perhaps on another thread."""
+"""Called with rows that are answered, as soon as they are, perhaps on another thread: their indices in the batch, their
+answers, [rows, classes], and the exit at which they leave."""
 
 
-class Missed(NamedTuple):
-    """What a head that remembers would remember rows by that it missed.
+class MissedRows(NamedTuple):
+    """Rows that a head with a memory missed, and the keys under which it is to remember their answers.
 
     Attributes:
-        cut: Its cut point.
-        rows: Which of the batch, indices.
+        cut: The head's cut point.
+        rows: Indices in the batch.
         keys: FP32 [rows, dim].
     """
 
@@ -62,30 +62,32 @@ class Joined(Protocol):
     """A chain and the heads of a release, joined.
 
     Attributes:
-        rows: How many rows it takes at once.
+        rows: The most rows that it takes at once.
     """
 
     rows: int
 
-    def run(self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave) -> Sequence[Missed]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], state: Mapping[int, HeadState], leave: Leave
+    ) -> Sequence[MissedRows]:
         """Runs rows to their exits.
 
         Args:
             inputs: The model's inputs, [rows, ...] each.
-            state: Of the release's heads, by cut point.
-            leave: Told of each row once.
+            state: The state of the release's heads, by cut point.
+            leave: Called with each row once.
 
         Returns:
-            What heads would remember; perhaps of those behind a row's exit, too.
+            What each head with a memory missed; perhaps also rows that had left before that head.
 
         Raises:
-            Exception: ONNX Runtime's own, if a row can't be run; some may have left.
+            Exception: ONNX Runtime's own, if a row can't be run; other rows may have left by then.
         """
         ...
 
 
-def apart(step: Step) -> GraphProto:
-    """A step's head, with names of its own, all but that of the cut tensor, which it reads."""
+def prefixed_head(step: Step) -> GraphProto:
+    """A step's head with a prefix before all its names but that of the cut tensor, which it reads from the stage."""
     assert step.head is not None
     head = prefixed(step.head.graph, of_head(step.last, ""))
     (cut,) = {value.name for value in step.head.graph.input} - {*step.spec.state}
@@ -95,7 +97,7 @@ def apart(step: Step) -> GraphProto:
 
 
 def common_versions(steps: Sequence[Step]) -> dict[str, int]:
-    """Versions of operators, by domain, at which all stages and heads mean the same as at their own.
+    """Versions of the operator sets, by domain, that all stages and heads can be run at without a change of meaning.
 
     Raises:
         UnjoinableError: If there are none.
@@ -108,15 +110,15 @@ def common_versions(steps: Sequence[Step]) -> dict[str, int]:
     for model in models:
         own = {opset.domain: opset.version for opset in model.opset_import}
         for node in model.graph.node:
-            if own[node.domain] != versions[node.domain] and not _as_before(node, own[node.domain], versions):
+            if own[node.domain] != versions[node.domain] and not _unchanged(node, own[node.domain], versions):
                 raise UnjoinableError(
-                    f"{node.op_type} of version {own[node.domain]} is another of version {versions[node.domain]}"
+                    f"{node.op_type} of version {own[node.domain]} differs from version {versions[node.domain]}"
                 )
     return versions
 
 
-def _as_before(node: NodeProto, version: int, versions: Mapping[str, int]) -> bool:
-    """Whether an operator has kept its inputs, attributes and their defaults from a version on."""
+def _unchanged(node: NodeProto, version: int, versions: Mapping[str, int]) -> bool:
+    """Whether an operator has kept its inputs, attributes and their defaults since a version."""
     try:
         old, new = (defs.get_schema(node.op_type, at, node.domain) for at in (version, versions[node.domain]))
     except defs.SchemaError:  # one of ONNX Runtime's own
@@ -132,5 +134,5 @@ def _as_before(node: NodeProto, version: int, versions: Mapping[str, int]) -> bo
 
 
 def of_head(index: int, name: str) -> str:
-    """What a tensor of a head is called where it is joined with others."""
+    """Name of a head's tensor in a joined graph."""
     return f"head {index}/{name}"

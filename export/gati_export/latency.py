@@ -22,12 +22,12 @@ from onnx import ModelProto, TensorProto, helper
 
 from gati.chain import Chain
 from gati.device import DeviceRunner, usable
-from gati.fuse import fuse, stages
+from gati.fuse import fuse, stage_ranges
 from gati.inline import cut_as_run
-from gati.layout import open_on_passed
-from gati.passed import Passed
+from gati.layout import open_on_substitute
 from gati.session import CPU, DEVICE, Device, open_session, parse_device, run_chain
 from gati.shortcuts import LARGEST_JOINED
+from gati.substitute import Substitute
 from gati_export.activations import first_segment
 from gati_export.ragged import few
 from gati_export.replay import state_of
@@ -143,7 +143,7 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     if (rungs := _rungs(chain, models, inputs)) is not None:
         with suppress(Exception):  # a ladder that can't be built or run: measure stage by stage
             return Times(*rungs.segments())
-    if chain.mode == "bls" or len(stages(len(models), (), [len(model) for model in models])) > 1:
+    if chain.mode == "bls" or len(stage_ranges(len(models), (), [len(model) for model in models])) > 1:
         parts = _cut(chain, models, chain.heads, inputs)
         return Times(np.array(measure(parts.sessions, parts.feeds)), np.zeros(len(chain.heads)))
     whole = open_session(fuse(models), device)
@@ -221,8 +221,8 @@ def measure_heads(
         cut = chain.segments[index].output
         for head, (at, model) in enumerate(heads):
             if at == index:
-                passed = parts.passed.get(cut.name)
-                session = open_on_passed(model, cut, passed)[0] if passed else open_session(model, device)
+                substitute = parts.substitutes.get(cut.name)
+                session = open_on_substitute(model, cut, substitute)[0] if substitute else open_session(model, device)
                 shapes = state_of(ModelProto.FromString(model))
                 state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
                 places[head] = len(turns)
@@ -263,21 +263,23 @@ def _call(chain: Chain, paths: Sequence[Path]) -> list[ort.InferenceSession]:
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """A chain cut at some of its cut points: sessions, what each reads for one sample, and see `gati.layout.Split`."""
+    """A chain cut at some of its cut points: sessions, their inputs for one sample, and see `gati.layout.CutGraph`."""
 
     sessions: Sequence[ort.InferenceSession]
     feeds: Sequence[Feeds]
-    passed: Mapping[str, Passed]
+    substitutes: Mapping[str, Substitute]
 
 
 def _cut(chain: Chain, models: Sequence[bytes], cuts: Sequence[int], inputs: Feeds) -> _Parts:
     """Cuts a chain as it will be served."""
-    ranges = stages(len(models), cuts, [len(model) for model in models])
+    ranges = stage_ranges(len(models), cuts, [len(model) for model in models])
     device = measured_on(chain)
     if chain.mode == "inline" and device == CPU:
         with suppress(Exception):  # as gati.inline does
             found = cut_as_run(chain, models, ranges, inputs)
-            return _Parts(found.sessions, [_read(session, found.values) for session in found.sessions], found.passed)
+            return _Parts(
+                found.sessions, [_read(session, found.values) for session in found.sessions], found.substitutes
+            )
     sessions = [open_session(fuse([models[index] for index in part]), device) for part in ranges]
     values = run_chain(sessions, inputs)
     return _Parts(sessions, [_read(session, values) for session in sessions], {})

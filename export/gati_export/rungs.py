@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from gati.chain import Chain
 from gati.device import DeviceRunner
-from gati.fuse import join, stages
+from gati.fuse import join, stage_ranges
 from gati.head import HeadSpec
 from gati.ladder import Ladder, channels_last_pays
 from gati.steps import Step
@@ -78,7 +78,7 @@ class Rungs:
 
     def _steps(self, cuts: Sequence[int], heads: Mapping[int, bytes] | None = None) -> list[Step]:
         steps = []
-        for place, part in enumerate(stages(len(self._models), cuts, [len(model) for model in self._models])):
+        for place, part in enumerate(stage_ranges(len(self._models), cuts, [len(model) for model in self._models])):
             stage = join([self._models[index] for index in part], prefix=f"stage {place}/")
             head = ModelProto.FromString(heads[part[-1]]) if heads and part[-1] in heads else None
             gives = tuple(value.name for value in head.graph.output) if head else ()

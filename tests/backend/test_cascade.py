@@ -21,7 +21,7 @@ from gati.inline import InlineEngine
 from gati.live import LiveRelease
 from gati.orchestrator import Orchestrator
 from gati.session import open_session
-from gati.steps import Leave, Missed, Step, UnjoinableError
+from gati.steps import Leave, MissedRows, Step, UnjoinableError
 from gati.watch import ReleaseWatch
 from gati_export.headfile import with_threshold
 from gati_export.publish import publish
@@ -44,7 +44,7 @@ class Asked:
         self.chain = exported.chain
         self.live: dict[bool, LiveRelease] = {}
         for cascade in (False, True):
-            engine = InlineEngine(repository, self.chain, say=self.said.append)
+            engine = InlineEngine(repository, self.chain, warn=self.said.append)
             watch = ReleaseWatch(repository, self.chain, engine, lambda *_: None, lambda _: None)
             for _ in range(1 + cascade):
                 watch.look()
@@ -121,14 +121,14 @@ def test_what_is_larger_than_a_cascade_may_be_has_none(exported: Exported, monke
 def test_a_cascade_that_does_something_else_is_not_used(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Cascade.run
 
-    def lies(self: Cascade, inputs: dict, state: dict, leave: Leave) -> list[Missed]:
+    def lies(self: Cascade, inputs: dict, state: dict, leave: Leave) -> list[MissedRows]:
         return run(self, inputs, state, lambda rows, output, exit_: leave(rows, output + 1, exit_))
 
     monkeypatch.setattr(Cascade, "run", lies)
     asked = Asked(exported.repository, exported)
     assert asked.live[True].joined is None
     (said,) = asked.said
-    assert said.endswith("joined, stages and heads do something else than apart")
+    assert said.endswith("joined, stages and heads answer otherwise than one by one")
     assert asked.answers(exported.images[:1], cascade=True)
 
 

@@ -24,8 +24,8 @@ from gati.draws import Draws
 from gati.errors import RepositoryError, RequestError, UnavailableError
 from gati.flight import Answer, Flight, Ran, Request
 from gati.inline import InlineEngine
-from gati.ladder import Ladder, _Side, sizes_up_to
-from gati.layout import close
+from gati.ladder import Ladder, _SizedRungs, sizes_up_to
+from gati.layout import nearly_equal
 from gati.orchestrator import Orchestrator
 from gati.ports import Ports
 from gati.server import Server
@@ -94,7 +94,7 @@ class Walked:
 
 def same(one: Answer, other: Answer) -> bool:
     left = [(one.exit, other.exit), (one.release, other.release)]
-    return close(one.output, other.output) and all(np.array_equal(a, b) for a, b in left)
+    return nearly_equal(one.output, other.output) and all(np.array_equal(a, b) for a, b in left)
 
 
 def test_answers_and_audits_are_the_same(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
@@ -111,7 +111,7 @@ def test_answers_and_audits_are_the_same(exported: Exported, tmp_path: Path, bou
         assert len(rows) == 1 or len(set(answer.exit.ravel())) == 3  # rows left at both heads, and some at the end
     assert [audit.index for audit in there.audits] == [audit.index for audit in host.audits] != []
     assert all(isinstance(value, DeviceArray) for audit in there.audits for value in audit.values.values())
-    assert all(map(close, there.found, host.found))
+    assert all(map(nearly_equal, there.found, host.found))
 
 
 def test_a_ladder_does_what_stages_do(exported: Exported, tmp_path: Path, bound: DeviceRunner) -> None:
@@ -122,7 +122,7 @@ def test_a_ladder_does_what_stages_do(exported: Exported, tmp_path: Path, bound:
     expected = apart.ask(images)
     for row, exit_ in enumerate(expected.exit):
         answer = ladder.ask(images[row : row + 1])
-        assert close(answer.output, expected.output[row : row + 1])
+        assert nearly_equal(answer.output, expected.output[row : row + 1])
         assert answer.exit == exit_
     assert len(set(expected.exit.ravel())) == 3
 
@@ -140,7 +140,7 @@ def test_a_ladder_does_with_batches_what_stages_do(
     for start in range(0, len(images), size):
         batch = slice(start, start + size)
         answer = ladder.ask(images[batch])
-        assert close(answer.output, expected.output[batch])
+        assert nearly_equal(answer.output, expected.output[batch])
         assert np.array_equal(answer.exit, expected.exit[batch])
         assert np.array_equal(answer.release, expected.release[batch])
     assert len(set(expected.exit.ravel())) == 3
@@ -153,8 +153,8 @@ def test_what_is_left_of_a_batch_goes_on_among_fewer(
     thresholds = spread_thresholds(repository, exported.chain, images)
     publish(repository, exported.chain, marked_draft(exported.chain, 7, thresholds))
     walked = Walked(repository, exported.chain, bound, climbs=True)
-    ran, run = list[tuple[int, int]](), _Side.run
-    monkeypatch.setattr(_Side, "run", lambda side, place: (ran.append((side.size, place)), run(side, place))[1])
+    ran, run = list[tuple[int, int]](), _SizedRungs.run
+    monkeypatch.setattr(_SizedRungs, "run", lambda side, place: (ran.append((side.size, place)), run(side, place))[1])
     exits = walked.ask(images).exit.ravel()
     left = [np.count_nonzero(exits > index) for index in exported.chain.heads]
     assert left[0] == left[1] == 16 and left[2] == 8  # a third leaves at the first head, half of the rest at the last
@@ -177,16 +177,16 @@ def test_without_room_for_batches_rows_still_climb_alone(
 ) -> None:
     repository = exported.copy(tmp_path)
     publish(repository, exported.chain, draft({0: remembering_head(exported.chain, 0)}))
-    side = _Side.__init__
+    side = _SizedRungs.__init__
 
-    def narrow(self: _Side, size: int, *rest: Any) -> None:
+    def narrow(self: _SizedRungs, size: int, *rest: Any) -> None:
         if size > 8:
             raise MemoryError("no room on the GPU")
         side(self, size, *rest)
 
-    monkeypatch.setattr(_Side, "__init__", narrow)
+    monkeypatch.setattr(_SizedRungs, "__init__", narrow)
     said = list[str]()
-    engine = InlineEngine(repository, exported.chain, bound, say=said.append)
+    engine = InlineEngine(repository, exported.chain, bound, warn=said.append)
     engine._as_run = False
     watch = ReleaseWatch(repository, exported.chain, engine, lambda *_: None, lambda _: None)
     for _ in range(2):

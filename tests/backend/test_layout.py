@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gati import inline
 from gati.chain import Tensor
 from gati.inline import InlineEngine
-from gati.layout import InseparableError, open_on_passed, split
+from gati.layout import InseparableError, cut_optimised, open_on_substitute
 from gati.release import read_release
 from gati.session import open_session, run
 from gati_export.publish import publish
@@ -100,7 +100,7 @@ def head(channels: int) -> bytes:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_pieces_do_what_the_whole_does(channels: int, rows: int) -> None:
     cuts = [cut("first", channels), cut("second", channels)]
-    found = split(parse(network(channels)), cuts, [{"image"}, {"first", "mask"}, {"second", "mask"}], feeds(1))
+    found = cut_optimised(parse(network(channels)), cuts, [{"image"}, {"first", "mask"}, {"second", "mask"}], feeds(1))
     values = feeds(rows)
     for session in found.sessions:
         (name,) = [node.name for node in session.get_outputs()]
@@ -111,8 +111,8 @@ def test_pieces_do_what_the_whole_does(channels: int, rows: int) -> None:
 
 @pytest.mark.parametrize("channels", [8, 16, 20, 48])
 def test_a_head_reads_blocks_and_says_the_same(channels: int) -> None:
-    found = split(parse(network(channels)), [cut("first", channels)], [{"image"}, {"first", "mask"}], feeds(1))
-    if not found.passed:
+    found = cut_optimised(parse(network(channels)), [cut("first", channels)], [{"image"}, {"first", "mask"}], feeds(1))
+    if not found.substitutes:
         pytest.skip("this processor's convolutions know no blocks of this many channels")
     image = {"image": feeds(3)["image"]}
     mix = np.random.default_rng(0).normal(size=(channels * SIZE * SIZE, 4)).astype(np.float32)
@@ -120,7 +120,7 @@ def test_a_head_reads_blocks_and_says_the_same(channels: int) -> None:
     whole.graph.output.append(value("first", "batch", channels, SIZE, SIZE))
     planes = run(open_session(whole.SerializeToString()), ["first"], feeds(3))[0]
     blocks = run(found.sessions[0], ["first"], image)[0]
-    session, _ = open_on_passed(head(channels), cut("first", channels), found.passed["first"])
+    session, _ = open_on_substitute(head(channels), cut("first", channels), found.substitutes["first"])
     expected = run(open_session(head(channels)), ["score", "output"], {"first": planes, "class_mix": mix})
     said = run(session, ["score", "output"], {"first": blocks, "class_mix": mix})
     for one, other in zip(said, expected, strict=True):
@@ -184,9 +184,9 @@ def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(
     network, kind, makes, scale, zero, rows
 ) -> None:
     image = {"image": feeds(rows)["image"]}
-    found = split(parse(network()), [cut("first", 16)], [{"image"}, {"first"}], {"image": feeds(1)["image"]})
-    assert found.passed["first"].kind == kind
-    assert [node.op_type for node in found.passed["first"].nodes] == makes
+    found = cut_optimised(parse(network()), [cut("first", 16)], [{"image"}, {"first"}], {"image": feeds(1)["image"]})
+    assert found.substitutes["first"].kind == kind
+    assert [node.op_type for node in found.substitutes["first"].nodes] == makes
     whole = parse(network())
     whole.graph.output.append(value("first", "batch", 16, SIZE, SIZE))
     output, planes = run(open_session(whole.SerializeToString()), ["output", "first"], image)
@@ -196,7 +196,7 @@ def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(
     np.testing.assert_allclose((passed.transpose(0, 3, 1, 2).astype(np.float32) - zero) * scale, planes, atol=1e-5)
     np.testing.assert_allclose(run(found.sessions[1], ["output"], {"first": passed})[0], output, atol=1e-5)
     mix = np.random.default_rng(0).normal(size=(16 * SIZE * SIZE, 4)).astype(np.float32)
-    session, _ = open_on_passed(head(16), cut("first", 16), found.passed["first"])
+    session, _ = open_on_substitute(head(16), cut("first", 16), found.substitutes["first"])
     expected = run(open_session(head(16)), ["score", "output"], {"first": planes, "class_mix": mix})
     said = run(session, ["score", "output"], {"first": passed, "class_mix": mix})
     for one, other in zip(said, expected, strict=True):
@@ -205,7 +205,7 @@ def test_what_goes_on_from_a_cut_passes_and_heads_make_the_cut_tensor_of_it(
 
 def test_a_piece_that_reads_what_lies_before_its_cut_is_refused() -> None:
     with pytest.raises(InseparableError, match="image"):
-        split(parse(network(16)), [cut("b", 16)], [{"image"}, {"b", "mask"}], feeds(1))
+        cut_optimised(parse(network(16)), [cut("b", 16)], [{"image"}, {"b", "mask"}], feeds(1))
 
 
 def test_what_branches_is_not_cut() -> None:
@@ -219,10 +219,10 @@ def test_what_branches_is_not_cut() -> None:
     graph.input.append(helper.make_tensor_value_info("yes", TensorProto.BOOL, []))
     with pytest.raises(InseparableError, match="branches"):
         yes = {"yes": np.array(True)}
-        split(parse(model(graph)), [cut("first", 16)], [{"image"}, {"first", "mask", "yes"}], feeds(1) | yes)
+        cut_optimised(parse(model(graph)), [cut("first", 16)], [{"image"}, {"first", "mask", "yes"}], feeds(1) | yes)
 
 
-@pytest.mark.parametrize("broken", ["split", "open_on_passed"])
+@pytest.mark.parametrize("broken", ["cut_optimised", "open_on_substitute"])
 def test_what_can_not_be_cut_as_it_runs_is_cut_as_it_lies(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -233,7 +233,7 @@ def test_what_can_not_be_cut_as_it_runs_is_cut_as_it_lies(
     said: list[str] = []
 
     def answers() -> list[np.ndarray]:
-        engine = InlineEngine(repository, chain, say=said.append)
+        engine = InlineEngine(repository, chain, warn=said.append)
         found, values = [], {chain.inputs[0].name: images}
         for _ in range(2):
             heads, specs = engine.load_heads(read_release(repository, chain, release.number))

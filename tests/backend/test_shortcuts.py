@@ -31,7 +31,7 @@ class Silent:
 
 
 def live(repository: Path, exported: Exported, recorded: tuple[int, ...] = ()) -> LiveRelease:
-    engine = InlineEngine(repository, exported.chain, recorded=recorded, say=pytest.fail)
+    engine = InlineEngine(repository, exported.chain, recorded=recorded, warn=pytest.fail)
     told = lambda *_: None, lambda _: None
     watch = ReleaseWatch(repository, exported.chain, engine, *told, None, recorded, bypasses=True)
     for _ in range(3):  # it is taken, gets its shortcuts, and is measured
@@ -95,13 +95,13 @@ def test_a_backbone_that_says_something_else_whole_is_not_used(
 
     monkeypatch.setattr(shortcuts, "stage_of", other)
     said: list[str] = []
-    engine = InlineEngine(exported.repository, exported.chain, say=said.append)
+    engine = InlineEngine(exported.repository, exported.chain, warn=said.append)
     watch = ReleaseWatch(exported.repository, exported.chain, engine, lambda *_: None, lambda _: None)
     watch.look()
     watch.look()
     assert watch.live.whole is None and watch.live.joined is not None
     (why,) = said
-    assert why.endswith("take longer than they need to: in one, stages do something else than apart")
+    assert why.endswith("take longer than they need to: as one, stages answer otherwise than one by one")
 
 
 def test_heads_that_never_hit_are_bypassed_and_those_of_the_next_release_asked(

@@ -16,8 +16,8 @@ from torch import nn
 from gati.chain import Chain
 from gati.device import DeviceRunner
 from gati.inline import cut_as_run
-from gati.passed import TO_PLANES
 from gati.session import CPU
+from gati.substitute import TO_PLANES
 from gati_export import latency
 from gati_export.backbone import load_backbone
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
@@ -50,7 +50,7 @@ def test_heads_with_state_are_measured_on_blocks(
 ) -> None:
     chain, paths, samples = convolutions
     one = {name: rows[:1] for name, rows in samples.items()}
-    passed = cut_as_run(chain, [path.read_bytes() for path in paths], [range(1), range(1, 2)], one).passed
+    passed = cut_as_run(chain, [path.read_bytes() for path in paths], [range(1), range(1, 2)], one).substitutes
     assert [node.op_type for node in passed[chain.segments[0].output.name].nodes] == [TO_PLANES]
     heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
     assert all(seconds > 0 for seconds in measure_heads(chain, paths, heads, samples))

@@ -120,7 +120,7 @@ def test_integers_pass_from_stage_to_stage_and_heads_read_them(quantised, tmp_pa
     write_repository(tmp_path, chain)
     heads = {0: with_threshold(sure_head(chain, 0, 1), CLOSED), 1: sure_head(chain, 1, 2)}
     said: list[str] = []
-    engine = InlineEngine(tmp_path, chain, say=said.append)
+    engine = InlineEngine(tmp_path, chain, warn=said.append)
     release = publish(tmp_path, chain, draft(heads))
     served, _ = engine.load_heads(read_release(tmp_path, chain, release.number))
     joined = served.load_shortcuts().joined

@@ -150,7 +150,7 @@ class Client:
             path.parent.mkdir(parents=True)
             path.write_bytes(fitted_to(trial.chain, with_threshold(head.model, threshold)))
             files[head.cut] = HeadFile(head.cut, sha256_of(path))
-        engine = InlineEngine(trial.repository, trial.chain, say=pytest.fail)
+        engine = InlineEngine(trial.repository, trial.chain, warn=pytest.fail)
         heads, specs = engine.load_heads(replace(toy_release(trial.chain), heads=tuple(files.values())))
         states = {index: HeadState(spec.state) for index, spec in specs.items()}
         breaker = Breaker(0.01, 0.05, [*specs])

@@ -16,7 +16,7 @@ from onnx import helper
 
 from gati.chain import Segment, Tensor, sha256_of
 from gati.errors import BackboneError
-from gati.fuse import LARGEST, fuse, stages
+from gati.fuse import LARGEST, fuse, stage_ranges
 from gati.session import open_session
 from gati_export.activations import run_segments
 from gati_export.backbone import Backbone, load_backbone
@@ -253,7 +253,7 @@ def test_segments_fused_are_segments_one_after_another(name, families, tmp_path)
     models = [path.read_bytes() for path in paths]
     apart = run_segments([open_session(path) for path in paths], samples)
     for cuts in ([], [0], [1], [0, 2], [*range(len(segments))]):
-        parts = [fuse([models[index] for index in part]) for part in stages(len(models), cuts, [0] * len(models))]
+        parts = [fuse([models[index] for index in part]) for part in stage_ranges(len(models), cuts, [0] * len(models))]
         assert len(parts) == len({*cuts} - {len(segments) - 1}) + 1
         np.testing.assert_allclose(run_segments([*map(open_session, parts)], samples), apart, rtol=1e-4, atol=1e-5)
 
@@ -279,7 +279,7 @@ def test_what_two_segments_call_alike_stays_apart_when_they_are_fused():
 @given(st.integers(1, 9), st.sets(st.integers(0, 8)), st.integers(1, 10))
 def test_stages_end_at_heads_and_where_a_graph_would_grow_too_large(count, cuts, size):
     sizes = [size * LARGEST // 10 for _ in range(count)]
-    parts = stages(count, [*cuts], sizes)
+    parts = stage_ranges(count, [*cuts], sizes)
     assert [index for part in parts for index in part] == list(range(count))
     ends = {part[-1] for part in parts}
     assert cuts & set(range(count)) <= ends
