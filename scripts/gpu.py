@@ -246,7 +246,7 @@ def _answers(
 def live_of(repository: Path, chain: Chain, engine: InlineEngine) -> LiveRelease:
     """The live release of a chain."""
     silent = Silent()
-    watch = ReleaseWatch(repository, chain, engine, silent.refused, silent.taken)
+    watch = ReleaseWatch(repository, chain, engine, silent.refused, silent.went_live)
     for _ in range(2):  # the second completes what the first has found
         watch.look()
     return watch.live

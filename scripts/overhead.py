@@ -51,7 +51,7 @@ def in_process(repository: Path, chain: Chain, feeds: dict[str, np.ndarray]) -> 
     plain = open_session(repository / f"{chain.model}-plain" / "1" / "model.onnx")
     silent: Any = Silent()
     apart = engine.load_stages(chain.heads)
-    bare, missing = (ReleaseWatch(repository, chain, engine, silent.refused, silent.taken) for _ in range(2))
+    bare, missing = (ReleaseWatch(repository, chain, engine, silent.refused, silent.went_live) for _ in range(2))
     missing.look()
     staged = missing.live
     missing.look()

@@ -1,4 +1,7 @@
-"""What a chain's replica writes down about itself: metrics, minutes, evidence, samples, and warnings in the log."""
+"""Bookkeeping: what a chain's replica writes down about itself, as metrics, minutes, evidence, samples and warnings.
+
+Requests do not wait for any of it: flights that were served are counted by a thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from gati.breaker import Alarm
 from gati.chain import Chain
 from gati.drift import Drift
 from gati.errors import first_line
-from gati.flight import Flight, Ran
+from gati.flight import Flight, StageRun
 from gati.ledger import Ledger
 from gati.live import LiveRelease
 from gati.metrics import Metrics
@@ -24,16 +27,22 @@ from gati.samples import Samples
 from gati.warn_once import WarnOnce
 from gati.workers import Workers
 
-CLERK_PAUSE, CLERK_CROWD = 0.1, 32
-"""Seconds, or flights, after which what was answered is counted, together: one by one, that took a tenth of a hit's
-time (measured), since it is done beside the next request, and a thread that slept finds nothing in the caches."""
+LINGER_SECONDS, FLIGHTS_TOGETHER = 0.1, 32
+"""Flights are counted together, after so many seconds or so many flights. One by one, that took a tenth of a hit's time
+(measured): it happens beside the next request, and a thread that has slept finds nothing in the caches."""
 FLIGHTS_WAITING, LARGEST_WAITING = 64, 1 << 20
-"""Flights that may wait to be counted, and bytes that each may hold; others are counted by who serves."""
+"""How many flights may wait to be counted, and how many bytes each may hold; the thread that served counts others."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of a release: its number, the breaker's alarm, if any, and bounds on the share that differs."""
+    """What was last shown of a release.
+
+    Attributes:
+        release: Its number.
+        alarm: Its breaker's alarm; None without one.
+        bounds: Lower and upper bound on the share of its answers that differ.
+    """
 
     release: int
     alarm: Alarm | None
@@ -41,17 +50,19 @@ class Shown:
 
 
 class Bookkeeper(Observer):
-    """Counts and records what is served.
+    """Counts and records what is served; see `Observer` for who calls it.
+
+    What it writes to is made for several threads. `report` is for one: `_shown` is its alone.
 
     Args:
         chain: The chain.
         live: Gives the live release.
-        metrics: Where counters and gauges go.
-        minutes: Where each minute's counts go.
-        ledger: Keeps what breakers know.
+        metrics: Takes counters and gauges.
+        minutes: Takes each minute's counts.
+        ledger: Keeps the breakers' evidence.
         samples: Records samples.
         warn: Logs a warning.
-        failed: Logs an error that nobody foresaw.
+        failed: Logs an unforeseen error.
     """
 
     def __init__(
@@ -75,11 +86,11 @@ class Bookkeeper(Observer):
         self._warn_once = WarnOnce(warn)
         self._drift = Drift()
         self._shown: Shown | None = None
-        self._clerk = Workers(1, failed, CLERK_PAUSE, CLERK_CROWD)
+        self._counting = Workers(1, failed, LINGER_SECONDS, FLIGHTS_TOGETHER, "gati-counter")
         self._start_metrics()
 
     def _start_metrics(self) -> None:
-        """Counters start at zero, so that a rate is known from the first request on."""
+        """Creates counters at zero, so that a rate is known from the first request on."""
         for segment in self._chain.segments:
             self._metrics.add("gati_requests_total", 0, exit=segment.index)
         for head in self._chain.heads:
@@ -93,39 +104,39 @@ class Bookkeeper(Observer):
         self._metrics.set("gati_release", 0)
         self._metrics.flush()
 
-    def timed(self, ran: Sequence[Ran]) -> None:
-        """Counts runs of stages, those of several at once apart; see Observer."""
-        for segment, seconds, joined in ran:
+    def timed(self, runs: Sequence[StageRun]) -> None:
+        """Counts runs of stages, with a label of their own for those of several joined; see Observer."""
+        for segment, seconds, joined in runs:
             labels = {"segment": segment, "joined": str(joined).lower()}
             self._metrics.add("gati_segment_seconds_sum", seconds, **labels)
             self._metrics.add("gati_segment_seconds_count", **labels)
 
     def head_failed(self, index: int, error: Exception) -> None:
-        """Counts a lookup that failed, and says why the first time; see Observer."""
+        """Counts a lookup that failed; warns the first time. See Observer."""
         self._metrics.add("gati_head_failures_total", exit=index)
         self._tell_failure(f"head {index} fails, its requests go on as misses", error)
 
     def joined_failed(self, error: Exception) -> None:
-        """Says why the first time that the fast path fails; see Observer."""
+        """Warns the first time that joined stages and heads fail; see Observer."""
         self._tell_failure("the fast path fails, its requests run stage by stage", error)
 
     def _tell_failure(self, what: str, error: Exception) -> None:
         self._warn_once(f"{what}: {type(error).__name__}: {first_line(error)}", about=what)
 
     def served(self, flight: Flight) -> None:
-        """Sees to it that what was answered is counted and recorded; see Observer.
+        """Has a flight counted and recorded, by another thread if possible; see Observer.
 
-        A request that came alone is answered when this returns: a thread of its own does the rest meanwhile.
+        Inline, what `execute` returns leaves only when this has returned.
         """
-        if self._clerk.waiting < FLIGHTS_WAITING and flight.bytes <= LARGEST_WAITING:
-            self._clerk.add(partial(self._count, flight))
+        if self._counting.waiting < FLIGHTS_WAITING and flight.bytes <= LARGEST_WAITING:
+            self._counting.add(partial(self._count, flight))
         else:
             self._count(flight)
 
     def _count(self, flight: Flight) -> None:
-        """Counts and records what was answered."""
-        self.timed(flight.ran)
-        exits, latencies = Counter(flight.exit.tolist()), flight.latencies()
+        """Counts and records a flight."""
+        self.timed(flight.runs)
+        exits, latencies = Counter(flight.exit.tolist()), flight.latencies
         for exit_, rows in exits.items():
             self._metrics.add("gati_requests_total", rows, exit=exit_)
         if held := flight.held:
@@ -148,21 +159,21 @@ class Bookkeeper(Observer):
         self._samples.audited(audit, outputs)
 
     def refused(self, number: int, reason: str) -> None:
-        """Takes in that a release is not taken."""
+        """Counts a release that was refused, and logs why."""
         self._metrics.add("gati_releases_refused_total")
         self._warn(f"release {number} is not taken: {reason}")
 
-    def taken(self, live: LiveRelease) -> None:
-        """Takes in that a release went live."""
+    def went_live(self, live: LiveRelease) -> None:
+        """Notes that a release went live."""
         self._warn_once.forget()
         self._metrics.set("gati_release", live.number)
-        self._samples.taken(live)
+        self._samples.went_live(live)
 
     def report(self) -> None:
-        """Writes down and shows how the live release stands; to be called again and again."""
+        """Writes down how the live release stands, and shows it as metrics; to be called again and again."""
         live = self._live()
         standing = Shown(live.number, live.breaker.alarm, live.breaker.bounds())
-        self.keep()  # first: an alarm that was told survives whatever comes
+        self.keep()  # first, so that an alarm is on disk before anybody hears of it
         if live.breaker.budget.overdrawn:
             self._warn_once(
                 f"more answers differ than the {self._chain.epsilon:.2%} that was promised, as far as audits of "
@@ -181,13 +192,13 @@ class Bookkeeper(Observer):
         self._metrics.flush()
 
     def keep(self, *, now: bool = False) -> None:
-        """Writes down what the breaker knows, and what came."""
+        """Writes the breaker's evidence, and the minute if it is over; both at once if `now`."""
         self._ledger.keep(now=now)
         live = self._live()
         self._minutes.keep(live.number, live.breaker.closed_exits, live.breaker.bounds(), now=now)
 
     def _show(self, standing: Shown, closed: Sequence[int]) -> None:
-        """Sets what the breaker says; logs an alarm once."""
+        """Sets the breaker's metrics; logs an alarm once."""
         alarm, before = standing.alarm, self._shown
         for bound, value in zip(("lower", "upper"), standing.bounds, strict=True):
             self._metrics.set("gati_disagreement", value, bound=bound)
@@ -202,8 +213,8 @@ class Bookkeeper(Observer):
             )
 
     def close(self) -> None:
-        """Counts and writes what is left, and stops."""
-        self._clerk.close()
+        """Counts and writes what is left, and stops; by then, nobody else calls `report` any more."""
+        self._counting.close()
         self._samples.close()
         self.report()
         self.keep(now=True)

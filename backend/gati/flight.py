@@ -1,4 +1,4 @@
-"""Requests on their way through a chain: one batch, whose rows are answered at different exits."""
+"""Flights: requests on their way through a chain as one batch, whose rows are answered at different exits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from gati.chain import Tensor
 from gati.errors import GatiError
 
 BACKBONE = 0
-"""The release that a request is said to be answered by when the backbone answered it."""
+"""The number that stands for the release where the backbone answered."""
 _NOBODY = np.empty(0)
-"""What is known of the rows of a flight before the first is answered."""
+"""In place of a flight's exits, releases and answers before its first row is answered."""
 ONE = [slice(0, 1)]
 YES, NO = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+"""Shared by all flights of one row, to spare a call of NumPy; nobody writes to them."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a request is answered with: the output [rows, classes], and per row its exit and release."""
+    """The answer to a request.
+
+    Attributes:
+        output: [rows, classes].
+        exit: Int32 [rows, 1].
+        release: Int64 [rows, 1], `BACKBONE` where the backbone answered.
+    """
 
     output: np.ndarray
     exit: np.ndarray
@@ -39,10 +46,10 @@ class Request:
     Attributes:
         inputs: The model's inputs by name, each [rows, ...], owned by this object.
         exact: Whether only the backbone may answer.
-        reply: Called exactly once, with the answer or with what went wrong, and with whether no other request of its
-            flight waits any longer. Does not raise.
-        arrived: When, as `time.time()`.
-        started: The same as `time.perf_counter()`, to measure from.
+        reply: Called exactly once: with the answer or the error, and with whether this is the last reply of its flight.
+            Does not raise.
+        arrived: When the request arrived, as `time.time()`, to be recorded.
+        started: The same as `time.perf_counter()`, to measure latency from.
     """
 
     inputs: dict[str, np.ndarray]
@@ -58,15 +65,18 @@ class Request:
 
     @property
     def signature(self) -> tuple:
-        """Requests of equal signature can share a batch."""
+        """Names and shapes of its rows: requests of the same signature can share a batch."""
         return tuple((name, value.shape[1:]) for name, value in self.inputs.items())
 
 
 class Drawn(NamedTuple):
-    """Rows drawn at random before anything was known of them, bool [rows], and what the breaker calls the draw.
+    """Rows drawn at random for an audit, before anything was known of them (gati.draws).
 
-    Held, none of them is told what a head says: the backbone answers, and shows at once whether that agrees. `price` is
-    what each that is found to differ takes from the budget (gati.draws).
+    Attributes:
+        number: The draw's number, as the breaker gave it.
+        rows: The drawn rows of the flight, bool [rows].
+        held: Whether the backbone answers these rows, whatever heads say. That shows at once whether heads agree.
+        price: What each row that is found to differ takes from the budget.
     """
 
     number: int
@@ -76,25 +86,25 @@ class Drawn(NamedTuple):
 
     @property
     def exists(self) -> bool:
-        """Whether rows were drawn at all."""
+        """Whether any rows were drawn."""
         return len(self.rows) > 0
 
     def among(self, rows: np.ndarray) -> Drawn:
-        """The draw as it is seen by some rows of the flight, bool [rows]."""
+        """The same draw for a part of the flight: the rows that are true in `rows`, bool [rows]."""
         return self._replace(rows=self.rows[rows]) if self.exists else self
 
 
 NOT_DRAWN = Drawn(-1, np.zeros(0, np.bool_), held=False, price=0.0)
-"""The draw of a flight of which no row was drawn; it has no rows."""
+"""In place of a draw, for a flight of which no row was drawn. Its `rows` are empty."""
 
 
-class Ran(NamedTuple):
-    """A run of one stage, or of several joined.
+class StageRun(NamedTuple):
+    """One run of a stage, or of several joined.
 
     Attributes:
         segment: The last segment that ran.
         seconds: How long it took.
-        joined: Whether several stages ran at once, perhaps with the lookups between them.
+        joined: Whether several stages ran as one, perhaps with lookups between them.
     """
 
     segment: int
@@ -103,26 +113,30 @@ class Ran(NamedTuple):
 
 
 class Flight:
-    """Requests of one signature as one batch; each is answered when the last of its rows is.
+    """Requests of one signature as one batch. A request is replied to when the last of its rows is answered.
 
-    Between two runs of a network, little that Python needs is left in the processor's caches, and each call of NumPy
-    takes several times as long as it should: there are as few as can be where a batch leaves as a whole.
+    Only the thread that serves a flight changes it, and not after it was handed over to be counted (`answered`): from
+    then on, other threads read it.
+
+    A run of a network drives what Python needs out of the processor's caches, and a call of NumPy then takes several
+    times as long as usual. So a flight of one row, and one that leaves as a whole, take as few calls as possible.
 
     Attributes:
-        rows: How many rows there are.
+        rows: Number of rows.
         values: The inputs, [rows, ...] each.
-        kept: What is recorded of each row, [rows, ...] each: the inputs, or hidden activations; None while those are
-            not known, and where they are not to be had for all rows.
-        finite: Rows whose inputs hold neither NaN nor Inf.
-        cacheable: Rows that a head may answer: not asked to be exact, and finite. NaN is never a hit.
+        kept: What is recorded of each row, [rows, ...] each: the inputs, or hidden activations. None until these are
+            known, and for good if they are not known of all rows.
+        finite: Rows whose inputs hold neither NaN nor infinity, bool [rows].
+        cacheable: Rows that heads may answer, bool [rows]: those that are finite and not asked to be exact.
         answerable: Whether there is any such row.
-        drawn: Rows drawn for an audit: hits among them are recorded with what the backbone says; or `NOT_DRAWN`.
-        bypasses: Whether it goes past the heads, which do not pay now (gati.bypass).
-        unjoined: Why a row went stage by stage though stages and heads are joined; None where it didn't.
-        ran: What ran for it, in order.
-        exit: Segment after which each row was answered, −1 while it was not; int32 [rows], empty before the first is.
-        release: Release that answered each row; int64 [rows], likewise.
-        output: The answers; rows that are not answered yet hold nothing of use.
+        drawn: Rows drawn for an audit, or `NOT_DRAWN`. Hits among them are recorded with the backbone's answer.
+        bypasses: Whether it goes past the heads because they do not pay now (gati.bypass).
+        joined_error: Why it went stage by stage although stages and heads are joined; None if it did not.
+        runs: What was run for it, in order.
+        exit: Exit of each row, int32 [rows]: −1 while it is not answered. Empty before the first row is answered.
+        release: Release that answered each row, int64 [rows]; empty likewise.
+        output: The answers, [rows, classes]; undefined for rows that are not answered yet.
+        latencies: For each request that was replied to, the exit of its last rows, and seconds from arrival to reply.
     """
 
     def __init__(self, requests: Sequence[Request], output: Tensor) -> None:
@@ -146,40 +160,40 @@ class Flight:
         self.kept: dict[str, np.ndarray] | None = self.values
         self.drawn = NOT_DRAWN
         self.bypasses = False
-        self.unjoined: Exception | None = None
-        self.ran: list[Ran] = []
+        self.joined_error: Exception | None = None
+        self.runs: list[StageRun] = []
         self.exit, self.release, self.output = _NOBODY, _NOBODY, _NOBODY
-        self._shape = output
+        self._output = output
         self._waiting = [*range(len(requests))]
-        self._latencies: list[tuple[int, float]] = []
+        self.latencies: list[tuple[int, float]] = []
 
     @property
     def held(self) -> int:
-        """How many rows were left to the backbone, whatever heads said."""
+        """How many rows were held for the backbone, whatever heads said."""
         return int(np.count_nonzero(self.drawn.rows)) if self.drawn.held else 0
 
     @property
     def bytes(self) -> int:
-        """How much memory it holds."""
+        """How much memory its arrays take."""
         kept = {} if self.kept is None or self.kept is self.values else self.kept
         return self.output.nbytes + sum(value.nbytes for part in (self.values, kept) for value in part.values())
 
     @property
     def replied(self) -> bool:
-        """Whether no request waits for its reply any longer."""
+        """Whether all requests have had their reply."""
         return not self._waiting
 
     @property
     def begun(self) -> bool:
-        """Whether any row has its answer."""
+        """Whether any row is answered."""
         return self.exit is not _NOBODY
 
     def waiting_rows(self) -> np.ndarray:
-        """Rows (indices) that have no answer yet."""
+        """Rows that are not answered yet, as indices."""
         return np.flatnonzero(self.exit < 0) if self.begun else np.arange(self.rows)
 
     def answered(self) -> Flight | None:
-        """Those of its requests that were replied to, as if no others had come with them; None where none was."""
+        """A flight of only those requests that were replied to; None if there are none."""
         if self.replied:
             return self
         places = [place for place in range(len(self.requests)) if place not in self._waiting]
@@ -200,16 +214,23 @@ class Flight:
 
     @property
     def replied_rows(self) -> np.ndarray:
-        """Rows of requests that were answered, bool [rows]."""
+        """Rows of requests that were replied to, bool [rows]."""
         found = np.ones(self.rows, np.bool_)
         for i in self._waiting:
             found[self.spans[i]] = False
         return found
 
     def finish(self, rows: np.ndarray, output: np.ndarray, exit_: int, release: int) -> None:
-        """Answers rows (indices), and replies to the requests that were waiting for just these."""
+        """Answers rows, given as indices, and replies to requests of which no other row is open.
+
+        Args:
+            rows: The rows.
+            output: Their answers, [rows, classes].
+            exit_: The exit that all of them leave at.
+            release: The release that answered, or `BACKBONE`.
+        """
         if self.rows == 1:
-            self.finish_one(output, exit_, release)
+            self._finish_one(output, exit_, release)
             return
         if len(rows) == self.rows:
             self.output = output
@@ -217,7 +238,7 @@ class Flight:
             self.release = np.full(self.rows, release, np.int64)
         else:
             if not self.begun:
-                self.output = np.empty((self.rows, *self._shape.shape), self._shape.numpy)
+                self.output = np.empty((self.rows, *self._output.shape), self._output.numpy)
                 self.exit = np.full(self.rows, -1, np.int32)
                 self.release = np.full(self.rows, BACKBONE, np.int64)
             self.output[rows] = output
@@ -230,31 +251,27 @@ class Flight:
         for i in answered:
             request, span = self.requests[i], self.spans[i]
             request.reply(Answer(self.output[span], self.exit[span, None], self.release[span, None]), not still)
-            self._latencies.append((exit_, time.perf_counter() - request.started))
+            self.latencies.append((exit_, time.perf_counter() - request.started))
 
-    def finish_one(self, output: np.ndarray, exit_: int, release: int) -> None:
-        """Answers a flight of one row, with an output [1, classes]."""
+    def _finish_one(self, output: np.ndarray, exit_: int, release: int) -> None:
+        """The same for a flight of one row."""
         exits, releases, self.exit, self.release = _labels(exit_, release)
         self.output = output
         self._waiting = []
         request = self.requests[0]
         request.reply(Answer(output, exits, releases), True)
-        self._latencies.append((exit_, time.perf_counter() - request.started))
+        self.latencies.append((exit_, time.perf_counter() - request.started))
 
     def kept_of(self, place: int) -> dict[str, np.ndarray]:
-        """What is recorded of the request at this place, in arrays that hold no other request's rows."""
+        """What is recorded of the request at this place, in arrays that keep no other request's rows in memory."""
         if self.kept is self.values:
             return self.requests[place].inputs
         if len(self.requests) == 1:
             return self.kept or {}
         return {name: value[self.spans[place]].copy() for name, value in (self.kept or {}).items()}
 
-    def latencies(self) -> list[tuple[int, float]]:
-        """Of each answered request the exit of its last rows, and the seconds from its arrival to its reply."""
-        return self._latencies
-
-    def take_out(self) -> list[Request]:
-        """Requests that wait for their reply, for somebody else to answer."""
+    def take_waiting(self) -> list[Request]:
+        """Gives up the requests that wait for their reply: the caller is to reply to them."""
         waiting, self._waiting = self._waiting, []
         return [self.requests[i] for i in waiting]
 
@@ -267,16 +284,16 @@ def _joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:
 
 @lru_cache(1024)
 def _labels(exit_: int, release: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Exit and release of one row, int32 and int64: [1, 1], and the same as [1]. Not to be written to."""
+    """Exit and release of one row as arrays, int32 and int64: [1, 1], and the same as [1]. Shared, hence read-only."""
     exits, releases = np.full((1, 1), exit_, np.int32), np.full((1, 1), release, np.int64)
     exits.flags.writeable = releases.flags.writeable = False
     return exits, releases, exits[0], releases[0]
 
 
 def _all_finite(values: Mapping[str, np.ndarray]) -> bool:
-    """Whether a scalar product shows that no tensor holds NaN or Inf, at less than half of what sums cost.
+    """Whether a scalar product shows that no tensor holds NaN or infinity, in less than half the time of sums.
 
-    It does not show that of half precision, nor where squares overflow, as of numbers of 1e19: sums tell then.
+    False may also mean that it can't tell: of half precision, or where squares overflow, as those of 1e19 do.
     """
     for value in values.values():
         if value.dtype.kind == "f":
@@ -290,9 +307,9 @@ def _all_finite(values: Mapping[str, np.ndarray]) -> bool:
 
 
 def finite_rows(values: dict[str, np.ndarray]) -> np.ndarray:
-    """Rows that hold neither NaN nor Inf in any of the tensors, bool [rows].
+    """Rows that hold neither NaN nor infinity in any of the tensors, bool [rows].
 
-    A sum tells: it is finite only if every term is. One that overflows makes a miss of a legitimate row, no more.
+    A sum is finite only if every term is. One that overflows makes a row a miss, which does no harm.
     """
     finite: np.ndarray | None = None
     for value in values.values():

@@ -1,4 +1,4 @@
-"""A release as it serves."""
+"""The live release: what serves, as one object that is swapped as a whole."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from gati.steps import Joined
 
 @dataclass(frozen=True)
 class LiveRelease:
-    """A release as it serves: the chain's stages, its heads, their state, and its breaker.
+    """A release as it serves.
 
-    Without any release, that is number 0: no heads, and the backbone in as few stages as can be. Its shortcuts come a
-    moment after it, None until then; before that, its heads are never bypassed.
+    Without any release this is number 0, with no heads and the backbone in as few stages as possible.
+
+    Attributes:
+        number: The release's number.
+        stages: The chain's stages.
+        heads: The heads; None without a release.
+        state: The state of each head, by cut point.
+        breaker: Closes exits when audits contradict the certificate.
+        shortcuts: Faster ways through stages and heads; None until they are loaded, a moment after it goes live.
+        bypass: Says when requests go past heads that do not pay.
     """
 
     number: int
@@ -29,14 +37,14 @@ class LiveRelease:
 
     @property
     def joined(self) -> Joined | None:
-        """Stages and heads as one, where there is that."""
+        """Stages and heads in one; None if there is no such shortcut."""
         return self.shortcuts.joined if self.shortcuts else None
 
     @property
     def whole(self) -> Stage | None:
-        """The backbone as one stage, where there is that."""
+        """The backbone as one stage; None if there is no such shortcut."""
         return self.shortcuts.whole if self.shortcuts else None
 
     def whole_at(self, cut: int) -> bool:
-        """Whether all rows of a batch come to a cut point: if a head before it may answer, the easy ones don't."""
+        """Whether every row of a batch gets to a cut point: not if a head before it may answer some."""
         return all(head >= cut for head in self.state)

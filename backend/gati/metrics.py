@@ -1,8 +1,8 @@
 """The chain's metrics on Triton's own /metrics page.
 
-Setting a metric is a call to the server's process that holds Python's lock (35 µs and more), so counts add up here,
-and go out from one thread that makes room for requests between two calls. For the same reason latency is a summary
-that is kept here, and no histogram of dozens of metrics.
+To set a metric is a call to the server's process that holds Python's lock (the GIL) for 35 µs and more. So counts are
+added up here, and sent by one thread that lets requests run between two calls. For the same reason latency is a summary
+that is kept here, and not a histogram of dozens of metrics.
 
 Triton's own latency metrics don't fit a chain: they end when `execute` returns, before the answer is known.
 """
@@ -49,15 +49,15 @@ FAMILIES = {
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 WINDOW = 2000
-"""Values that a summary's quantiles are taken from: the last ones."""
+"""How many of the last values a summary's quantiles are taken from."""
 PAUSE_SECONDS = 0.0005
-"""Between two calls to the server, for requests that wait for Python's lock."""
+"""Between two calls to the server, so that requests get Python's lock."""
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Metrics:
-    """Collects what happens and hands it to Triton when flushed.
+    """Collects counts and values from any thread, under `_lock`, and sends them to Triton when flushed.
 
     Args:
         pb_utils: Triton's `triton_python_backend_utils`.
@@ -86,7 +86,7 @@ class Metrics:
             self._pending[key] += amount
 
     def observe(self, name: str, value: float) -> None:
-        """Takes a value into the summary `name`."""
+        """Adds a value to the summary `name`."""
         self.add(f"{name}_sum", value)
         self.add(f"{name}_count")
         with self._lock:
@@ -100,7 +100,7 @@ class Metrics:
             self._gauges[key] = value
 
     def flush(self) -> None:
-        """Hands over what has come since the last time; called from one thread."""
+        """Sends what was collected since the last time; for one thread."""
         with self._lock:
             pending, self._pending = self._pending, defaultdict(float)
             gauges, self._gauges = self._gauges, {}
@@ -123,7 +123,7 @@ class Metrics:
         return self._metrics[key]
 
     def close(self) -> None:
-        """Flushes, and drops metrics before their families, as Triton demands."""
+        """Flushes, and drops the metrics before their families, as Triton requires."""
         self.flush()
         self._metrics.clear()
         self._families.clear()

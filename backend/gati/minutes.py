@@ -1,4 +1,4 @@
-"""What a replica did, minute by minute, for whoever asks next morning: a few days are kept, a line a minute.
+"""Minutes: what a replica did, a line of JSON for each minute, kept for a few days for `gati report`.
 
 One file a replica, in the workspace: `DIR.gati/minutes/MODEL/REPLICA.jsonl`. A minute without requests has no line.
 """
@@ -24,7 +24,7 @@ KEPT = 3 * 24 * 60
 
 @dataclass(frozen=True)
 class Minute:
-    """What came in about a minute.
+    """What a replica did in about a minute.
 
     Attributes:
         at: When it ended, ISO 8601.
@@ -33,15 +33,15 @@ class Minute:
         closed: The exits that audits had closed by then.
         exits: Rows answered, by exit.
         audited: Hits audited.
-        agreed: Those of them that the backbone agreed with.
-        lower: Lower bound on the share of the release's answers that differ, as it was known at the end.
+        agreed: Audited hits that the backbone agreed with.
+        lower: Lower bound on the share of the release's answers that differ, at the end of the minute.
         upper: Upper bound.
         times: Requests by the time from arrival to answer (gati.histogram).
-        backbone_times: Of these, the requests that had a row answered by the backbone: they ran all of it, and all
-            lookups but where these were bypassed, in the same queue as the others.
-        held: Rows that heads were not let answer.
-        bypassed: Rows that went past the heads, which did not pay.
-        backbone: The exit at which the backbone answers; −1 where that was not written down.
+        backbone_times: The same of the requests of which the backbone answered a row. These ran the whole network and,
+            unless they were bypassed, all lookups, and they waited in the same queue as the others.
+        held: Rows held for the backbone, which heads might have answered.
+        bypassed: Rows that went past the heads because these did not pay.
+        backbone: The exit at which the backbone answers; −1 in lines of versions that did not write it.
     """
 
     at: str
@@ -61,7 +61,7 @@ class Minute:
 
 
 class Minutes:
-    """Counts what comes, and writes it down every minute.
+    """Counts what is served, on any thread, and writes it down every minute; `_lock` guards the counts.
 
     Args:
         path: The file.
@@ -89,7 +89,14 @@ class Minutes:
     def served(
         self, exits: Counter[int], latencies: Sequence[tuple[int, float]], held: int = 0, bypassed: int = 0
     ) -> None:
-        """Takes in rows by exit, of each request the deepest exit of its rows and its seconds, rows held, bypassed."""
+        """Counts a flight.
+
+        Args:
+            exits: Its rows, by exit.
+            latencies: For each request, the deepest exit of its rows, and seconds from arrival to reply.
+            held: How many rows were held.
+            bypassed: How many rows went past the heads.
+        """
         with self._lock:
             self._exits += exits
             self._held += held
@@ -101,16 +108,16 @@ class Minutes:
                     self._backbone_times[step] += 1
 
     def audited(self, agreed: Sequence[bool]) -> None:
-        """Takes in whether the backbone agreed with audited hits."""
+        """Counts audited hits, by whether the backbone agreed."""
         with self._lock:
             self._audits.update(agreed)
 
     def keep(self, release: int, closed: Sequence[int], bounds: tuple[float, float], *, now: bool = False) -> None:
-        """Writes what has come, if a minute is over, or `now`; called from one thread."""
-        seconds = time.monotonic() - self._since
-        if seconds < SECONDS and not now:
-            return
+        """Writes what was counted, if a minute is over, or `now`."""
         with self._lock:
+            seconds = time.monotonic() - self._since
+            if seconds < SECONDS and not now:
+                return
             minute = Minute(
                 at=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=round(seconds, 1),

@@ -1,4 +1,13 @@
-"""A batch's way through the chain: segment, head, segment, head, until every row has its answer."""
+"""A flight's way through the chain: stage, head, stage, head, until every row has its answer.
+
+`serve` takes requests of one signature and makes a flight of them. Rows are drawn for an audit before anything is known
+of them. The flight then goes one of three ways: joined (`_run_joined`: stages and heads as one graph), stage by stage
+(`_run_stages`), or through the whole backbone in one stage if no head is asked. When its answers have left, the
+observer is told, and drawn hits are handed over to be audited: `audit` runs them on to the end, on another thread.
+
+All methods may run on several threads at once. What these share is in the live release: the heads' state, the breaker
+and the bypass, which are made for that.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +26,33 @@ from gati.device import Hidden
 from gati.draws import Draws
 from gati.engine import Heads, Stage
 from gati.errors import GatiError
-from gati.flight import BACKBONE, Drawn, Flight, Ran, Request
+from gati.flight import BACKBONE, Drawn, Flight, Request, StageRun
 from gati.head import Prediction
 from gati.live import LiveRelease
 from gati.state import HeadState
 
 
 class Observer(Protocol):
-    """Who is told what was served; called after the answers have left."""
+    """Is told what was served, after the answers have left; called from any thread that serves or audits."""
 
-    def timed(self, ran: Sequence[Ran]) -> None:
-        """What an audit ran; what a flight ran is in `Flight.ran`."""
+    def timed(self, runs: Sequence[StageRun]) -> None:
+        """Takes the runs of an audit; those of a flight are in `Flight.runs`."""
         ...
 
     def head_failed(self, index: int, error: Exception) -> None:
-        """A head could not be run; its rows went on as misses."""
+        """Notes that a head could not be run: its rows went on as misses."""
         ...
 
     def joined_failed(self, error: Exception) -> None:
-        """Stages and heads could not be run joined; a flight went stage by stage instead."""
+        """Notes that stages and heads could not be run joined: a flight went stage by stage instead."""
         ...
 
     def served(self, flight: Flight) -> None:
-        """All of a flight's rows are answered."""
+        """Takes a flight whose requests were all replied to."""
         ...
 
     def audited(self, audit: Audit, outputs: np.ndarray, agreed: np.ndarray) -> None:
-        """What the backbone says to audited hits: its outputs [rows, classes], and where it agrees, bool [rows]."""
+        """Takes audited hits: the backbone's outputs, [rows, classes], and where these agree, bool [rows]."""
         ...
 
 
@@ -53,10 +62,10 @@ class Orchestrator:
     Args:
         chain: The chain.
         live: Gives the live release.
-        observer: Who is told what was served.
-        later: Takes audits, to be run by `audit` when the answers have left; of one at the end, nothing is left to run.
-        draws: What requests are drawn for an audit; without it, none.
-        cut: Cut point whose activations are recorded in place of the inputs, and a stage's end; None records inputs.
+        observer: Is told what was served.
+        later: Takes audits, and calls `audit` with each later, perhaps on another thread.
+        draws: Decides which requests are drawn for an audit; without it, none is.
+        cut: Cut point whose activations are recorded in place of the inputs: a stage ends there. None records inputs.
     """
 
     def __init__(
@@ -82,19 +91,19 @@ class Orchestrator:
         ]
 
     def serve(self, requests: Sequence[Request]) -> None:
-        """Answers requests of one signature. One release answers all of them: it is looked up here, once.
+        """Answers requests of one signature. The live release is looked up once, here, and answers all of them.
 
-        What can't be run together is run one by one: one of them may ask for what can't be, as an unknown word does,
-        and engines have many words for that.
+        If they can't be run together, they are run one by one: only one of them may be at fault, say with a token that
+        the network does not know, and engines report that in many ways.
         """
         flight: Flight | None = None
         try:
             flight = Flight(requests, self._chain.output)
             if self._cut is not None:
                 flight.kept = None
-            self._fly(flight, self._live())
+            self._run(flight, self._live())
         except Exception as error:
-            waiting = [*requests] if flight is None else flight.take_out()
+            waiting = [*requests] if flight is None else flight.take_waiting()
             if len(requests) > 1 and waiting:
                 self._serve_alone(waiting)
                 return
@@ -110,7 +119,7 @@ class Orchestrator:
                 raise
 
     def _serve_alone(self, requests: Sequence[Request]) -> None:
-        """Answers each, whatever happens to the others; raises what the last failure was that nobody foresaw."""
+        """Answers each by itself; raises the last unforeseen error when all have had their turn."""
         unforeseen: Exception | None = None
         for request in requests:
             try:
@@ -120,7 +129,8 @@ class Orchestrator:
         if unforeseen is not None:
             raise unforeseen
 
-    def _fly(self, flight: Flight, release: LiveRelease) -> None:
+    def _run(self, flight: Flight, release: LiveRelease) -> None:
+        """Runs a flight to its end, whichever way it goes, and sees to what follows from it."""
         heads = release.heads if release.breaker.open_exits and flight.answerable else None
         if heads is not None and release.bypass.takes(flight.rows):
             heads, flight.bypasses = None, True
@@ -130,33 +140,33 @@ class Orchestrator:
         held = flight.drawn.held
         try:
             if heads is None or held or not self._run_joined(flight, release, hits):
-                self._walk(flight, release, heads, hits)
-            if heads is not None and not held:  # of what is held, exits do not tell what heads said
+                self._run_stages(flight, release, heads, hits)
+            if heads is not None and not held:  # the exits of held rows do not tell what heads said
                 release.bypass.saw((flight.exit if flight.rows == 1 else flight.exit[flight.cacheable]).tolist())
-            if flight.unjoined is not None:  # not the request's fault
-                self._observer.joined_failed(flight.unjoined)
+            if flight.joined_error is not None:  # and stage by stage it could be run: not the request's fault
+                self._observer.joined_failed(flight.joined_error)
         finally:
-            if (answered := flight.answered()) is not None:  # who left at an early exit, though others then failed
+            if (answered := flight.answered()) is not None:  # some may have left early before the rest failed
                 self._observer.served(answered)
             if heads is not None:
                 self._follow_up(flight, release.breaker, hits)
 
     def audit(self, audit: Audit) -> None:
-        """Runs audited hits on to the end, and tells the observer and the breaker whether the backbone agrees."""
-        values, ran = audit.values, list[Ran]()
+        """Runs drawn hits on to the end, and tells the breaker and the observer where the backbone agrees."""
+        values, runs = audit.values, list[StageRun]()
         for stage in audit.release.stages:
             if stage.last > audit.at:
-                values = self._advance(stage, values, ran)
+                values = self._advance(stage, values, runs)
         outputs = np.asarray(values[self._chain.output.name])
         agreed = self._agreement(audit.served, outputs)
         good = int(np.count_nonzero(agreed))
         differ = len(agreed) - good
         audit.release.breaker.settle(audit.drawn.number, good, differ, audit.index, audit.drawn.price)
-        self._observer.timed(ran)
+        self._observer.timed(runs)
         self._observer.audited(audit, outputs, agreed)
 
     def _draw(self, flight: Flight, breaker: Breaker) -> None:
-        """Draws requests, each with the same chance, from what a head may answer; what becomes of them is open yet."""
+        """Draws rows that heads may answer, each with the same chance, before anything is known of them."""
         cacheable = flight.cacheable
         share, held, price = self._draws.chance(breaker)
         if not share:
@@ -168,9 +178,10 @@ class Orchestrator:
             flight.drawn = Drawn(breaker.draw(len(rows)), chosen, held, price)
 
     def _follow_up(self, flight: Flight, breaker: Breaker, hits: DrawnHits) -> None:
-        """Hands over the hits that were drawn. The others do not differ: the backbone answered.
+        """Hands drawn hits over to be audited; other drawn rows count as agreeing, since the backbone answered them.
 
-        What nobody answered counts for nothing: heads would seem right to whom many send what the network can't run.
+        Rows that were not answered at all are taken back: otherwise requests that the network can't run would count in
+        the heads' favour.
         """
         drawn = flight.drawn
         if flight.replied:
@@ -191,10 +202,10 @@ class Orchestrator:
             self._later(audit)
 
     def _run_joined(self, flight: Flight, release: LiveRelease, hits: DrawnHits) -> bool:
-        """Runs a flight through stages and heads joined; False where it has to go stage by stage.
+        """Runs a flight through stages and heads joined; returns False if it has to go stage by stage.
 
-        So does what they can't run: that the stages can't either, or a head fails, and stage by stage it is seen
-        which. Hits that were drawn are run on from their inputs, so that what is audited is what was served.
+        It also has to if the joined graph fails: going stage by stage shows whether a stage or only a head is at fault.
+        Drawn hits are audited from their inputs on, so that the audit checks what the joined graph has answered.
         """
         joined = release.joined
         if joined is None or not self._joins(flight, release, joined.rows):
@@ -203,7 +214,7 @@ class Orchestrator:
 
         def leave(rows: np.ndarray, output: np.ndarray, exit_: int) -> None:
             nonlocal since
-            flight.ran.append(Ran(exit_, time.perf_counter() - since, joined=True))
+            flight.runs.append(StageRun(exit_, time.perf_counter() - since, joined=True))
             flight.finish(rows, output, exit_, BACKBONE if exit_ == self._last else release.number)
             if exit_ != self._last:
                 hits.left(exit_, rows, np.ones(len(rows), np.bool_))
@@ -212,21 +223,21 @@ class Orchestrator:
         try:
             missed = joined.run(flight.values, release.state, leave)
         except Exception as error:
-            if flight.replied:  # it was the last reply that failed
+            if flight.replied:  # the graph has run: what failed came after the last reply
                 raise
-            flight.unjoined = error
+            flight.joined_error = error
             return False
         _learn(flight, release, [(release.state[index], rows, keys) for index, rows, keys in missed])
         return True
 
     def _joins(self, flight: Flight, release: LiveRelease, most: int) -> bool:
-        """Whether a flight is one for all heads of a release together, which take so many rows."""
+        """Whether a flight may go joined: not too large, all exits open, and all of its rows for heads to answer."""
         if flight.rows > most or self._cut is not None or len(release.breaker.open_exits) < len(release.state):
             return False
         return flight.rows == 1 or bool(flight.cacheable.all())
 
-    def _walk(self, flight: Flight, release: LiveRelease, heads: Heads | None, hits: DrawnHits) -> None:
-        """Runs what is left of a flight to its end."""
+    def _run_stages(self, flight: Flight, release: LiveRelease, heads: Heads | None, hits: DrawnHits) -> None:
+        """Runs what is left of a flight stage by stage; without `heads`, no head is asked."""
         rows = flight.waiting_rows()
         values: Mapping[str, Hidden] = flight.values
         if len(rows) < flight.rows:
@@ -234,7 +245,7 @@ class Orchestrator:
         keys: list[tuple[HeadState, np.ndarray, np.ndarray]] = []
         whole = release.whole if heads is None and self._cut is None else None
         for stage in release.stages if whole is None else (whole,):
-            values = self._advance(stage, values, flight.ran, joined=whole is not None)
+            values = self._advance(stage, values, flight.runs, joined=whole is not None)
             index = stage.last
             if index == self._cut and release.whole_at(index):
                 flight.kept = {name: np.asarray(value) for name, value in values.items()}
@@ -261,30 +272,31 @@ class Orchestrator:
             _learn(flight, release, keys)
 
     def _advance(
-        self, stage: Stage, values: Mapping[str, Hidden], ran: list[Ran], *, joined: bool = False
+        self, stage: Stage, values: Mapping[str, Hidden], runs: list[StageRun], *, joined: bool = False
     ) -> dict[str, Hidden]:
-        """Runs one stage; keeps of the values what later ones read. Adds to `ran` how long it took."""
+        """Runs one stage, and adds the run to `runs`; returns its output, and what later stages read of the values."""
         started = time.perf_counter()
         output = stage.run({name: values[name] for name in stage.inputs})
-        ran.append(Ran(stage.last, time.perf_counter() - started, joined))
+        runs.append(StageRun(stage.last, time.perf_counter() - started, joined))
         kept = {name: value for name, value in values.items() if name in self._read_later[stage.last]}
         return kept | {self._chain.segments[stage.last].output.name: output}
 
     def _look_up(
         self, heads: Heads | None, index: int, values: Mapping[str, Hidden], release: LiveRelease
     ) -> Prediction | None:
+        """Asks the head at a cut point; None if there is none to ask, or it is not ready or fails."""
         if heads is None or index not in release.breaker.open_exits:
             return None
         hidden = values[self._chain.segments[index].output.name]
         try:
             return heads.predict(index, hidden, release.state[index].feeds())
-        except Exception as error:  # a cache that fails is a miss: the backbone can still answer
+        except Exception as error:  # a head that fails is a miss: the backbone can still answer
             self._observer.head_failed(index, error)
             return None
 
 
 def _learn(flight: Flight, release: LiveRelease, keys: list[tuple[HeadState, np.ndarray, np.ndarray]]) -> None:
-    """Updates the heads' state: memories take in what was answered to the rows that they missed, by whomever."""
+    """Updates the heads' state: class mixes with all answers, memories with the answers to rows that they missed."""
     for state in release.state.values():
         if state.counts:
             state.count(flight.output[flight.cacheable])

@@ -1,4 +1,4 @@
-"""Samples: what becomes of a flight that was served, and of an audit, on its way to the recorder."""
+"""Samples: which rows of a served flight, and of an audit, are recorded, and with what."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Samples:
         chain: The chain.
         settings: Its settings.
         dropped: Called with the number of samples that could not be kept.
-        log: Called with what went wrong, and with what can't be recorded.
+        warn: Called with what went wrong, and with what can't be recorded.
     """
 
     def __init__(
-        self, chain: Chain, settings: Settings, dropped: Callable[[int], None], log: Callable[[str], None]
+        self, chain: Chain, settings: Settings, dropped: Callable[[int], None], warn: Callable[[str], None]
     ) -> None:
         self._last = chain.backbone_exit
         self._share = settings.record_share
-        self._log = log
+        self._warn = warn
         self._content = None if settings.store is None else self._chosen(chain, settings)
         self._recorder: Recorder | None = None
-        if settings.store is not None and (self._content or settings.store_age):  # old samples go in any case
-            arguments = chain, settings.store, settings.store_bytes, dropped, log, self._content, settings.store_age
+        if settings.store is not None and (self._content or settings.store_age):  # it also deletes old samples
+            arguments = chain, settings.store, settings.store_bytes, dropped, warn, self._content, settings.store_age
             self._recorder = Recorder(*arguments)
 
     def _chosen(self, chain: Chain, settings: Settings) -> Content | None:
@@ -46,26 +46,27 @@ class Samples:
             return inputs_of(chain)
         if settings.cut in chain.heads:
             return features_at(chain, settings.cut)
-        self._log(f"nothing is recorded: there is no cut point {settings.cut} whose features could be")
+        self._warn(f"nothing is recorded: there is no cut point {settings.cut} whose features could be")
         return None
 
     @property
     def cut(self) -> int | None:
-        """Cut point whose activations are recorded in place of the inputs, if they are."""
+        """Cut point whose activations are recorded in place of the inputs; None where inputs are, or nothing is."""
         return self._content.cut if self._content else None
 
-    def taken(self, live: LiveRelease) -> None:
-        """Says where a release keeps features from being recorded."""
+    def went_live(self, live: LiveRelease) -> None:
+        """Warns if a release keeps features from being recorded."""
         if self.cut is not None and not live.whole_at(self.cut):
-            self._log(
+            self._warn(
                 f"nothing is recorded while release {live.number} is live: it has a head before cut point {self.cut}, "
                 "and features there would be those of hard requests only"
             )
 
     def served(self, flight: Flight) -> None:
-        """Records what was answered: misses with the backbone's answer, hits without one.
+        """Records a flight: misses with the backbone's answer, hits without one.
 
-        What no head may answer, as it is not finite or was asked to be exact, is not what heads are certified for.
+        Rows that no head may answer, since they are not finite or were asked to be exact, are left out: heads are not
+        certified for them.
         """
         if self._content is None or flight.kept is None:
             return
@@ -74,7 +75,7 @@ class Samples:
                 self._record(flight, place)
 
     def audited(self, audit: Audit, outputs: np.ndarray | None) -> None:
-        """Records hits with what the backbone says to them, [rows, classes]; with None, as hits that nobody audits."""
+        """Records audited hits with the backbone's outputs, [rows, classes]; without these, if the audit failed."""
         if self._content is None or audit.kept is None or not self._drawn():
             return
         rows = len(audit.served)
@@ -82,7 +83,7 @@ class Samples:
         self._keep(Sample(audit.kept, outputs, exits, numbers, audit.arrived))
 
     def _drawn(self) -> bool:
-        """Whether to record: drawn without a look at what was answered, so that samples are like traffic."""
+        """Whether to record a request: drawn whatever was answered, so that samples are like traffic."""
         return self._share == 1 or random.random() < self._share
 
     def _record(self, flight: Flight, place: int) -> None:

@@ -1,4 +1,21 @@
-"""A chain at work: engine, releases, recorder, metrics and worker threads, put together and taken apart."""
+"""The service of one chain: engine, releases, audits, records and threads, put together and taken apart again.
+
+Threads of a chain's process:
+
+    Triton's                calls `execute`; serves requests itself where there are no workers (inline, by default)
+    gati-worker-N           serve requests, in BLS mode by default; `Settings.workers` of them
+    gati-auditor-0          runs audits when their answers have left
+    gati-counter-0          counts and records what was served (gati.bookkeeping)
+    gati-ticker             looks for releases, and writes down how things stand; inline, two threads
+    gati-recorder           writes samples (gati.recorder)
+    gati-load               opens heads while stages are opened (gati.inline); ends with the load
+    gati-ladder             runs CUDA graphs, on a GPU (gati.ladder)
+    gati-heartbeat          shows `gati serve` that the process does not hang (gati.heartbeat)
+    gati-parent             ends the process when its server is gone (gati.parent)
+
+They share the live release, which is swapped as a whole (gati.watch), and what it holds; the books; and the recorder's
+queue. Each of these has a lock of its own, or says why it needs none.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +45,13 @@ from gati.parent import when_orphaned
 from gati.samples import Samples
 from gati.settings import Settings, workspace
 from gati.tail import Tail
-from gati.watch import SECONDS, ReleaseWatch, Ticker
+from gati.ticker import Ticker
+from gati.watch import SECONDS, ReleaseWatch
 from gati.wire import NONE_CLOSED
 from gati.workers import Job, Workers
 
 AUDIT_SECONDS = 5.0
-"""How long an audit may take, in BLS mode, when the chain is being unloaded: what was recorded is to be written."""
+"""How long to wait for audits, in BLS mode, when the chain is being unloaded: samples are still to be written then."""
 AUDITS_WAITING = 16
 """Audits that may wait; while there are more, the backbone answers what is drawn. Each holds its activations."""
 
@@ -46,8 +64,13 @@ class Service:
         model: The chain's name.
         pb_utils: Triton's `triton_python_backend_utils`.
 
+    Attributes:
+        chain: The chain.
+        tail: Computes the chain's outputs beside its scores; None if there are none.
+        serves_at_once: Whether all requests that `submit` takes are answered when it returns.
+
     Raises:
-        GatiError: If the chain can't be served as it lies there.
+        GatiError: If the chain can't be served.
     """
 
     def __init__(self, repository: Path, model: str, pb_utils: Any) -> None:
@@ -86,15 +109,16 @@ class Service:
             self.chain,
             engine,
             self._books.refused,
-            self._taken,
+            self._went_live,
             ledger.open,
             cuts,
             bypasses=settings.bypass and self.chain.epsilon < NO_PROMISE,
         )
         workers = settings.workers_in(self.chain.mode)
         self._workers = Workers(workers, self._failed)
-        self._auditor = Workers(1, self._failed)
-        self._hand_over = self._workers.submit if workers else self._workers.run
+        self._auditor = Workers(1, self._failed, name="gati-auditor")
+        self.serves_at_once = workers == 0
+        self._serve_on = self._workers.run if self.serves_at_once else self._workers.submit
         self._orchestrator = Orchestrator(
             self.chain,
             lambda: self._releases.live,
@@ -103,41 +127,41 @@ class Service:
             Draws(settings.audit_share, self.chain.epsilon, self._audits_wait),
             cut,
         )
-        self._can_look = inline
-        self._tickers = self._started(inline)
+        self._server_is_up = inline  # as far as it matters: inline, nothing is asked of the server
+        self._tickers = self._start(inline)
 
-    def _started(self, inline: bool) -> list[Ticker]:
-        """Loads what the first request needs, and begins to look for releases and to report."""
+    def _start(self, inline: bool) -> list[Ticker]:
+        """Loads what the first request needs, and starts the threads that look for releases and report."""
         if inline:
             self._look()
-        _ = self._releases.live  # without a release, the backbone is loaded now, and not by the first request
+        _ = self._releases.live  # without a release, this loads the backbone, so that the first request need not
         when_orphaned(self._leave)
         beat(os.environ)
-        # Inline, loading a large release takes long, and audits find what they find meanwhile. In BLS mode Triton loads
-        # it, and both ask Triton.
+        # Inline, loading a large release takes long, and what audits find meanwhile is to be reported: two threads. In
+        # BLS mode Triton loads releases, and one thread is enough.
         ticking = [(self._look,), (self._books.report,)] if inline else [(self._look, self._books.report)]
         return [Ticker(SECONDS, self._warn, *each) for each in ticking]
 
     def submit(self, requests: Sequence[Request], trace: Any = None) -> None:
-        """Takes requests; each is replied to as soon as it is answered, before or after this returns.
+        """Has requests served; each is replied to as soon as it is answered, before or after this returns.
 
         Args:
             requests: What Triton has batched.
             trace: As `trace_of` gives it. With one, all are answered when this returns.
         """
-        self._can_look = True
+        self._server_is_up = True
         if trace is None or self._bls is None:
-            self._take(requests, self._hand_over)
+            self._serve(requests, self._serve_on)
             return
         with self._bls.traced(trace):
-            self._take(requests, self._workers.run)
+            self._serve(requests, self._workers.run)
 
-    def _take(self, requests: Sequence[Request], hand_over: Callable[[Job], None]) -> None:
+    def _serve(self, requests: Sequence[Request], serve_on: Callable[[Job], None]) -> None:
         if len(requests) == 1:
-            hand_over(partial(self._orchestrator.serve, requests))
+            serve_on(partial(self._orchestrator.serve, requests))
             return
         for _, group in groupby(sorted(requests, key=lambda r: repr(r.signature)), key=lambda r: r.signature):
-            hand_over(partial(self._orchestrator.serve, list(group)))
+            serve_on(partial(self._orchestrator.serve, list(group)))
 
     def trace_of(self, requests: Sequence[Any]) -> Any:
         """Triton's trace that segments and heads are to be seen in, as far as other models are called; None for none.
@@ -151,24 +175,22 @@ class Service:
         known = [trace for trace in traces if trace.get_context() is not None]
         return next(iter(known or (traces if self.serves_at_once else [])), None)
 
-    @property
-    def serves_at_once(self) -> bool:
-        """Whether all requests that `submit` takes are answered when it returns."""
-        return self._hand_over == self._workers.run
-
     def live_release(self, asked: int) -> tuple[int, int]:
         """Number of the live release, 0 while there is none, and the first exit that is closed, or `NONE_CLOSED`.
 
+        Args:
+            asked: A release that is asked about; 0 for none.
+
         Raises:
-            ReleaseRefused: If the release that is asked about, 0 for none, was looked at and is not taken.
+            ReleaseRefused: If that release was refused.
         """
-        self._can_look = True
+        self._server_is_up = True
         self._releases.check(asked)
         live = self._releases.live
         return live.number, next(iter(live.breaker.closed_exits), NONE_CLOSED)
 
     def close(self) -> None:
-        """Answers what was taken, writes what was recorded, and stops; in BLS mode, nothing can be audited any more."""
+        """Answers requests that were taken, runs audits that wait (inline), writes what was recorded, and stops."""
         for ticker in self._tickers:
             ticker.close()
         self._workers.close()
@@ -180,12 +202,12 @@ class Service:
         self._books.close()
 
     def _audit_later(self, audit: Audit) -> None:
-        """Leaves an audit to a thread of its own, unless there is nothing left to run."""
+        """Leaves an audit to the auditor's thread, unless the backbone has run already and there is only to compare."""
         take = self._auditor.run if audit.at == self.chain.backbone_exit else self._auditor.add
         take(partial(self._audit, audit))
 
     def _audit(self, audit: Audit) -> None:
-        """Runs an audit; where it can't be run, what it is about is recorded as hits are that nobody audits."""
+        """Runs an audit. If that fails, its hits are recorded as if they had not been drawn."""
         release = audit.release if self._bls is None else self._bls.detached(audit.release)
         try:
             self._orchestrator.audit(replace(audit, release=release))
@@ -198,27 +220,27 @@ class Service:
         return self._auditor.waiting >= AUDITS_WAITING
 
     def _failed(self, error: Exception) -> None:
-        """Logs what went wrong; the client was told already."""
+        """Logs an unforeseen error; the client was told that its request failed."""
         self._logger.log_error(printable(f"[gati] {self._model}: {type(error).__name__}: {error}"))
 
     def _look(self) -> None:
-        """Looks for a new release; in BLS mode only once the server is up, which the first request tells at the latest.
+        """Looks for a new release; in BLS mode only once the server is up, which the first request shows at the latest.
 
-        Asking for other models while the server is starting fails, and its backend does not survive that.
+        To call other models while the server is starting fails, and crashes this process.
         """
-        self._can_look = self._can_look or is_up(os.environ)
-        if self._can_look:
+        self._server_is_up = self._server_is_up or is_up(os.environ)
+        if self._server_is_up:
             self._releases.look()
 
     def _leave(self) -> None:
-        """Ends the process when its server was killed: the next call to that server would wait for ever."""
+        """Ends the process because its server was killed: the next call to that server would wait for ever."""
         self._books.keep(now=True)
         self._samples.close()
         os._exit(1)
 
-    def _taken(self, number: int) -> None:
+    def _went_live(self, number: int) -> None:
         self._logger.log_info(f"[gati] {self._model}: release {number} is live")
-        self._books.taken(self._releases.live)
+        self._books.went_live(self._releases.live)
 
     def _warn(self, message: str) -> None:
         self._logger.log_warn(printable(f"[gati] {self._model}: {message}"))

@@ -1,9 +1,9 @@
-"""State that heads may ask for, kept by the orchestrator between requests.
+"""State that heads may ask for: it is kept between requests, beside the head.
 
-`class_mix` FP32 [classes] is the recent mix of answers, exponentially forgotten. `memory_keys` FP32 [entries, dim]
-with `memory_answers` FP32 [entries, classes] is a ring of recent keys and what was answered behind the head, by the
-backbone or a later head. State is bounded by the shapes that the head's own file gives, starts empty, is dropped with
-its release and never shared between models.
+`class_mix` FP32 [classes] is the recent mix of answers, exponentially forgotten. `memory_keys` FP32 [entries, dim] and
+`memory_answers` FP32 [entries, classes] are a ring of recent keys, and of what the backbone or a later head answered to
+them. The shapes in the head's own file bound its state. State starts empty, is dropped with its release, and is never
+shared between models.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ CLASS_MIX, MEMORY_KEYS, MEMORY_ANSWERS = "class_mix", "memory_keys", "memory_ans
 STATE_INPUTS = {CLASS_MIX, MEMORY_KEYS, MEMORY_ANSWERS}
 
 FORGET = 0.98
-"""Weight that the mix keeps at each answer: half of it is from the last 34."""
+"""Weight that the mix keeps at each answer: half of the mix is from the last 34 answers."""
 EMPTY = np.float32(1e15)
 """Every coordinate of an empty entry's key: far from everything, and its square still a float32."""
 
 
 class HeadState:
-    """The state of one head of one release; safe to use from several threads.
+    """The state of one head of one release, for several threads: an update replaces arrays, and never changes them.
 
     Args:
-        shapes: What the head asks for: shape by input name.
+        shapes: Shapes of the state that the head asks for, by input name.
 
     Attributes:
-        counts: Whether it takes in the recent mix of answers.
+        counts: Whether it holds a class mix.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -39,11 +39,11 @@ class HeadState:
         self._lock = Lock()
 
     def feeds(self) -> Mapping[str, np.ndarray]:
-        """The inputs to pass, as they are now. They do not change: an update makes new ones."""
+        """The inputs to pass to the head, as they are now. The arrays do not change afterwards."""
         return self._values
 
     def count(self, answers: np.ndarray) -> None:
-        """Takes answers, [batch, classes], into the recent class mix."""
+        """Adds answers, [batch, classes], to the class mix, if there is one."""
         if not self.counts:
             return
         with self._lock:
@@ -54,9 +54,9 @@ class HeadState:
             self._values = self._values | {CLASS_MIX: mix}
 
     def remember(self, keys: np.ndarray, answers: np.ndarray) -> None:
-        """Stores what was answered, [batch, classes], under keys, [batch, dim]; the oldest entry goes.
+        """Stores answers, [batch, classes], under keys, [batch, dim], in place of the oldest entries.
 
-        A key that is not finite is passed over: in the ring, it would make a miss of everything.
+        A key that is not finite is left out: in the ring, it would turn every lookup into a miss.
         """
         if MEMORY_KEYS not in self._values:
             return

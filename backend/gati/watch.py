@@ -1,4 +1,4 @@
-"""Finds new releases on disk and swaps them in between two requests."""
+"""Watches for new releases on disk, and swaps them in between two requests."""
 
 from __future__ import annotations
 
@@ -20,30 +20,33 @@ from gati.release import Release, head_folder, numbers_on_disk, read_release
 from gati.state import HeadState
 
 SECONDS = 0.25
-"""Between two looks at the disk."""
+"""Time between two looks at the disk."""
 GRACE_SECONDS = 2.0
-"""How long a release may look incomplete before that is reported: its publisher may be at work."""
+"""How long a release may be unusable before that is reported: its publisher may still be at work."""
 LOADING_SECONDS = 60.0
-"""The same for one whose heads the server has not loaded: in BLS mode it may be at work, on a TensorRT engine say."""
+"""The same for a release whose heads the server has not loaded: in BLS mode it may be building TensorRT engines."""
 LOADING_WAIT = 1.0
-"""Between two looks meanwhile, at most."""
+"""Longest time between two attempts meanwhile."""
 LONGEST_WAIT = 60.0
-"""Between two attempts at a release whose files stay as they are, in the end: each wait is twice the one before. What
+"""Longest time between two attempts at a release whose files do not change; each wait is twice the one before. What
 failed may have been the machine, out of memory say, and not the release."""
 
 
 class ReleaseWatch:
     """Holds the live release: the highest that is complete, valid, and could be loaded; number 0 while there is none.
 
+    `look` is for one thread. `live` and `check` are for any: `_lock` guards the swap, and that the backbone is loaded
+    once. Only `look` replaces a live release, so that it may read `_live` without the lock.
+
     Args:
         repository: The model repository.
         chain: Whose releases.
-        engine: What loads heads.
-        refused: Called once for each release that is not taken, with its number and the reason.
-        taken: Called with the number of each release that goes live.
-        breaker: Opens the breaker of a release that is about to go live; without it, one that knows nothing yet.
+        engine: Loads stages and heads.
+        refused: Called once for each release that can't be used, with its number and the reason.
+        went_live: Called with the number of each release that goes live.
+        breaker: Opens the breaker of a release that is about to go live; without it, a new breaker is made.
         cuts: Cut points at which a stage ends in any case, because what goes on there is recorded.
-        bypasses: Whether to find out when requests are to go past heads (gati.bypass).
+        bypasses: Whether to measure lookups, so that requests may go past heads that do not pay (gati.bypass).
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class ReleaseWatch:
         chain: Chain,
         engine: Engine,
         refused: Callable[[int, str], None],
-        taken: Callable[[int], None],
+        went_live: Callable[[int], None],
         breaker: Callable[[Release], Breaker] | None = None,
         cuts: Sequence[int] = (),
         *,
@@ -62,7 +65,7 @@ class ReleaseWatch:
         self._chain = chain
         self._engine = engine
         self._refused = refused
-        self._taken = taken
+        self._went_live = went_live
         self._breaker = breaker or self._new_breaker
         self._cuts = cuts
         self._bypasses = bypasses
@@ -72,7 +75,7 @@ class ReleaseWatch:
 
     @property
     def live(self) -> LiveRelease:
-        """What serves.
+        """The live release; without one, the backbone, which is then loaded here.
 
         Raises:
             RepositoryError: If there is no release, and the chain's segments can't be loaded.
@@ -85,24 +88,24 @@ class ReleaseWatch:
             return self._live
 
     def check(self, number: int) -> None:
-        """Tells whoever has published a release what is wrong with it, once that is not for a moment only.
+        """Tells a publisher that a release was refused, once that is final.
 
         Raises:
-            ReleaseRefused: If it is not taken because of what it is.
+            ReleaseRefused: If the fault is in the release itself, and was reported.
         """
         attempt = self._attempts.get(number)
         if attempt is not None and attempt.told and attempt.final:
             raise ReleaseRefused(attempt.reason)
 
     def look(self) -> None:
-        """Takes the highest release that can be taken, if it is higher than the live one.
+        """Loads the highest release that can be used, if it is higher than the live one, and makes it live.
 
-        A look at which there is none loads the shortcuts of the live one: it serves before that, and sooner. Others
-        measure what its heads cost.
+        A look that finds no such release loads the shortcuts of the live one, which serves without them until then;
+        later ones measure what its lookups cost.
         """
         try:
             numbers = numbers_on_disk(self._repository, self._chain)
-        except OSError:  # its disk or network fails for a moment: what serves, serves on
+        except OSError:  # the disk or the network fails for a moment: the live release serves on
             return
         for number in numbers:
             if self._live is not None and number <= self._live.number:
@@ -119,7 +122,8 @@ class ReleaseWatch:
             live.bypass.learn(costs.measure())
 
     def _complete(self, live: LiveRelease, heads: Heads) -> None:
-        found = Shortcuts()  # where loading fails, it is not tried again
+        """Loads the shortcuts of the live release."""
+        found = Shortcuts()  # none, if loading fails: it is not tried again
         try:
             found = heads.load_shortcuts()
         finally:
@@ -128,6 +132,7 @@ class ReleaseWatch:
         trim()
 
     def _try(self, number: int) -> bool:
+        """Makes a release live; returns False if that fails, or has failed too recently."""
         stamp = self._stamp(number)
         attempt = self._attempts.get(number)
         if attempt is not None and attempt.stamp == stamp:
@@ -137,7 +142,7 @@ class ReleaseWatch:
                 return False
         try:
             live = self._load(number)
-        except Exception as error:  # whatever is wrong with it, the release before serves on
+        except Exception as error:  # whatever is wrong with it, the live release serves on
             if attempt is None or attempt.stamp != stamp:
                 attempt = self._attempts[number] = _Attempt(stamp)
             attempt.failed(error)
@@ -145,7 +150,7 @@ class ReleaseWatch:
         with self._lock:
             self._live = live
         trim()
-        self._taken(number)
+        self._went_live(number)
         return True
 
     def _load(self, number: int) -> LiveRelease:
@@ -159,7 +164,7 @@ class ReleaseWatch:
         return Breaker(self._chain.epsilon, self._chain.delta, release.exits, None, release.certificate.together)
 
     def _stamp(self, number: int) -> tuple:
-        """What a release looks like from outside; while that doesn't change, nor does the verdict on it."""
+        """Times and sizes of a release's files: while these do not change, neither does what is wrong with it."""
         files = (
             head_folder(self._repository, self._chain, index, number) / name
             for index in self._chain.heads
@@ -180,9 +185,10 @@ class _Attempt:
     """Failed attempts at a release whose files stay as they are.
 
     Attributes:
-        reason: Why the last one failed.
+        stamp: What identifies those files.
+        reason: Why the last attempt failed.
         told: Whether that was reported.
-        final: Whether it lies in the release itself.
+        final: Whether the fault is in the release itself.
     """
 
     def __init__(self, stamp: tuple) -> None:
@@ -194,7 +200,7 @@ class _Attempt:
         self.told = self.final = False
 
     def failed(self, error: Exception) -> None:
-        """It failed once more."""
+        """Notes that it failed once more."""
         self.reason = first_line(error if isinstance(error, GatiError) else f"{type(error).__name__}: {error}")
         self.final = isinstance(error, ReleaseRefused) and not isinstance(error, IncompleteError)
         loading = isinstance(error, UnavailableError)
@@ -211,39 +217,8 @@ class _Attempt:
         return self._backoff.rests
 
     def due(self) -> bool:
-        """Whether to report it now: once, when it has been so for a while."""
+        """Whether to report it now; True once, when it has failed for a while."""
         if self.told or self._young:
             return False
         self.told = True
         return True
-
-
-class Ticker:
-    """Calls functions again and again, in one thread, until closed.
-
-    Args:
-        seconds: Between two rounds.
-        log: Called with what an exception says; the ticking goes on.
-        functions: What to call.
-    """
-
-    def __init__(self, seconds: float, log: Callable[[str], None], *functions: Callable[[], None]) -> None:
-        self._seconds = seconds
-        self._log = log
-        self._functions = functions
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gati-ticker", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
-            for function in self._functions:
-                try:
-                    function()
-                except Exception as error:  # the thread outlives any failure of one round
-                    self._log(f"{function.__qualname__} failed: {type(error).__name__}: {first_line(error)}")
-
-    def close(self) -> None:
-        """Ends the thread, after the round in progress."""
-        self._stop.set()
-        self._thread.join(timeout=10)

@@ -1,4 +1,4 @@
-"""Triton's requests and responses, to and from gati's own."""
+"""The wire: Triton's requests and responses, to and from gati's own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gati.tail import Tail
 
 EXIT, RELEASE = "exit", "release"
 MODE, CACHED, EXACT, PROBE = "gati_mode", "cached", "exact", "probe"
-"""Request parameter, and its values. A probe runs nothing: it tells the live release, and in place of an exit the first
-of those that audits have closed."""
+"""Request parameter, and its values. A probe runs nothing: its answer has the live release, and in place of an exit the
+first one that audits have closed."""
 ASKED = "gati_release"
-"""Request parameter of a probe: a release. Where it was looked at and is not taken, the answer is an error, and why."""
+"""Request parameter of a probe: a release. If the server has refused it, the answer is an error that says why."""
 NONE_CLOSED = -1
 
 
@@ -26,11 +26,11 @@ class Wire:
     """Converts between the two.
 
     Args:
-        chain: The chain whose inputs and output are spoken of.
-        live: Gives the number of the live release, 0 for none, and the first exit that is closed, or `NONE_CLOSED`;
-            raises a GatiError where a release that is asked about, 0 for none, is not taken.
+        chain: The chain that requests are for.
+        live: Returns the number of the live release, 0 for none, and the first exit that is closed, or `NONE_CLOSED`.
+            Takes the number of a release, 0 for none, and raises a GatiError if that was refused.
         pb_utils: Triton's `triton_python_backend_utils`.
-        tail: Computes what else than its scores the chain gives, if it does.
+        tail: Computes outputs of the chain beside its scores, if there are any.
     """
 
     def __init__(
@@ -42,37 +42,37 @@ class Wire:
         self._tail = tail
 
     def sender(self, request: Any) -> Callable[[Any, bool], None]:
-        """What sends a request its response, whenever that is known."""
+        """A function that sends a response to a request at any time, also after `execute` has returned."""
         sender = request.get_response_sender()
 
-        def send(response: Any, _: bool) -> None:
+        def send(response: Any, _last: bool) -> None:
             try:
                 sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # the client may be gone; nobody is left to be told
-                self._log(f"a response was not taken: {error}", self._pb.Logger.log_warn)
+            except Exception as error:  # the client may be gone, and nobody else waits
+                self._log(f"a response could not be delivered: {error}", self._pb.Logger.log_warn)
 
         return send
 
-    def holder(self, request: Any, held: list[Any], place: int) -> Callable[[Any, bool], None]:
-        """What sends a request its response at once while others wait, and puts the last into `held[place]`.
+    def returner(self, request: Any, returned: list[Any], place: int) -> Callable[[Any, bool], None]:
+        """A function that puts the last response of a flight into `returned[place]`, and sends any other at once.
 
-        From there, `execute` returns it.
+        `execute` returns that list: Triton takes a returned response sooner than one that is sent.
         """
 
-        def hold(response: Any, last: bool) -> None:
+        def give(response: Any, last: bool) -> None:
             if last:
-                held[place] = response
+                returned[place] = response
             else:
                 self.sender(request)(response, last)
 
-        return hold
+        return give
 
     def read(self, request: Any, send: Callable[[Any, bool], None]) -> Request | None:
-        """Takes a request in; None when it was answered at once, because it asks for what can't be.
+        """Reads a request. Answers a probe, and a request that is at fault, itself, and returns None.
 
         Args:
             request: Triton's request.
-            send: Takes Triton's response to it, and whether no other request is answered later.
+            send: Called with Triton's response to it, and with whether this is the last one of a flight.
         """
         wanted = frozenset(request.requested_output_names())
 
@@ -80,25 +80,26 @@ class Wire:
             send(self._sendable(answer, wanted), last)
 
         try:
-            asked, about = mode(request.parameters())
-            # Copied: the arrays lie in shared memory that is given back before the request is answered.
+            mode, release = parse_parameters(request.parameters())
+            # Copied: the arrays lie in shared memory, which Triton takes back before the request is answered.
             inputs = {t.name: self._array(request, t.name).copy() for t in self._chain.inputs}
             if len({len(value) for value in inputs.values()}) != 1 or not len(next(iter(inputs.values()))):
                 raise RequestError("every input needs the same number of rows, and at least one.")
-            if asked != PROBE:
-                return Request(inputs, asked == EXACT, reply)
-            answer = self._probe(len(next(iter(inputs.values()))), about)
+            if mode != PROBE:
+                return Request(inputs, mode == EXACT, reply)
+            answer = self._probe(len(next(iter(inputs.values()))), release)
         except GatiError as error:
             answer = error
         except UnicodeDecodeError:  # Triton's HTTP front end lets it through
             answer = RequestError("the request's parameters are no UTF-8.")
-        except Exception as error:  # what leaves `execute` fails all that Triton batched, and may answer one twice
+        except Exception as error:  # out of `execute`, it would fail the whole batch, and perhaps answer twice
             self._log(f"a request could not be read: {error!r}")
             answer = GatiError(f"{self._chain.model} could not read this request; the server's log says more.")
         reply(answer, False)
         return None
 
     def _probe(self, rows: int, asked: int) -> Answer:
+        """The answer to a probe that asks about a release, 0 for none."""
         release, closed = self._live(asked)
         output = self._chain.output.zeros(rows)
         return Answer(output, np.full((rows, 1), closed, np.int32), np.full((rows, 1), release, np.int64))
@@ -110,7 +111,7 @@ class Wire:
         return tensor.as_numpy()
 
     def _sendable(self, answer: Answer | GatiError, wanted: frozenset[str]) -> Any:
-        """Triton's response, in any case: who waits for other requests of the batch can't help it."""
+        """Triton's response, whatever happens: an error here must not keep others of the flight from theirs."""
         try:
             return self._response(answer, wanted)
         except Exception as error:
@@ -140,18 +141,18 @@ class Wire:
         (log or self._pb.Logger.log_error)(printable(f"[gati] {self._chain.model}: {message}"))
 
 
-def mode(parameters: str | None) -> tuple[str, int]:
-    """The request parameters `gati_mode` and `gati_release`, 0 for none, out of Triton's JSON.
+def parse_parameters(parameters: str | None) -> tuple[str, int]:
+    """Reads a request's parameters `gati_mode` and `gati_release` (0 if it is missing) from Triton's JSON.
 
     Raises:
-        RequestError: If one is none of its values.
+        RequestError: If one of them has an impossible value.
     """
     if not parameters or parameters == "{}":
         return CACHED, 0
     given = json.loads(parameters)
-    value, asked = given.get(MODE, CACHED), given.get(ASKED, 0)
-    if value not in (CACHED, EXACT, PROBE):
-        raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {value!r:.100}.")
-    if type(asked) is not int:  # to isinstance, true would be a number
-        raise RequestError(f"the parameter {ASKED} is the number of a release, not {asked!r:.100}.")
-    return value, asked
+    mode, release = given.get(MODE, CACHED), given.get(ASKED, 0)
+    if mode not in (CACHED, EXACT, PROBE):
+        raise RequestError(f"the parameter {MODE} is 'cached', 'exact' or 'probe', not {mode!r:.100}.")
+    if type(release) is not int:  # isinstance would let true pass
+        raise RequestError(f"the parameter {ASKED} is the number of a release, not {release!r:.100}.")
+    return mode, release

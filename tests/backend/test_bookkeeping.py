@@ -10,7 +10,7 @@ from handmade import toy_chain
 
 from gati.bookkeeping import Bookkeeper
 from gati.breaker import Alarm
-from gati.flight import Ran
+from gati.flight import StageRun
 
 
 class Metrics:
@@ -38,14 +38,14 @@ class House:
         budget, bypass = SimpleNamespace(overdrawn=False), SimpleNamespace(active=False)
         self.breaker = SimpleNamespace(alarm=None, bounds=lambda: (0.0, 1.0), budget=budget, closed_exits=())
         self.live = SimpleNamespace(number=3, breaker=self.breaker, bypass=bypass)
-        quiet: Any = SimpleNamespace(keep=lambda *_, **__: None, taken=lambda _: None)
+        quiet: Any = SimpleNamespace(keep=lambda *_, **__: None, went_live=lambda _: None)
         arguments: Any = toy_chain(), lambda: self.live, self.metrics, quiet, quiet, quiet
         self.books = Bookkeeper(*arguments, self.said.append, pytest.fail)
 
 
 def test_runs_of_several_stages_are_counted_apart() -> None:
     house = House()
-    house.books.timed([Ran(0, 0.1), Ran(0, 0.3), Ran(0, 2.0, joined=True)])
+    house.books.timed([StageRun(0, 0.1), StageRun(0, 0.3), StageRun(0, 2.0, joined=True)])
     name = "gati_segment_seconds"
     assert house.metrics.values[f"{name}_sum", 0, "false"] == pytest.approx(0.4)
     assert house.metrics.values[f"{name}_count", 0, "false"] == 2
@@ -62,7 +62,7 @@ def test_a_failure_is_told_once_a_release() -> None:
         "head 1 fails, its requests go on as misses: ValueError: too",
         "the fast path fails, its requests run stage by stage: ValueError: no room",
     ]
-    house.books.taken(house.live)  # type: ignore[arg-type]
+    house.books.went_live(house.live)  # type: ignore[arg-type]
     house.books.head_failed(1, ValueError("again"))
     assert len(house.said) == 3 and house.metrics.values["gati_head_failures_total", 1] == 3
 

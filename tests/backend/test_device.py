@@ -22,7 +22,7 @@ from gati.chain import Chain
 from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
 from gati.draws import Draws
 from gati.errors import RepositoryError, RequestError, UnavailableError
-from gati.flight import Answer, Flight, Ran, Request
+from gati.flight import Answer, Flight, Request, StageRun
 from gati.inline import InlineEngine
 from gati.ladder import Ladder, _SizedRungs, sizes_up_to
 from gati.layout import nearly_equal
@@ -75,7 +75,7 @@ class Walked:
         assert isinstance(told[0], Answer), told
         return told[0]
 
-    def timed(self, ran: Sequence[Ran]) -> None: ...
+    def timed(self, runs: Sequence[StageRun]) -> None: ...
 
     def served(self, flight: Flight) -> None: ...
 

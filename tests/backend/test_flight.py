@@ -45,7 +45,7 @@ def test_a_request_is_answered_when_its_last_row_is() -> None:
     assert a.output[:, 0].tolist() == [1, 2]
     assert (a.exit.tolist(), a.release.tolist()) == ([[0], [2]], [[7], [0]])
     assert (b.exit.tolist(), b.release.tolist()) == ([[0]], [[7]])
-    assert len(flight.latencies()) == 2
+    assert len(flight.latencies) == 2
     assert client.last == {"a"}
 
 
@@ -64,7 +64,7 @@ def test_who_still_waits_is_known_and_can_be_taken_out() -> None:
     flight = Flight([client.request("a", rows(1)), client.request("b", rows(2))], OUTPUT)
     flight.finish(np.array([1]), np.zeros((1, 2), np.float32), 0, 1)
     assert flight.replied_rows.tolist() == [False, True]
-    assert flight.take_out() == [flight.requests[0]] and not flight.take_out()
+    assert flight.take_waiting() == [flight.requests[0]] and not flight.take_waiting()
     assert isinstance(client.told["b"], Answer) and "a" not in client.told
 
 

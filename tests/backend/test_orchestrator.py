@@ -18,12 +18,12 @@ from gati.chain import Segment
 from gati.draws import EAGER, Draws
 from gati.engine import Shortcuts, Stage
 from gati.errors import GatiError, RequestError, UnavailableError
-from gati.flight import BACKBONE, Answer, Flight, Ran, Request
+from gati.flight import BACKBONE, Answer, Flight, Request, StageRun
 from gati.head import Prediction
 from gati.live import LiveRelease
 from gati.orchestrator import Orchestrator
 from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
-from gati.steps import Leave, Missed
+from gati.steps import Leave, MissedRows
 
 CHAIN = toy_chain()
 LAST = len(CHAIN.segments) - 1
@@ -90,7 +90,7 @@ class House:
         answers = np.eye(4, dtype=np.float32)[hidden[:, 2].astype(int)]
         return Prediction(answers, hidden[:, 0] == index, hidden[:, :2] if self.keys else None)
 
-    def run(self, inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[Missed]:
+    def run(self, inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[MissedRows]:
         """Joined: rows leave where they say."""
         x = inputs["x"]
         self.events.append(("joined", len(x)))
@@ -101,10 +101,10 @@ class House:
         for exit_ in np.unique(exits):
             leave(np.flatnonzero(exits == exit_), answers[exits == exit_], int(exit_))
         missed = [np.flatnonzero(exits > index) for index in range(LAST)]
-        return [Missed(index, rows, x[rows, :2]) for index, rows in enumerate(missed) if len(rows) and self.keys]
+        return [MissedRows(index, rows, x[rows, :2]) for index, rows in enumerate(missed) if len(rows) and self.keys]
 
-    def timed(self, ran: Sequence[Ran]) -> None:
-        self.ran += [one.segment for one in ran if one.seconds >= 0 and not one.joined]
+    def timed(self, runs: Sequence[StageRun]) -> None:
+        self.ran += [one.segment for one in runs if one.seconds >= 0 and not one.joined]
 
     def head_failed(self, index: int, error: Exception) -> None:
         self.failed_heads.append(index)
@@ -412,7 +412,7 @@ def test_a_request_is_drawn_before_anything_is_known_of_it_and_hits_are_judged_l
 def test_which_stages_ran_is_told_of_requests_and_of_audits() -> None:
     house = House(audit=1)
     house.orchestrator.serve([house.request("a", [1, 1, 1, 0])])
-    assert [ran.segment for ran in house.flights[0].ran] == [0, 1] and house.ran == []
+    assert [ran.segment for ran in house.flights[0].runs] == [0, 1] and house.ran == []
     house.orchestrator.audit(house.audits.pop())
     assert house.ran == [2]
 
@@ -506,7 +506,7 @@ def test_requests_that_fail_do_not_make_heads_look_right(joined: bool, monkeypat
             raise RequestError("there is no word 7")
         return run(index, feeds)
 
-    def failing(*_: Any) -> list[Missed]:
+    def failing(*_: Any) -> list[MissedRows]:
         raise ValueError("what is joined does not say what failed in it")
 
     monkeypatch.setattr(house, "run_segment", refusing)
@@ -614,7 +614,7 @@ def test_a_request_of_one_row_goes_through_the_cascade() -> None:
     assert [house.labels(name) for name in ("easy", "so so", "hard")] == [[2], [3], [1]]
     releases = [answer.release.tolist() for answer in house.told.values() if isinstance(answer, Answer)]
     assert releases == [[[1]], [[1]], [[BACKBONE]]]
-    assert [[(ran.segment, ran.joined) for ran in flight.ran] for flight in house.flights] == [
+    assert [[(ran.segment, ran.joined) for ran in flight.runs] for flight in house.flights] == [
         [(0, True)],
         [(1, True)],
         [(LAST, True)],
@@ -643,7 +643,7 @@ def test_a_batch_goes_through_what_takes_as_many_rows() -> None:
     assert [house.labels(name) for name in ("easy", "hard")] == [[2], [1, 3]]
     answer = house.told["hard"]
     assert isinstance(answer, Answer) and answer.release[:, 0].tolist() == [BACKBONE, 1]
-    assert [[ran.segment for ran in flight.ran] for flight in house.flights] == [[0, 1, LAST]]
+    assert [[ran.segment for ran in flight.runs] for flight in house.flights] == [[0, 1, LAST]]
 
 
 @pytest.mark.parametrize("why", ["more", "exact", "nan"])
@@ -672,7 +672,7 @@ def test_what_is_left_of_a_batch_that_fails_goes_stage_by_stage() -> None:
     house = cascading(rows=2)
     run = house.run
 
-    def half(inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[Missed]:
+    def half(inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[MissedRows]:
         run(inputs, state, lambda rows, output, exit_: leave(rows, output, exit_) if exit_ == 0 else None)
         raise ValueError("the second rung gives way")
 
@@ -687,7 +687,7 @@ def test_what_left_before_what_is_joined_failed_is_counted_and_audited_as_it_was
     house = cascading(rows=2, audit=1)
     run = house.run
 
-    def half(inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[Missed]:
+    def half(inputs: dict[str, np.ndarray], state: dict[int, HeadState], leave: Leave) -> list[MissedRows]:
         run(inputs, state, lambda rows, output, exit_: leave(rows, output, exit_) if exit_ == 0 else None)
         house.ready.discard(0)  # stage by stage, the head would say something else
         raise ValueError("the second rung gives way")
@@ -709,7 +709,7 @@ def test_what_was_answered_before_others_of_its_batch_failed_is_counted() -> Non
     assert flight.requests == [rows[0]] and flight.spans == [slice(0, 2)] and flight.rows == 2
     assert flight.exit.tolist() == [0, 0] and flight.output.argmax(1).tolist() == [2, 3]
     assert flight.kept_of(0)["x"][:, 3].tolist() == [5, 6] and flight.cacheable.tolist() == [True, True]
-    assert [exit_ for exit_, _ in flight.latencies()] == [0]
+    assert [exit_ for exit_, _ in flight.latencies] == [0]
     assert flight.drawn.rows.tolist() == [True, True]
     assert [len(audit.served) for audit in house.audits] == [2]
 

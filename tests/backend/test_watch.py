@@ -16,7 +16,8 @@ from gati.errors import NotLoadedError, ReleaseRefused
 from gati.head import HeadSpec
 from gati.inline import InlineEngine, InlineHeads
 from gati.release import Release, head_folder, head_path
-from gati.watch import ReleaseWatch, Ticker
+from gati.ticker import Ticker
+from gati.watch import ReleaseWatch
 from gati_export.publish import publish
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gati.errors import RequestError
-from gati.wire import mode
+from gati.wire import parse_parameters
 
 
 @pytest.mark.parametrize(
@@ -18,15 +18,15 @@ from gati.wire import mode
     ],
 )
 def test_a_mode_and_a_release_are_read(parameters: str | None, found: tuple[str, int]) -> None:
-    assert mode(parameters) == found
+    assert parse_parameters(parameters) == found
 
 
 @pytest.mark.parametrize("release", ["true", "false", "1.0", '"1"', "null"])
 def test_a_release_is_a_whole_number(release: str) -> None:
     with pytest.raises(RequestError, match="is the number of a release"):
-        mode(f'{{"gati_mode": "probe", "gati_release": {release}}}')
+        parse_parameters(f'{{"gati_mode": "probe", "gati_release": {release}}}')
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(RequestError, match="is 'cached', 'exact' or 'probe'"):
-        mode('{"gati_mode": "fast"}')
+        parse_parameters('{"gati_mode": "fast"}')

@@ -55,7 +55,7 @@ def test_closing_can_be_told_not_to_wait_for_a_job_that_hangs() -> None:
 
 
 def test_a_job_that_comes_alone_is_left_for_a_while_unless_a_crowd_comes() -> None:
-    workers, done, first = Workers(1, lambda error: None, pause=30, crowd=3), list[int](), threading.Event()
+    workers, done, first = Workers(1, lambda error: None, linger=30, batch=3), list[int](), threading.Event()
     workers.add(lambda: done.append(0))
     first.wait(0.05)
     assert not done, "others may come meanwhile"

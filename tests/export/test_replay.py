@@ -19,7 +19,7 @@ from lessons import fitted_to
 from gati.audits import Audit
 from gati.breaker import Breaker
 from gati.chain import Chain, Segment, Tensor, sha256_of
-from gati.flight import Answer, Flight, Ran, Request
+from gati.flight import Answer, Flight, Request, StageRun
 from gati.inline import InlineEngine
 from gati.live import LiveRelease
 from gati.orchestrator import Orchestrator
@@ -160,7 +160,7 @@ class Client:
         self.orchestrator = Orchestrator(trial.chain, lambda: live, self, lambda _: None)
         self.answers: list[Answer] = []
 
-    def timed(self, ran: Sequence[Ran]) -> None: ...
+    def timed(self, runs: Sequence[StageRun]) -> None: ...
 
     def head_failed(self, index: int, error: Exception) -> None:
         raise error
