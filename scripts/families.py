@@ -37,7 +37,6 @@ from gati_export.backbone import load_backbone
 from gati_export.candidates import Candidates, Heard, ask, fit_candidates
 from gati_export.commands.common import shown_progress
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.extra import with_extra
 from gati_export.latency import Measured, measure_segments
 from gati_export.progress import Progress
 from gati_export.publish import Draft, publish
@@ -47,6 +46,7 @@ from gati_export.segments import cut, write_segments
 from gati_export.splitting import Split, split
 from gati_export.task import Task
 from gati_export.terms import ENOUGH, Terms
+from gati_export.train_samples import with_train_samples
 from gati_export.trained import Certified, NoHeads, Trained
 from gati_export.training import decide
 from gati_export.views import with_views
@@ -232,7 +232,7 @@ def _train(
     backbone = load_backbone(str(folder / "backbone.onnx"), lambda _: traffic, work)
     traffic = check_samples(traffic, backbone.inputs)
     extra = check_samples(load_samples(folder / "extra.npz"), backbone.inputs)
-    samples, parts = with_extra(traffic, split(traffic, find_runs(traffic), extra=True), extra)
+    samples, parts = with_train_samples(traffic, split(traffic, find_runs(traffic), extra=True), extra)
     samples, parts = with_views(backbone.inputs, samples, parts, views, seed)
     points = choose_cutpoints(find_cutpoints(backbone, traffic), cut_points)
     chain = Chain("bench", "inline", backbone.inputs, backbone.output, (), terms.epsilon, terms.delta, 32)

@@ -119,7 +119,7 @@ def load_backbone(
         workdir: Folder for the ONNX file of a PyTorch network.
         numbers: Whether its output is numbers, of which one will do, and not scores of classes.
         outputs: Which of its outputs are to be served; all, if none is named.
-        signature: A `.pt` program's, as far as it is known; see `gati_export.script`.
+        signature: A `.pt` program's, as far as it is known; see `gati_export.torchscript`.
 
     Raises:
         BackboneError: If the network can't be read, run, cut, or served.

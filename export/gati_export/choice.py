@@ -12,8 +12,8 @@ from gati.agreement import Agreement
 from gati_export.candidates import Candidates
 from gati_export.compose import QUICK, Composition, Limits, Option, compose, evaluate, seconds_until
 from gati_export.pareto import Point, explain, oracle, pareto
-from gati_export.path import path
 from gati_export.replay import Said, replay
+from gati_export.threshold_path import threshold_path
 
 STEPS, REPLAYED_STEPS = 256, 40
 """Settings that are tried in certification: more than enough, and what replays one by one leave time for."""
@@ -161,7 +161,7 @@ class _Chooser:
     def _tried(self, among: Sequence[int], *, compared: bool) -> _Trial:
         composition = self._composed(among)
         said = [self.said[place] for place in composition.chosen]
-        steps = path(self.options, composition, self.seconds, STEPS)
+        steps = threshold_path(self.options, composition, self.seconds, STEPS)
         if not _stateless(said):
             steps = steps[self._worth_a_replay(composition, steps)]
         return _Trial(composition, steps, self._replayed_seconds(composition, said, steps) if compared else 0.0)

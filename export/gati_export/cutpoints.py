@@ -15,7 +15,7 @@ from gati_export.backbone import DTYPE_OF, FLOATS, Backbone
 from gati_export.compute import Shape, counts, macs
 from gati_export.graph import Separator, separators
 from gati_export.onnxfile import shorten
-from gati_export.pieces import run_up_to
+from gati_export.subgraph import run_up_to
 
 LATEST = 0.95
 """Share of the compute after which a hit would save too little."""

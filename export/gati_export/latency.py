@@ -2,7 +2,7 @@
 
 A request that comes alone goes through a cascade (gati.cascade), which calls no graph but itself: of what a cut and a
 lookup take by themselves, the call is left out. On a GPU it climbs a ladder, whose rungs are measured
-(gati_export.rungs).
+(gati_export.gpu_latency).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from gati.session import CPU, DEVICE, Device, open_session, parse_device, run_ch
 from gati.shortcuts import LARGEST_JOINED
 from gati.substitute import Substitute
 from gati_export.activations import first_segment
+from gati_export.gpu_latency import GpuLatency
 from gati_export.ragged import few
 from gati_export.replay import state_of
-from gati_export.rungs import Rungs
 
 WARM_UP = 5
 ROUNDS, SECONDS = 100, 0.3
@@ -140,9 +140,9 @@ def measure_segments(chain: Chain, paths: Sequence[Path], samples: Feeds) -> Tim
     """
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
-    if (rungs := _rungs(chain, models, inputs)) is not None:
+    if (gpu := _gpu_latency(chain, models, inputs)) is not None:
         with suppress(Exception):  # a ladder that can't be built or run: measure stage by stage
-            return Times(*rungs.segments())
+            return Times(*gpu.segments())
     if chain.mode == "bls" or len(stage_ranges(len(models), (), [len(model) for model in models])) > 1:
         parts = _cut(chain, models, chain.heads, inputs)
         return Times(np.array(measure(parts.sessions, parts.feeds)), np.zeros(len(chain.heads)))
@@ -210,9 +210,9 @@ def measure_heads(
     """
     device, inputs, call = measured_on(chain), _one(chain, samples), _call(chain, paths)
     models = [path.read_bytes() for path in paths]
-    if (rungs := _rungs(chain, models, inputs)) is not None:
+    if (gpu := _gpu_latency(chain, models, inputs)) is not None:
         with suppress(Exception):  # a ladder that can't be built or run: measure stage by stage
-            return rungs.heads(heads)
+            return gpu.heads(heads)
     parts = _cut(chain, models, chain.heads, inputs)
     turns: list[tuple[ort.InferenceSession, Feeds]] = []
     places: dict[int, int] = {}
@@ -235,13 +235,13 @@ def measure_heads(
     return [max(one / 4, one - spared) for one in alone]  # a quarter at least: it is not for nothing
 
 
-def _rungs(chain: Chain, models: Sequence[bytes], inputs: Feeds) -> Rungs | None:
+def _gpu_latency(chain: Chain, models: Sequence[bytes], inputs: Feeds) -> GpuLatency | None:
     """What measures a chain that climbs a ladder on a GPU; None where it is served otherwise."""
     device = measured_on(chain)
     if chain.mode == "bls" or device == CPU or sum(map(len, models)) > LARGEST_JOINED:
         return None
     try:
-        return Rungs(chain, models, inputs, DeviceRunner(device))
+        return GpuLatency(chain, models, inputs, DeviceRunner(device))
     except Exception:  # ONNX Runtime's own: what can't be captured goes stage by stage
         return None
 

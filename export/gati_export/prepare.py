@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from gati_export.backbone import Backbone
+from gati_export.batch_first import batch_first
 from gati_export.opset import up_to_date
 from gati_export.sizes import ask_inputs
-from gati_export.turned import batch_first
 
 
 def prepare(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) -> Backbone:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gati_export.program import export_module, export_saved
-from gati_export.script import export_script
 from gati_export.signature import Signature
+from gati_export.torchscript import export_script
 
 
 def to_onnx(source: str, samples: Mapping[str, np.ndarray] | None, path: Path, signature: Signature) -> str:

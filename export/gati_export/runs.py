@@ -8,9 +8,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from gati_export.alike import Kind, kinds_of
 from gati_export.ragged import count
 from gati_export.scenes import find_scenes
+from gati_export.similarity import Kind, kinds_of
 
 WINDOW = 16
 """Samples looked back at first: two cameras that take turns at random leave a larger gap once in 65,536 frames."""

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from gati_export.alike import CLOSE, Kind
+from gati_export.similarity import CLOSE, Kind
 
 WINDOW, FEWEST = 512, 17
 """Samples looked back at, a sixteenth of all at most; and the least for which that is worth it."""
@@ -38,7 +38,7 @@ make the first 0.4 to 1, and popular digits that drift 0.2 at most.
 def find_scenes(samples: Mapping[str, np.ndarray], kinds: Sequence[Kind], alone: np.ndarray) -> np.ndarray:
     """Finds samples that show the same scene as one of the 512 before them.
 
-    Two do if they are close (gati_export.alike), and closer than either is to nearly all that were served at other
+    Two do if they are close (gati_export.similarity), and closer than either is to nearly all that were served at other
     times. Copies don't: what is asked again and again may be a popular input; see gati_export.splitting.
 
     Args:

@@ -14,9 +14,9 @@ from gati.errors import BackboneError
 from gati_export.backbone import Backbone
 from gati_export.cutpoints import CutPoint
 from gati_export.onnxfile import LIMIT
-from gati_export.pieces import declare, extract, model_of
 from gati_export.quantised import begin_with, end_with, pair_before, pair_behind
 from gati_export.staging import write_part
+from gati_export.subgraph import declare, extract, model_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from gati_export.backbone import Backbone
 from gati_export.cutpoints import operations
 from gati_export.equality import answers_alike
 from gati_export.graph import RANDOM, reads, separators, subjects
-from gati_export.pieces import run_up_to
+from gati_export.subgraph import run_up_to
 
 Feeds = Mapping[str, np.ndarray]
 """Inputs by name, [batch, …] each."""

@@ -18,8 +18,8 @@ from gati.errors import BackboneError
 from gati.session import open_session
 from gati_export.compute import counts
 from gati_export.graph import bottlenecks, nodes_between
-from gati_export.pieces import declare, extract, model_of, run_up_to
 from gati_export.staging import write_part
+from gati_export.subgraph import declare, extract, model_of, run_up_to
 
 NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 TOLERANCE = 1e-3

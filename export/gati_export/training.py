@@ -19,7 +19,6 @@ from gati_export.candidates import Candidate, Candidates, Heard, ask, fit_candid
 from gati_export.certificate import Verdict, certify, refusal, there_and_needed
 from gati_export.choice import Choice, choose, walk
 from gati_export.compose import EFFORT, QUICK, Limits, check_p99
-from gati_export.extra import with_extra
 from gati_export.families import chosen_families
 from gati_export.groups import errors_allowed, samples_needed, wrong_within
 from gati_export.headfile import with_threshold
@@ -30,6 +29,7 @@ from gati_export.replay import Said
 from gati_export.splitting import Split, fingerprint, shares
 from gati_export.task import Earlier, Task
 from gati_export.terms import Terms
+from gati_export.train_samples import with_train_samples
 from gati_export.trained import Certified, Judged, NoHeads, Trained
 from gati_export.views import with_views
 
@@ -106,7 +106,7 @@ def enlarged(task: Task, times: Times, extra: Mapping[str, np.ndarray] | None) -
     """With extra samples to train on, and with views as far as the terms ask and the backbone's time allows."""
     chain, samples, split, terms = task.chain, task.samples, task.split, task.terms
     if extra is not None:
-        samples, split = with_extra(samples, split, extra)
+        samples, split = with_train_samples(samples, split, extra)
     most = min(terms.views, int(VIEW_SECONDS / times.plain))
     images = chain.inputs if first_segment(chain, samples) == 0 else ()  # features can't be shifted like images
     samples, split = with_views(images, samples, split, most, terms.seed)

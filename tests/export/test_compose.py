@@ -17,8 +17,8 @@ from gati_export import descent, prices
 from gati_export import tree as trees
 from gati_export.compose import Composition, Limits, Option, compose, evaluate, seconds_until
 from gati_export.pareto import explain, oracle, pareto
-from gati_export.path import _thresholds as prices_to_thresholds
-from gati_export.path import path
+from gati_export.threshold_path import _thresholds as prices_to_thresholds
+from gati_export.threshold_path import threshold_path
 
 
 def walk(options, chosen, thresholds, segments) -> tuple[list[int], list[float], int]:
@@ -236,7 +236,7 @@ def test_no_heads_when_none_pays():
     ):
         found = compose(options, np.ones(4), Limits(0.01, memory=500))
         assert found == Composition((), (), 4.0, 4.0, 0.0)
-        assert path(options, found, np.ones(4), 9).shape == (0, 0)
+        assert threshold_path(options, found, np.ones(4), 9).shape == (0, 0)
 
 
 def test_correlated_heads_are_not_paid_for_twice():
@@ -344,7 +344,7 @@ def test_the_oracle_leaves_at_the_first_head_that_agrees():
 def test_a_path_loosens_step_by_step(case, steps):
     options, segments, _ = case
     found = compose(*case)
-    settings_ = path(options, found, segments, steps)
+    settings_ = threshold_path(options, found, segments, steps)
     if not found.chosen:
         assert settings_.size == 0
         return
@@ -357,7 +357,7 @@ def test_a_path_begins_strict_and_ends_loose():
     options, segments = difficulty(4, 1, 1000)
     found = compose(options, segments, Limits(0.02), effort=composing.QUICK)
     assert len(found.chosen) > 1
-    settings_ = path(options, found, segments, 128)
+    settings_ = threshold_path(options, found, segments, 128)
 
     def served(setting):
         seen = evaluate(options, found.chosen, setting.tolist(), len(segments) - 1)
@@ -393,7 +393,7 @@ def test_a_path_does_not_follow_the_luck_of_a_few_samples():
     thresholds = []
     for agree in (lucky, unlucky):
         options = [option(0, scores, agree=agree)]
-        settings_ = path(options, Composition((0,), (0.5,), 1.0, 2.0, 0.0), np.ones(2), 50)
+        settings_ = threshold_path(options, Composition((0,), (0.5,), 1.0, 2.0, 0.0), np.ones(2), 50)
         thresholds.append(np.interp(0.5, np.linspace(0, 1, len(settings_)), settings_[:, 0]))
     assert thresholds[0] == pytest.approx(thresholds[1], abs=0.05)
 
@@ -402,7 +402,7 @@ def test_a_path_goes_from_sure_to_unsure_where_all_samples_agree():
     """Other samples will not all agree, and the least sure answers are the first to doubt."""
     scores = np.linspace(0.6, 0.999, 300, dtype=np.float32)
     options = [option(0, scores, agree=np.ones(300, bool))]
-    settings_ = path(options, Composition((0,), (0.6,), 1.0, 2.0, 0.0), np.ones(2), 50)
+    settings_ = threshold_path(options, Composition((0,), (0.6,), 1.0, 2.0, 0.0), np.ones(2), 50)
     hits = (scores >= settings_).sum(axis=1)
     assert hits[0] < 30 and hits[-1] == 300 and (np.diff(hits) < 100).all()
 

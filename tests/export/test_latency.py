@@ -21,10 +21,10 @@ from gati.substitute import TO_PLANES
 from gati_export import latency
 from gati_export.backbone import load_backbone
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.gpu_latency import GpuLatency
 from gati_export.latency import _Halves as Halves
 from gati_export.latency import _undisturbed as undisturbed
 from gati_export.latency import measure_heads
-from gati_export.rungs import Rungs
 from gati_export.segments import cut, write_segments
 
 CHANNELS = 32
@@ -78,22 +78,22 @@ def test_rungs_are_measured_on_a_device(
     """The processor's, by the same bindings as a GPU's."""
     chain, paths, samples = convolutions
     one = {name: rows[:1] for name, rows in samples.items()}
-    monkeypatch.setattr("gati_export.rungs.ROUNDS", 3)
-    rungs = Rungs(chain, [path.read_bytes() for path in paths], one, DeviceRunner(CPU))
-    segments, cuts = rungs.segments()
+    monkeypatch.setattr("gati_export.gpu_latency.ROUNDS", 3)
+    gpu = GpuLatency(chain, [path.read_bytes() for path in paths], one, DeviceRunner(CPU))
+    segments, cuts = gpu.segments()
     assert len(segments) == 2 and segments.sum() > 0 and (segments >= 0).all()
     assert len(cuts) == 1 and cuts[0] >= 0
     heads = [(0, remembering_head(chain, 0)), (0, mixing_head(chain, 0))]
-    assert len(rungs.heads(heads)) == 2
+    assert len(gpu.heads(heads)) == 2
     paces = iter([[0.001, 0.002, 0.003, 0.002], [0.001, 0.002, 0.0015, 0.002]] * 3)
-    monkeypatch.setattr(Rungs, "_compare", lambda *_: next(paces))
-    np.testing.assert_allclose(rungs.heads(heads), [0.002, 0.0005])
+    monkeypatch.setattr(GpuLatency, "_compare", lambda *_: next(paces))
+    np.testing.assert_allclose(gpu.heads(heads), [0.002, 0.0005])
 
 
 def test_what_can_not_be_captured_is_measured_stage_by_stage(
     convolutions: tuple[Chain, list[Path], dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(Rungs):
+    class Broken(GpuLatency):
         def segments(self) -> tuple[np.ndarray, np.ndarray]:
             raise RuntimeError("not a kernel")
 
@@ -101,7 +101,7 @@ def test_what_can_not_be_captured_is_measured_stage_by_stage(
             raise RuntimeError("not a kernel")
 
     chain, paths, samples = convolutions
-    monkeypatch.setattr(latency, "_rungs", lambda *_: Broken(chain, [], samples, DeviceRunner(CPU)))
+    monkeypatch.setattr(latency, "_gpu_latency", lambda *_: Broken(chain, [], samples, DeviceRunner(CPU)))
     assert latency.measure_segments(chain, paths, samples).segments.sum() > 0
     (seconds,) = measure_heads(chain, paths, [(0, mixing_head(chain, 0))], samples)
     assert seconds > 0

@@ -25,7 +25,6 @@ from gati_export import lessons, training
 from gati_export.activations import collect, open_segments, run_batches
 from gati_export.candidates import Candidate, ask
 from gati_export.evidence import measured_in, report_of
-from gati_export.extra import with_extra
 from gati_export.families.family import Found, Lesson, Lookup
 from gati_export.lessons import Lessons
 from gati_export.ragged import count
@@ -35,6 +34,7 @@ from gati_export.standing import Live, judge
 from gati_export.store import Recorded
 from gati_export.task import Earlier, Task
 from gati_export.terms import Terms
+from gati_export.train_samples import with_train_samples
 from gati_export.trained import Certified, Judged, NoHeads, Trained
 from gati_export.training import decide, train_heads
 from gati_export.trial import without_broken
@@ -346,7 +346,7 @@ def test_a_memory_is_tried_and_heads_begin_anew_where_samples_come_in_runs(trial
     frames = np.repeat(scenes, 5, axis=0) + 0.03 * random.normal(size=(500, INPUTS)).astype(np.float32)
     film, others = {"x": frames}, samples(3000, 5)
     in_runs = split(film, find_runs(film))
-    mixed = with_extra(film, in_runs, others)  # extra samples, and views, are no runs
+    mixed = with_train_samples(film, in_runs, others)  # extra samples, and views, are no runs
     copies = {"x": np.tile(others["x"], (3, 1))}
     together, dealt_out = (split(copies, terms=Terms(epsilon=epsilon)) for epsilon in (0.5, 0.001))
     assert len(np.unique(together.groups)) == 3000 and len(np.unique(dealt_out.groups)) == 9000

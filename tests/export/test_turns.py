@@ -32,13 +32,13 @@ from gati_export.decision import verdict
 from gati_export.history import Turn, last_turn, note, turns
 from gati_export.refresh import _alone, refreshed
 from gati_export.refresh_plan import RefreshPlan
+from gati_export.refresh_watch import AGAIN, RefreshWatch
 from gati_export.report import data
 from gati_export.report.data import reports_folder
 from gati_export.rollout import publish_to
 from gati_export.standing import Standing, standing
 from gati_export.store import count_since
 from gati_export.terms import Terms
-from gati_export.vigil import AGAIN, Vigil
 
 TOY = toy_chain()
 TURN = Turn("2026-01-01T00:00:00+00:00", 12.5, 2000, 1, 2, "It is faster.", 0.004, 0.003, 0.002, 0.001)
@@ -221,12 +221,12 @@ def test_two_refreshes_of_a_chain_are_not_at_work_at_once(exported, tmp_path: Pa
         refreshed(plan, quiet)  # another chain's does not matter
 
 
-def kept(vigil: Vigil, seconds: float) -> None:
-    """Keeps a vigil, and ends it by a signal after a while."""
+def kept(watch: RefreshWatch, seconds: float) -> None:
+    """Keeps a watch, and ends it by a signal after a while."""
     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        vigil.keep()
+        watch.run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -244,15 +244,15 @@ def test_a_turn_comes_when_enough_was_served_and_a_store_that_is_away_ends_nothi
             raise answer
         return *answer, ""
 
-    vigil = Vigil(["no-such-command"], fresh, lambda: None, 10, 0.01, said.append)
+    watch = RefreshWatch(["no-such-command"], fresh, lambda: None, 10, 0.01, said.append)
     turns_made: list[float] = []
 
     def turn() -> bool:
         turns_made.append(time.monotonic())
         return True
 
-    vigil._turn = turn  # what a turn does is tried on a real server
-    kept(vigil, 1)
+    watch._turn = turn  # what a turn does is tried on a real server
+    kept(watch, 1)
     assert len(turns_made) == 2
     assert asked[:6] == ["", "", "", "b", "b", "d"]
     assert any("the store is away" in line for line in said)
@@ -266,8 +266,8 @@ class Shop:
         self.table = shard(TOY, [toy_sample(0)])
         self.budget = 4 * Path(write_shard(f"{store}-of-one/toy", self.table, 1 << 20)).stat().st_size
         fresh = partial(count_since, str(store), TOY)
-        self.vigil = Vigil([], fresh, lambda: None, enough, 0.01, self.said.append)
-        self.vigil._turn = self.turn  # what a turn does is tried on a real server
+        self.watch = RefreshWatch([], fresh, lambda: None, enough, 0.01, self.said.append)
+        self.watch._turn = self.turn  # what a turn does is tried on a real server
 
     def turn(self) -> bool:
         self.turns += 1
@@ -277,14 +277,14 @@ class Shop:
         """Turns that the watch has made when so many more shards have come, and it has looked after each."""
         for _ in range(shards):
             write_shard(f"{self.store}/toy", self.table, self.budget)
-            self.vigil._look()
+            self.watch._look()
         return self.turns
 
 
 def test_a_store_without_room_for_enough_makes_a_turn_whenever_all_of_it_is_new(tmp_path: Path) -> None:
     shop = Shop(tmp_path / "store", 10)
     assert [shop.after(1) for _ in range(16)] == [*[0] * 4, *[1] * 5, *[2] * 5, *[3] * 2]
-    shop.vigil._look()
+    shop.watch._look()
     assert shop.turns == 3, "nothing came"
     assert shop.said == ["The store keeps no more than 8 samples, and all of them are new."] * 3
     assert Shop(tmp_path / "large", 6).after(12) == 4, "a store with room for enough waits for that"
@@ -294,7 +294,7 @@ def test_a_store_that_only_fills_makes_no_turn(tmp_path: Path) -> None:
     shop = Shop(tmp_path / "store", 10)
     assert shop.after(5) == 1
     shutil.rmtree(tmp_path / "store" / "toy")
-    shop.vigil._look()
+    shop.watch._look()
     assert shop.after(4) == 1, "somebody has emptied it"
     assert shop.after(1) == 2
 
@@ -315,13 +315,13 @@ def test_what_a_turn_without_a_server_was_to_learn_from_is_still_new(exported: E
         return 1, f"{mark}a", ""
 
     command = ["refresh", exported.chain.model, "--repository", str(repository), "--server", "127.0.0.1:9"]
-    vigil = Vigil(command, fresh, lambda: None, 1, 0.01, lambda _: None)
-    assert not vigil._turn()
+    watch = RefreshWatch(command, fresh, lambda: None, 1, 0.01, lambda _: None)
+    assert not watch._turn()
     for code, marks in ((AGAIN, {""}), (0, {"", "a"})):
         asked.clear()
-        vigil = Vigil([], fresh, lambda: None, 1, 0.01, lambda _: None)
-        vigil._command = [sys.executable, "-c", f"raise SystemExit({code})"]
-        kept(vigil, 1)
+        watch = RefreshWatch([], fresh, lambda: None, 1, 0.01, lambda _: None)
+        watch._command = [sys.executable, "-c", f"raise SystemExit({code})"]
+        kept(watch, 1)
         assert len(asked) > 1 and set(asked) >= marks and (code == 0 or set(asked) == marks)
 
 
@@ -329,29 +329,31 @@ def test_a_turn_that_fails_has_come_to_a_decision_only_if_it_has_noted_one(expor
     """The command itself: another refresh is at work, then the disk is full, and then there are no samples."""
     plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
     command = ["refresh", exported.chain.model, "--repository", str(plan.repository), "--store", plan.store]
-    vigil = Vigil(command, lambda mark: (1, mark, ""), lambda: last_turn(plan.repository, "digits"), 1, 0.01, print)
+    watch = RefreshWatch(
+        command, lambda mark: (1, mark, ""), lambda: last_turn(plan.repository, "digits"), 1, 0.01, print
+    )
     with _alone(plan):
-        assert not vigil._turn()
+        assert not watch._turn()
     full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     full += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)); "
-    whole = vigil._command
-    vigil._command = [*whole[:2], full + whole[2], *whole[3:]]
-    assert not vigil._turn() and not turns(plan.repository, "digits")
-    vigil._command = whole
+    whole = watch._command
+    watch._command = [*whole[:2], full + whole[2], *whole[3:]]
+    assert not watch._turn() and not turns(plan.repository, "digits")
+    watch._command = whole
     with pytest.raises(click.ClickException) as away, _again_where_away():
         raise PublishError("Another publisher is at work.") from Timeout("publish.lock")
     assert away.value.exit_code == AGAIN
-    assert vigil._turn()
+    assert watch._turn()
 
 
 def test_a_turn_that_is_killed_is_told_and_the_end_ends_a_turn() -> None:
     said: list[str] = []
-    vigil = Vigil([], lambda mark: (1, mark, ""), lambda: None, 1, 0.01, said.append)
-    vigil._command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    kept(vigil, 1)
+    watch = RefreshWatch([], lambda mark: (1, mark, ""), lambda: None, 1, 0.01, said.append)
+    watch._command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    kept(watch, 1)
     assert sum("killed by signal 9" in line for line in said) >= 1
-    vigil = Vigil([], lambda mark: (1, mark, ""), lambda: None, 1, 0.01, said.append)
-    vigil._command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    watch = RefreshWatch([], lambda mark: (1, mark, ""), lambda: None, 1, 0.01, said.append)
+    watch._command = [sys.executable, "-c", "import time; time.sleep(600)"]
     started = time.monotonic()
-    kept(vigil, 0.5)
+    kept(watch, 0.5)
     assert time.monotonic() - started < 30

@@ -27,7 +27,7 @@ from gati_export.commands.common import (
     shown_progress,
     takers_option,
 )
-from gati_export.vigil import AGAIN, Vigil
+from gati_export.refresh_watch import AGAIN, RefreshWatch
 
 if TYPE_CHECKING:
     from gati_export.refresh import Refreshed
@@ -132,7 +132,7 @@ def refresh(
         _stand_back(nice, threads)
         fresh_since = partial(count_since, store, chain, enough=fresh)
         last = partial(last_turn, repository, model)
-        Vigil(_once(context), fresh_since, last, fresh, every, click.echo).keep()
+        RefreshWatch(_once(context), fresh_since, last, fresh, every, click.echo).run()
         return
     with _again_where_away():
         follow(repository, click.echo)

@@ -1,7 +1,7 @@
-"""`gati refresh --watch`: one refresh after another, each in a process of its own, whenever enough has been served.
+"""`gati refresh --watch`: one refresh after another, each in a process of its own, whenever enough was served.
 
-A process of its own gives its memory back, has its own limits, and may be killed or run out of memory: the next turn
-comes all the same.
+A process gives all its memory back when it ends. It may also be killed, or run out of memory: the next turn comes all
+the same.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from gati.errors import GatiError
 from gati.parent import die_with_parent
 
 LOOK_SECONDS = 1.0
-"""Between two looks at the clock, and at whether to end."""
+"""Longest sleep before it is looked whether to end."""
 LEAST = 4
-"""A store that keeps less than one part in so many of what makes a turn worth while makes none: a turn takes minutes of
+"""A full store that holds less than one part in so many of the wanted samples makes no turn: that would take minutes of
 the processor, and so few samples hardly ever certify heads."""
 
 AGAIN = os.EX_TEMPFAIL
-"""How a turn ends that found a server or a store away: another may do better, from the same samples."""
+"""Exit code of a turn that could not reach a server or a store: another one may, with the same samples."""
 
 
-class Vigil:
+class RefreshWatch:
     """Refreshes until it is told to end, by SIGTERM or Ctrl-C; a turn under way is ended with it.
 
     Args:
         command: The arguments of `gati` that make one turn.
-        fresh: Counts the samples that came after a mark, "" at first, and gives the mark of the newest of these, and
-            that of the oldest of all that are there.
-        noted: What was noted of the last turn that came to a decision (`gati_export.history`).
-        enough: How many make a turn worth while; where a store keeps fewer, all that it keeps, once they are all new.
-        every: Seconds from the beginning of one turn to the next, at least.
-        say: Told what is done.
+        fresh: Takes a mark, "" at first. Returns the number of samples after it, the mark of the newest of these, and
+            that of the oldest sample in the store.
+        noted: Returns the last entry of the history (`gati_export.history`).
+        enough: How many new samples make a turn worth while. If the store holds fewer, all that it holds must be new.
+        every: Least seconds from the beginning of one turn to that of the next.
+        say: Called with what is being done.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Vigil:
         self._every = every
         self._say = say
         self._mark = ""
-        self._outlived = ""  # the newest shard at the last turn; once that is gone, the oldest then: `_all_new`
+        self._outlived = ""  # the mark that all shards must be newer than; see `_all_new`
         self._said_few = False
         self._ending = False
 
-    def keep(self) -> None:
-        """Watches until told to end."""
+    def run(self) -> None:
+        """Watches until it is told to end."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         self._say(f"Watching: {self._enough:,} new samples make a turn, at most one every {self._every:g} s.")
@@ -75,22 +75,22 @@ class Vigil:
         """Makes a turn, if there is enough to learn from."""
         mark = self._newest()
         if mark is not None and self._turn():
-            self._mark = self._outlived = mark  # what a turn was to learn from that decided nothing is still new
+            self._mark = self._outlived = mark  # if a turn decides nothing, its samples are still new
 
     def _newest(self) -> str | None:
-        """The mark of the newest sample, if there are enough new ones."""
+        """The mark of the newest sample; None unless there are enough new ones."""
         try:
             count, mark, oldest = self._fresh(self._mark)
-        except (GatiError, OSError) as error:  # the store is away: it may come back
+        except (GatiError, OSError) as error:  # the store can't be reached, and may be again
             self._say(f"No turn: {error}")
             return None
         return mark if count >= self._enough or (count and self._all_new(oldest) and self._worth(count)) else None
 
     def _all_new(self, oldest: str) -> bool:
-        """Whether nothing is left of what was learned from, and the store is full.
+        """Whether no sample is left that was learned from, and the store is full.
 
-        It is full if what was its oldest shard, at the look that found the others gone, is gone by now, too: a new
-        store, and one that somebody has emptied, only fill.
+        It is full if it has also deleted the shard that was the oldest when the last learned one was found gone: a
+        store that is new, or that somebody has emptied, only fills.
         """
         if oldest <= self._outlived:
             return False
@@ -100,7 +100,7 @@ class Vigil:
         return False
 
     def _worth(self, count: int) -> bool:
-        """Whether what a full store holds is worth a turn, though it is less than enough; says which."""
+        """Whether the samples of a full store are worth a turn although they are fewer than wanted; reports which."""
         if count * LEAST >= self._enough:
             self._say(f"The store keeps no more than {count:,} samples, and all of them are new.")
             return True
@@ -113,9 +113,10 @@ class Vigil:
         return False
 
     def _turn(self) -> bool:
-        """Runs a turn; whether it came to a decision. It says itself what it did, or why it did not.
+        """Runs a turn, which reports by itself what it did; returns whether it came to a decision.
 
-        One that fails has come to one if it has noted that; else its fault may pass, a full disk or a lock say.
+        A turn that failed did so if it has noted that in the history. Otherwise the fault may pass, a full disk or a
+        lock say.
         """
         before = self._noted()
         process = subprocess.Popen(self._command, preexec_fn=die_with_parent)  # noqa: PLW1509  # takes no lock

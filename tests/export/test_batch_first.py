@@ -15,10 +15,10 @@ from torch import nn
 
 from gati.session import open_session
 from gati_export.backbone import Backbone, load_backbone
+from gati_export.batch_first import batch_first
 from gati_export.cutpoints import choose_cutpoints, find_cutpoints
 from gati_export.equality import check_segments
 from gati_export.segments import cut, write_segments
-from gati_export.turned import batch_first
 
 ROWS = {"x": np.random.default_rng(0).normal(size=(12, 7, 6)).astype(np.float32)}
 

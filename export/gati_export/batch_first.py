@@ -1,7 +1,7 @@
-"""Turned: tensors that have the batch behind the time, as recurrent layers do in ONNX, get a copy that has it first.
+"""Batch first: tensors with the time before the batch, as recurrent layers have them in ONNX, are transposed.
 
-Heads want a row for each sample. So such a tensor is turned, and turned back for whatever reads it; between the two it
-can be cut. Where it isn't, ONNX Runtime takes both out again.
+A head needs the batch as the first dimension. So a pair of transpositions is put behind such a tensor, of which the
+second undoes the first; the graph can be cut between the two. Where it is not, ONNX Runtime removes both again.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from gati_export.backbone import Backbone
 from gati_export.cutpoints import operations
 from gati_export.equality import answers_alike
 from gati_export.graph import separators
-from gati_export.pieces import run_up_to
+from gati_export.subgraph import run_up_to
 
 
 def batch_first(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) -> Backbone:
-    """Gives a backbone to be cut that has the batch first wherever the whole passes through one tensor.
+    """Makes a backbone have the batch first wherever all of it passes through one tensor.
 
     Args:
         backbone: As it was loaded.
         samples: Rows to run it on.
 
     Returns:
-        The backbone, with the same file; with the same graph as well, where nothing is to be turned, or it would answer
-        otherwise.
+        The backbone, with the same file. Its graph is unchanged, too, if nothing is to be transposed, or if the answers
+        would change.
     """
     if not any(map(_moves_batch, backbone.model.graph)):
         return backbone
@@ -40,20 +40,20 @@ def batch_first(backbone: Backbone, samples: Mapping[str, np.ndarray] | None) ->
         ranks = {value.name or "": seen[0][value].ndim for value in found if _is_second(value, seen)}
         if not ranks:
             return backbone
-        model = _turned(backbone.model, ranks)
+        model = _transposed(backbone.model, ranks)
         return replace(backbone, model=model) if answers_alike(backbone, model, feeds) else backbone
-    except Exception:  # ONNX Runtime's own; whoever looks for cut points says what is the matter
+    except Exception:  # ONNX Runtime's own; the search for cut points will report it
         return backbone
 
 
 def _moves_batch(node: ir.Node) -> bool:
-    """Whether a node may put the first dimension second; inputs have the batch first."""
+    """Whether a node may move the first dimension, which is the batch in inputs, to the second place."""
     order = node.attributes.get("perm")
     return node.op_type == "Transpose" and (order is None or order.as_ints()[1:2] == (0,))
 
 
 def _is_second(value: ir.Value, seen: Sequence[Mapping[ir.Value, np.ndarray]]) -> bool:
-    """Whether a tensor has the batch as its second dimension and not as its first, in batches of 1 and more."""
+    """Whether the batch is a tensor's second dimension and not its first, in all batches that were run."""
     shapes = [results[value].shape for results in seen if value in results]
     sizes = list(range(1, len(seen) + 1))
     return (
@@ -63,8 +63,8 @@ def _is_second(value: ir.Value, seen: Sequence[Mapping[ir.Value, np.ndarray]]) -
     )
 
 
-def _turned(model: ir.Model, ranks: Mapping[str, int]) -> ir.Model:
-    """A copy in which tensors of these names, and of so many dimensions, are turned and turned back."""
+def _transposed(model: ir.Model, ranks: Mapping[str, int]) -> ir.Model:
+    """A copy in which the tensors of these names, and of so many dimensions, are transposed and transposed back."""
     model = model.clone()
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     for name, rank in ranks.items():
@@ -72,10 +72,10 @@ def _turned(model: ir.Model, ranks: Mapping[str, int]) -> ir.Model:
         readers, producer = list(value.uses()), value.producer()
         if producer is None or value.is_graph_output():
             continue
-        turned = ir.node("Transpose", [value], {"perm": order})
-        back = ir.node("Transpose", turned.outputs, {"perm": order})
-        turned.outputs[0].name = f"{name}/batch_first"
-        model.graph.insert_after(producer, [turned, back])
+        there = ir.node("Transpose", [value], {"perm": order})
+        back = ir.node("Transpose", there.outputs, {"perm": order})
+        there.outputs[0].name = f"{name}/batch_first"
+        model.graph.insert_after(producer, [there, back])
         for node, index in readers:
             node.replace_input_with(index, back.outputs[0])
     return model

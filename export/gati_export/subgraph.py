@@ -1,4 +1,4 @@
-"""Pieces of a network, as models of their own."""
+"""Subgraphs of a network, as models of their own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gati_export.graph import nodes_between
 
 
 def extract(graph: ir.Graph, start: ir.Value | None, ends: Sequence[ir.Value]) -> ir.Graph:
-    """Copies what leads from `start`, or from the inputs, to `ends`.
+    """Copies the part of a graph that computes `ends` from `start`, or from the inputs.
 
-    `onnx_ir.convenience.extract` does nearly this, but it has to be told the inputs, and orders initialisers by chance,
-    which would give every export another digest.
+    `onnx_ir.convenience.extract` does nearly this, but has to be told the inputs, and orders initialisers at random, so
+    that every export would have another digest.
     """
     nodes, roots = nodes_between(graph, () if start is None else (start,), ends)
     inputs = [value for value in graph.inputs if value in set(roots)]
@@ -37,7 +37,7 @@ def extract(graph: ir.Graph, start: ir.Value | None, ends: Sequence[ir.Value]) -
 def run_up_to(
     model: ir.Model, values: Collection[ir.Value], feeds: Mapping[str, np.ndarray]
 ) -> dict[ir.Value, np.ndarray]:
-    """Runs a model, and gives tensors inside it; those that are no dense tensors are left out.
+    """Runs a model, and returns the values inside it that are asked for; those that are no dense tensors are left out.
 
     Raises:
         Exception: ONNX Runtime's own, if it can't be run.
@@ -53,11 +53,11 @@ def run_up_to(
 
 
 NEWER_IR = 8
-"""The least version of ONNX's format that pieces are written in: before 4, weights had to be inputs, too."""
+"""The lowest version of ONNX's format that subgraphs are written in: before 4, weights had to be inputs, too."""
 
 
 def model_of(whole: ir.Model, graph: ir.Graph) -> ir.Model:
-    """A model of a piece of a whole one's graph."""
+    """A model of a subgraph, with the metadata of the whole one."""
     return ir.Model(
         graph,
         ir_version=max(whole.ir_version, NEWER_IR),
@@ -71,7 +71,7 @@ def model_of(whole: ir.Model, graph: ir.Graph) -> ir.Model:
 
 
 def declare(value: ir.Value, tensor: Tensor, batch: int | ir.SymbolicDim) -> None:
-    """Says a boundary's type and shape as they were seen: files often don't, or only in part."""
+    """Declares a boundary's type and shape as they were observed: files often lack them, in part or altogether."""
     known = value.shape if value.shape is not None and len(value.shape) == len(tensor.shape) + 1 else None
     free = [known[i] if known and not isinstance(known[i], int) else None for i in range(1, len(tensor.shape) + 1)]
     dims = [dim if dim >= 0 else free[i] for i, dim in enumerate(tensor.shape)]

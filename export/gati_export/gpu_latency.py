@@ -1,7 +1,7 @@
-"""Latency of a chain's parts on a GPU, for requests of one row: as rungs of a ladder (gati.ladder), each a CUDA graph.
+"""Latency of a chain's parts on a GPU, for requests of one row, in CUDA graphs as they are served (gati.ladder).
 
-Called apart, a stage or a head takes a GPU several times as long as within such a graph; heads that were chosen by that
-would be too few.
+Called by itself, a stage or a head takes a GPU several times as long as within such a graph. By such times, too few
+heads would be chosen.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from gati_export.replay import state_of
 
 ROUNDS = 200
 BUDGET = 2.0
-"""Seconds after which no further round of a comparison begins; three are always run."""
+"""Seconds after which no further round of a comparison begins; three rounds are always run."""
 
 
-class Rungs:
-    """Builds ladders of a chain's segments, and compares them.
+class GpuLatency:
+    """Measures segments, cuts and heads by comparing ladders with and without them.
 
     Args:
         chain: The chain.
-        models: Its segments.
-        inputs: The model's, [1, ...] each.
-        runner: Of the device.
+        models: Its segments' files.
+        inputs: The model's inputs, [1, ...] each.
+        runner: Runs sessions on the device.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Rungs:
         self._channels_last = channels_last_pays(self._steps(()), chain, runner)
 
     def segments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of each segment as a part of the whole, [cut points + 1], and what a cut adds, [cut points].
+        """Seconds of each segment as a part of the whole, [cut points + 1], and seconds that cuts add, [cut points].
 
         Raises:
-            Exception: ONNX Runtime's own, if a ladder can't be had; see gati.ladder.
+            Exception: ONNX Runtime's own, if a ladder can't be built; see gati.ladder.
         """
         whole, until, cuts = self._ladder(()), [0.0], []
         (seconds,) = self._compare([whole])
@@ -56,7 +56,7 @@ class Rungs:
         return np.diff(np.maximum.accumulate([*until, seconds])), np.array(cuts)
 
     def heads(self, heads: Sequence[tuple[int, bytes]]) -> list[float]:
-        """Seconds that each head, given by cut point and file, adds to its stage, until it is known whether it hits.
+        """Seconds that each head, a pair of cut point and file, adds to its stage until it is known whether it hits.
 
         Raises:
             Exception: See `segments`.
@@ -86,7 +86,7 @@ class Rungs:
         return steps
 
     def _compare(self, ladders: Sequence[Ladder]) -> list[float]:
-        """Median seconds of each rung of each; they take turns."""
+        """Median seconds of each rung of each ladder; ladders take turns."""
         taken: list[list[float]] = []
         end = time.perf_counter() + BUDGET
         for turn in range(ROUNDS):

@@ -1,4 +1,7 @@
-"""Samples to train on only, such as those that the backbone was trained on: it is surer of them than of new ones."""
+"""Samples that are only trained on (`--train-samples`), such as those that the backbone itself was trained on.
+
+The backbone is surer of these than of anything new, so that they must neither tune nor certify heads.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ from gati_export.ragged import count, joined
 from gati_export.splitting import Split, digests
 
 
-def with_extra(
+def with_train_samples(
     samples: Mapping[str, np.ndarray], split: Split, more: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], Split]:
-    """Adds samples to the training part; those that tune or calibrate already are left out.
+    """Adds samples to the training part, except copies of those that tune or calibrate.
 
     Args:
         samples: Model inputs by name, n rows each.
         split: Their parts.
-        more: Model inputs by the same names, m rows each.
+        more: Model inputs by the same names, m rows each, to train on.
 
     Returns:
-        All samples, the new ones last, and their parts.
+        All samples, the added ones last, and their parts.
     """
     held_out = set(digests(samples, split.held_out))
     fresh = [row for row, digest in enumerate(digests(more, range(count(more)))) if digest not in held_out]

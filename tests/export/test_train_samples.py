@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gati_export.extra import with_extra
 from gati_export.splitting import Split, split
+from gati_export.train_samples import with_train_samples
 
 
 def some(rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def test_extra_samples_train_and_copies_of_held_out_ones_are_left_out(count: int
     new = some(15, seed + 1)
     more = {name: np.concatenate([picked(samples, copies)[name], new[name]]) for name in samples}
     order = random.permutation(known + 15)
-    joined, joint = with_extra(samples, parts, picked(more, order))
+    joined, joint = with_train_samples(samples, parts, picked(more, order))
 
     added = np.arange(count, len(joined["x"]))
     assert len(added) == 15 + np.isin(copies, parts.train).sum()
@@ -59,7 +59,7 @@ def test_nothing_new_changes_nothing() -> None:
     samples = some(10, 0)
     every = np.arange(10)
     parts = Split(every[:4], every[4:6], every[6:], every, every)
-    joined, joint = with_extra(samples, parts, picked(samples, every[4:]))
+    joined, joint = with_train_samples(samples, parts, picked(samples, every[4:]))
     assert len(joined["x"]) == 10
     np.testing.assert_array_equal(joint.train, parts.train)
     np.testing.assert_array_equal(joint.groups, every)
@@ -70,5 +70,5 @@ def test_a_sample_is_the_same_only_in_all_of_its_inputs() -> None:
     every = np.arange(4)
     parts = Split(every[:1], every[1:2], every[2:], every, every)
     other = {"x": samples["x"][3:], "ids": samples["ids"][3:] + 1}
-    assert len(with_extra(samples, parts, other)[0]["x"]) == 5
-    assert len(with_extra(samples, parts, picked(samples, every[3:]))[0]["x"]) == 4
+    assert len(with_train_samples(samples, parts, other)[0]["x"]) == 5
+    assert len(with_train_samples(samples, parts, picked(samples, every[3:]))[0]["x"]) == 4

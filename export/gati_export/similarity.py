@@ -1,4 +1,4 @@
-"""How alike samples are: distances between what they hold at some of their positions, by the kind of their inputs."""
+"""Similarity of samples: distances between their values at some positions, measured as the kind of input wants it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 from gati_export.ragged import is_ragged
 
 CLOSE = 0.5
-"""Samples are of one run up to this share of their typical distance to others.
+"""Two samples are close if they are nearer than this share of their typical distance to others.
 
 Of a shaking camera's frames (`gati_client.workload.film`, CIFAR-10 or 64×64 digits) 99.5 % have one so close among
 those before them; of CIFAR-10's pictures, 1 % have one among as many others.
 """
 LONGER = 4
-"""Of samples that differ in length, what comes after so many times the median is not compared."""
+"""Of samples that differ in length, only so many times the median length is compared."""
 WILD = 100
-"""Numbers count up to so many times the largest of the median sample: beside one of 1e20, all others would be equal."""
+"""Numbers are clipped at so many times the largest of the median sample: beside a 1e20, all others would be equal."""
 REFERENCES, POSITIONS, COMPARED = 16, 1024, 1024
-"""Samples that typical distances are taken to, positions compared, and samples that numbers are gauged by, at most."""
+"""Most samples that typical distances are measured to, positions compared, and samples that the scale is taken from."""
 LARGE = 8e307
-"""The largest number: the difference of two is still one."""
+"""Numbers are clipped here first, so that the difference of any two is still finite."""
 SIGNS = 1024
-"""What many words are compared by at once; shares of differing positions are up to 3 % off (σ)."""
+"""Length of the sign vectors that many words are compared by at once: shares of differing positions have σ = 3 %."""
 
 
 class Kind(ABC):
     """Inputs whose values are compared in the same way.
 
     Attributes:
-        rows: Their values, at up to `POSITIONS` positions drawn at random, [n, positions]; the same where a row is
+        rows: Their values at up to `POSITIONS` positions, drawn at random, [n, positions]; padded where a row is
             shorter.
-        sizes: How many of these positions a row has, [n].
+        sizes: How many of these positions each row has, [n].
         typical: A row's median distance to rows drawn at random, [n].
     """
 
@@ -44,13 +44,13 @@ class Kind(ABC):
         self.typical = np.median(apart, axis=0)
 
     def close(self, first: slice | np.ndarray, second: slice | np.ndarray) -> np.ndarray:
-        """Whether rows are close, by the one that is closer to everything: bool [k], of two times k rows."""
+        """Whether pairs of rows are close, as measured by the smaller of their two typical distances, bool [k]."""
         reach = CLOSE * np.minimum(self.typical[first], self.typical[second])
         longer = np.maximum(self.sizes[first], self.sizes[second])
         return self._distance(self.rows[first], self.rows[second], longer) <= reach
 
     def distances(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Of all of some rows, int [k], to all of others, int [m]: float [k, m], nearly what `close` goes by."""
+        """Distances of some rows, int [k], from others, int [m]: float [k, m], nearly those that `close` goes by."""
         ours, theirs = self._vectors(self.rows[first]), self._vectors(self.rows[second])
         squares = np.add.outer(_squares(ours), _squares(theirs)) - 2 * (ours @ theirs.T)
         longer = np.maximum(np.maximum.outer(self.sizes[first], self.sizes[second]), 1)
@@ -58,15 +58,18 @@ class Kind(ABC):
 
     @abstractmethod
     def _distance(self, first: np.ndarray, second: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """From values, two [k, positions] or one and [positions], and the larger of two sizes, [k], to [k]."""
+        """Distances, [k], of values, [k, positions], from others, [k, positions] or [positions].
+
+        `size` is the larger of the two rows' sizes, [k].
+        """
 
     @abstractmethod
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """For rows, [k, positions], float32 [k, ...] whose squared distances tell those of the rows."""
+        """Vectors, float32 [k, ...], for rows, [k, positions], whose squared distances stand for those of the rows."""
 
     @abstractmethod
     def _from_squares(self, squares: np.ndarray) -> np.ndarray:
-        """Distances of rows from squared ones of vectors, as shares of the larger size."""
+        """Distances of rows, from squared distances of their vectors divided by the larger size."""
 
 
 class Numbers(Kind):
@@ -98,7 +101,7 @@ class Words(Kind):
         return (first != second).sum(axis=1) / np.maximum(size, 1)
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Signs that any two words have in common by half: of a word at its position, hashed."""
+        """Signs, hashed from each word and its position: of two different words, half of the signs are equal."""
         words = rows.astype(np.int64).view(np.uint64)[:, self._columns]
         hashed = (words + np.uint64(1)) * self._factors
         hashed ^= hashed >> np.uint64(29)
@@ -106,11 +109,11 @@ class Words(Kind):
         return np.where(hashed >> np.uint64(63), np.float32(1), np.float32(-1))
 
     def _from_squares(self, squares: np.ndarray) -> np.ndarray:
-        return squares * (self.rows.shape[1] / (2 * SIGNS))  # 4 for each sign that differs, by half of what does
+        return squares * (self.rows.shape[1] / (2 * SIGNS))  # 4 for each sign that differs, and half of them do
 
 
 def kinds_of(samples: Mapping[str, np.ndarray], random: np.random.Generator) -> list[Kind]:
-    """What samples, by name, are compared by: numbers, words, both, or nothing where all are the same."""
+    """The kinds that samples, by name, are compared by: numbers, words, both, or none where all samples are equal."""
     found = [samples[name] for name in sorted(samples)]
     found = [rows for rows in found if is_ragged(rows) or (rows.size and (rows != rows[0]).any())]
     types = [rows[0].dtype for rows in found]
@@ -158,7 +161,7 @@ def _values(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    """Numbers, [n, positions], with mean 0 and deviation 1; what is none is in the middle, what is wild is cut off."""
+    """Numbers, [n, positions], with mean 0 and deviation 1. NaN becomes the median, and outliers are clipped."""
     if not values.size:
         return values.astype(np.float32)
     values = values.astype(np.float64)

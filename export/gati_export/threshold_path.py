@@ -1,9 +1,9 @@
 """The path of thresholds along which a composition is certified, from very strict to clearly too loose.
 
 A few tuning samples tell little about how often the surest answers are wrong: thresholds that are best for them are
-hardly ever best for others. So the path has one parameter, the price of a wrong answer in seconds, and does not count
-errors but their probabilities, which a logistic model of the score gives (Platt 1999). At each price, every head hits
-where that costs less, errors included, than to go on.
+hardly ever best for others. So the path has one parameter, the price of a wrong answer in seconds, and counts
+probabilities of errors instead of errors; a logistic model of the score gives these (Platt 1999). At each price, a head
+hits where that costs less than to go on, the expected price of an error included.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from gati_export.compose import Composition, Option, seconds_until
 from gati_export.logistic import FREE, POSITIVE, platt_targets, regress
 
 DEAREST, CHEAPEST = 1e4, 0.1
-"""Prices of a wrong answer, in times of the backbone."""
+"""Prices of a wrong answer, in multiples of the backbone's time."""
 ROUNDS = 3
-"""Which samples reach a head depends on the thresholds before it, and what it costs to go on, on those behind it."""
+"""Of iteration: the samples that reach a head depend on thresholds before it, and the cost to go on, on later ones."""
 
 
-def path(options: Sequence[Option], composition: Composition, segment_seconds: np.ndarray, steps: int) -> np.ndarray:
+def threshold_path(
+    options: Sequence[Option], composition: Composition, segment_seconds: np.ndarray, steps: int
+) -> np.ndarray:
     """Settings of the thresholds, the strictest first.
 
     Args:
-        options: Those that were composed.
-        composition: What came of them.
+        options: The options that there were.
+        composition: The heads that were chosen from them.
         segment_seconds: Time of each segment, [cut points + 1].
-        steps: Most settings, at least 1.
+        steps: The most settings, at least 1.
 
     Returns:
         Float32 [settings, heads]: in each setting, no threshold is larger than in the one before, and at least one is
@@ -47,10 +49,10 @@ def path(options: Sequence[Option], composition: Composition, segment_seconds: n
 
 
 def _risks(option: Option) -> np.ndarray:
-    """How probable it is that each answer is wrong, by its score, [n]; 1 where the head never hits.
+    """Probability that each answer is wrong, by its score, [n]; 1 where the head never hits.
 
-    A score is taken for the probability that it says it is, until samples speak against that: where all agree, they
-    don't say which are surer.
+    The score itself is the prior of the probability to be right: where all samples agree, they do not tell which scores
+    are surer.
     """
     known = option.scores >= 0
     if not known.any():
@@ -65,13 +67,13 @@ def _risks(option: Option) -> np.ndarray:
 
 
 def _thresholds(scores: np.ndarray, risks: np.ndarray, seconds: np.ndarray, price: float) -> np.ndarray:
-    """The best thresholds at a price; a head that had better not be used has its largest score.
+    """The best thresholds at a price; a head that is better not used gets its largest score.
 
     Args:
-        scores: Of each head on the tuning samples, [heads, n].
-        risks: Of errors, likewise.
-        seconds: Until an answer of each head, and of the backbone, [heads + 1].
-        price: Of an error, in seconds.
+        scores: Scores of each head on the tuning samples, [heads, n].
+        risks: Probabilities of an error, likewise.
+        seconds: Time to an answer from each head, and from the backbone, [heads + 1].
+        price: Price of an error, in seconds.
     """
     here = seconds[:-1, None] + price * risks
     best = scores.max(axis=1)
