@@ -1,8 +1,9 @@
 """Bypass: requests go past heads that cost more than they save, as cache bypassing does (GATI drops no lookup).
 
-Which heads pay was settled when they were composed, for traffic as it was then. Where it has become another, most
-lookups miss, and each costs what it took. So what requests cost, by the exits that they leave at, is held against what
-the backbone takes alone. While that is less, only some are looked up, to see when heads pay again.
+Which heads pay was decided when they were composed, for traffic as it was then. When traffic changes, most lookups may
+miss, and cost their time for nothing. So the average cost of requests, by the exits that they leave at, is compared
+with that of the backbone alone. While the backbone is cheaper, only some requests are looked up, to see when heads pay
+again.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 REMEMBERED = 128
-"""Length of the moving average, in looked-up rows."""
+"""Length of the moving average, in rows that were looked up."""
 PERIOD, LOOKED_UP = 512, 32
-"""Of so many rows, so many are looked up while heads do not pay: in a row, since memories know what came just before.
-They cost a sixteenth of what lookups would."""
+"""While heads do not pay, so many of so many rows are looked up. They are consecutive, since memories know what came
+just before. They cost a sixteenth of what all lookups would."""
 
 
 class Bypass:
     """Judges whether the heads of a release pay.
 
-    Threads share it without a lock: one that is late changes nothing that matters.
+    Threads share it without a lock: an update that gets lost only shifts an average, or a count of rows, a little.
 
     Args:
-        costs: What a row takes that leaves at each exit ÷ what it takes where no head is asked (gati.costs); without
-            any, heads are always asked.
+        costs: Time of a row that leaves at each exit ÷ its time without lookups (gati.costs); without costs, heads are
+            always asked.
 
     Attributes:
-        cost: What a row takes now, on average, likewise. At first it is 0: new heads are given the time to show what
-            they can, a few hundred rows where nothing hits.
+        cost: Average cost of a row now. It starts at 0, so that new heads have some time to show what they can: a few
+            hundred rows if nothing hits.
     """
 
     def __init__(self, costs: Mapping[int, float] | None = None) -> None:
         self._costs = dict(costs or {})
         self.cost = 0.0
-        self._credit = 0  # what rows past the heads earn, and those that are looked up spend
+        self._credit = 0  # earned by rows that go past the heads, spent by those that are looked up
         self._looking = False
 
     @property
     def active(self) -> bool:
-        """Whether heads do not pay."""
+        """Whether heads do not pay now, so that most rows go past them."""
         return self.cost > 1
 
     def takes(self, rows: int) -> bool:
-        """Whether the next rows are to go past the heads."""
+        """Decides whether the next rows are to go past the heads."""
         if not self.active:
             self._credit, self._looking = 0, False
             return False
@@ -55,11 +56,11 @@ class Bypass:
         return True
 
     def learn(self, costs: Mapping[int, float]) -> None:
-        """Goes by these costs from now on."""
+        """Uses new costs from now on."""
         self._costs = dict(costs)
 
     def saw(self, exits: Sequence[int]) -> None:
-        """Takes in where rows left that were looked up."""
+        """Updates the average cost with the exits of rows that were looked up."""
         if self._costs:
             for exit_ in exits:
                 self.cost += (self._costs[exit_] - self.cost) / REMEMBERED

@@ -54,12 +54,12 @@ class Tensor:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Its dimensions as Triton has them: rows of one number are [batch, 1] to clients, and [batch] to models."""
+        """Its dimensions as Triton has them: one number a row is [batch, 1] to clients, and [batch] to models."""
         return self.shape or (1,)
 
 
 def as_sent(rows: np.ndarray) -> np.ndarray:
-    """Rows of an input as a client sends them; see `Tensor.dims`."""
+    """Rows of an input in the shape that a client sends; see `Tensor.dims`."""
     return rows[:, None] if rows.ndim == 1 else rows
 
 
@@ -93,7 +93,7 @@ class Chain:
         model: Name of the chain on the server.
         mode: `inline` (sessions in the orchestrator's process) or `bls` (Triton models).
         inputs: The backbone's inputs.
-        output: The backbone's scores, [batch, classes], which heads foretell.
+        output: The backbone's scores, [batch, classes], which heads predict.
         segments: In order; the last one ends in `output`.
         epsilon: Largest share of requests whose answer may differ from the backbone's.
         delta: 1 − confidence of that statement.
@@ -103,12 +103,13 @@ class Chain:
         memory: Bytes that all heads together may take; None for any.
         p99: Seconds in the engine that 99 % of requests may take; None for any.
         views: Images that heads learn from at least, shifted and mirrored ones among them.
-        engine: What runs segments in BLS mode, as their configurations have it.
-        outputs: What the backbone gives, where that is not its scores alone; see `served`.
-        tail: SHA-256 of `tail.onnx` beside the manifest, which makes of scores what else is served; empty without one.
-        labels: SHA-256 of the file that names an output's classes, in the order of `served`; empty for one without.
-        trained: SHA-256 of `trained.bin` beside the manifest, which tells samples that were given to train on alone;
-            they train whenever they are served, and certify nothing. Empty without any.
+        engine: What runs segments in BLS mode, as their configurations say.
+        outputs: The backbone's outputs, if these are not its scores alone; see `served`.
+        tail: SHA-256 of `tail.onnx` beside the manifest, which computes the other outputs from the scores; empty
+            without one.
+        labels: For each output in the order of `served`, SHA-256 of the file that names its classes; empty without one.
+        trained: SHA-256 of `trained.bin` beside the manifest, which identifies samples that were given to train on
+            alone: they train whenever they are served, and never certify. Empty without any.
     """
 
     model: str
@@ -132,22 +133,22 @@ class Chain:
 
     @property
     def served(self) -> tuple[Tensor, ...]:
-        """The backbone's outputs, in its order; its scores need not be among them."""
+        """The outputs that are served, in the backbone's order; its scores need not be among them."""
         return self.outputs or (self.output,)
 
     @property
     def labelled(self) -> list[int]:
-        """Places, among the outputs that are served, of those whose classes have names."""
+        """Places in `served` of the outputs whose classes have names."""
         return [place for place, digest in enumerate(self.labels) if digest]
 
     @property
     def classes(self) -> int:
-        """How many classes the backbone tells apart."""
+        """How many classes the backbone distinguishes."""
         return self.output.shape[-1]
 
     @property
     def heads(self) -> range:
-        """Indices of the cut points, each the place of a possible head."""
+        """Indices of the cut points: each may have a head."""
         return range(self.backbone_exit)
 
     @property
@@ -176,15 +177,15 @@ class Chain:
         return self.segment_path(repository, index).with_name("model.plan")
 
     def check_segment(self, repository: Path, index: int) -> None:
-        """Holds a segment's file against its digest.
+        """Checks a segment's file against its digest.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
         """
-        _hold(self.segment_path(repository, index), self.segments[index].sha256)
+        _check_digest(self.segment_path(repository, index), self.segments[index].sha256)
 
     def read_segment(self, repository: Path, index: int) -> bytes:
-        """A segment's file, held against its digest.
+        """Reads a segment's file, and checks it against its digest.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
@@ -196,7 +197,7 @@ class Chain:
         return chain_path(repository, self.model).with_name("tail.onnx")
 
     def read_tail(self, repository: Path) -> bytes:
-        """The tail's file, held against its digest.
+        """Reads the tail's file, and checks it against its digest.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
@@ -204,11 +205,11 @@ class Chain:
         return _read(self.tail_path(repository), self.tail)
 
     def trained_path(self, repository: Path) -> Path:
-        """Where the file lies that tells samples to train on alone, if there are any."""
+        """Where the file lies that identifies samples to train on alone, if there are any."""
         return chain_path(repository, self.model).with_name("trained.bin")
 
     def read_trained(self, repository: Path) -> bytes:
-        """That file, held against its digest; empty without one.
+        """Reads that file, and checks it against its digest; empty without one.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
@@ -216,11 +217,11 @@ class Chain:
         return _read(self.trained_path(repository), self.trained) if self.trained else b""
 
     def labels_path(self, repository: Path, place: int) -> Path:
-        """Where the file lies that names the classes of an output, by its place among those that are served."""
+        """Where the file lies that names the classes of an output, by its place in `served`."""
         return repository / self.model / f"labels-{place}.txt"
 
     def read_labels(self, repository: Path, place: int) -> bytes:
-        """That file, held against its digest.
+        """Reads that file, and checks it against its digest.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
@@ -228,16 +229,16 @@ class Chain:
         return _read(self.labels_path(repository, place), self.labels[place])
 
     def check_plan(self, repository: Path, index: int) -> None:
-        """Holds a segment's plan, if it has one, against its digest.
+        """Checks a segment's plan, if it has one, against its digest.
 
         Raises:
             RepositoryError: If it can't be read, or is another one.
         """
         if self.segments[index].plan:
-            _hold(self.plan_path(repository, index), self.segments[index].plan)
+            _check_digest(self.plan_path(repository, index), self.segments[index].plan)
 
     def digests(self) -> tuple[str, ...]:
-        """SHA-256 of every segment, in order: what a head's fit is judged by."""
+        """SHA-256 of every segment, in order. A head fits a chain if it was trained behind the same."""
         return tuple(segment.sha256 for segment in self.segments)
 
     def to_json(self) -> str:
@@ -265,7 +266,7 @@ class Chain:
 
 
 def _check(chain: Chain) -> None:
-    """What types alone don't say.
+    """Checks what the types of fields do not ensure.
 
     Raises:
         ValueError: If a datatype is unknown, or the parts of a chain contradict each other.
@@ -279,8 +280,8 @@ def _check(chain: Chain) -> None:
         raise ValueError("it has labels of other outputs")
 
 
-def _hold(path: Path, expected: str) -> None:
-    """Holds a file against its digest."""
+def _check_digest(path: Path, expected: str) -> None:
+    """Checks a file against its digest."""
     try:
         digest = sha256_of(path)
     except OSError as error:
@@ -308,7 +309,7 @@ def _foreign(path: Path) -> RepositoryError:
 
 
 def chain_path(repository: Path, model: str) -> Path:
-    """Where a model's manifest lies, whether or not it is a chain."""
+    """Where a model's manifest lies, if it is a chain."""
     return repository / model / "1" / "chain.json"
 
 

@@ -1,4 +1,4 @@
-"""Costs: what a row takes that leaves a chain at each exit, held against what it takes where no head is asked."""
+"""Costs: the time of a row that leaves at each exit, relative to that of the backbone without any lookup."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 
 ROUNDS, SECONDS = 5, 0.5
-"""How often all is run when it is measured, as long as that takes no longer."""
+"""One measurement runs both ways so often, unless that takes longer than so many seconds."""
 TIMES, FIRST_WAIT, SHARE = 8, 1.0, 0.05
-"""How often it is measured, seconds before the second time, and the share of time that this takes at most. Each wait is
-twice as long as the one before."""
+"""Number of measurements, seconds between the first two, and the largest share of time that measuring may take. Each
+wait is twice as long as the one before."""
 MOST = 0.5
-"""Of the backbone's time, what all lookups together are believed to take. Heads are seldom chosen that take more, and
-what a busy machine makes of it is no reason to do without them."""
+"""Largest share of the backbone's time that all lookups together are believed to take. Heads that take more are seldom
+chosen: a higher measurement is taken for that of a busy machine."""
 
 
 class Costs:
-    """Measures what lookups take, once more whenever it is asked to: others are at work meanwhile, so the least counts.
+    """Measures what lookups cost. Other work disturbs a measurement, so that the least of several counts.
+
+    For one thread, that which looks for releases.
 
     Args:
-        shares: By exit, the share of the backbone's work that is done by then, 1 at the last; in order.
+        shares: The share of the backbone's work that is done at each exit, in order; 1 at the last one.
         alone: Runs a row through the backbone.
-        looked_up: Runs it through the backbone and all lookups.
+        looked_up: Runs it through the backbone and all heads.
     """
 
     def __init__(
@@ -35,11 +37,11 @@ class Costs:
 
     @property
     def due(self) -> bool:
-        """Whether to measure once more."""
+        """Whether it is time for another measurement."""
         return self._left > 0 and time.monotonic() >= self._next
 
     def measure(self) -> dict[int, float]:
-        """What a row takes by its exit ÷ what it takes where no head is asked, as far as it is known by now.
+        """Measures once more. Returns the time of a row by its exit ÷ its time without lookups, as known so far.
 
         Raises:
             Exception: ONNX Runtime's own, if the row can't be run.
@@ -64,7 +66,7 @@ class Costs:
             self._least[way] = min(self._least[way], time.perf_counter() - began)
 
     def _by_exit(self, lookups: float) -> dict[int, float]:
-        """Lookups, as a share of the backbone's time, are taken to cost the same each: all of them up to an exit."""
+        """Costs by exit, if all lookups together take `lookups` of the backbone's time, and each of them the same."""
         heads = max(1, len(self._shares) - 1)
         return {
             exit_: share + lookups * min(place, heads) / heads

@@ -1,8 +1,8 @@
 """Hidden state that stays where it was computed: on a GPU, a chain's activations never come to the host.
 
-What a stage gives is bound to the device's memory and handed on as it lies there, and rows that leave early are left
-out there too. To the host come the chain's last answer and what heads say: who goes on is decided in Python, so that
-`hit` has to be waited for at every exit, and a head's few answers come with it in the same wait.
+A stage's output is bound to the device's memory and passed on as it lies there, and rows that leave early are dropped
+there, too. Only the chain's last output and the heads' outputs come to the host: Python decides which rows go on, so
+that it has to wait for `hit` at every exit, and the head's few answers come in the same wait.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class Runner:
     device = CPU
 
     def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
-        """Runs a session; what it gives stays on the device, as `Hidden`."""
+        """Runs a session; its outputs stay on the device, as `Hidden`."""
         return run(session, outputs, feeds)
 
     def fetch(
         self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]
     ) -> list[np.ndarray]:
-        """Runs a session; what it gives comes to the host."""
+        """Runs a session; its outputs come to the host."""
         return run(session, outputs, feeds)
 
 
 class DeviceRunner(Runner):
-    """Binds what goes into sessions, and what comes out of them, to a device's memory.
+    """Runs sessions on a device, and binds their inputs and outputs to its memory.
 
     ONNX Runtime waits for the device at the end of each run, so that another session, on a stream of its own, may read
-    what this one wrote.
+    what this one wrote. Several threads may run sessions; `_turn` counts them, for `alone`.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -66,7 +66,7 @@ class DeviceRunner(Runner):
         _gather(TensorProto.FLOAT, device)  # fails now rather than on a request
 
     def keep(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
-        """See Runner; what stays are `DeviceArray`s."""
+        """See Runner; the outputs are `DeviceArray`s."""
         with self.beside_others():
             return [DeviceArray(value, session, self) for value in _run(session, outputs, feeds, self.device)]
 
@@ -79,7 +79,7 @@ class DeviceRunner(Runner):
 
     @contextmanager
     def beside_others(self) -> Iterator[None]:
-        """While the device is used, perhaps by several threads; waits for one that wants it alone."""
+        """Uses the device, perhaps beside other threads; waits while one has it alone."""
         with self._turn:
             self._running += 1
         try:
@@ -91,14 +91,14 @@ class DeviceRunner(Runner):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While no other thread uses the device: CUDA breaks off a capture when another one takes memory, say."""
+        """Uses the device alone: a capture fails in CUDA when another thread allocates memory, say."""
         with self._turn:
             self._turn.wait_for(lambda: not self._running)
-            yield
+            yield  # with the lock held: others wait in `beside_others`
 
 
 def runner_on(device: Device) -> Runner:
-    """What runs sessions on a device.
+    """The runner for a device.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -120,8 +120,8 @@ class DeviceArray:
 
     Args:
         value: The tensor, [rows, ...].
-        session: Whose output it is; the memory is its, and goes with it.
-        runner: Of the device.
+        session: The session that it is an output of, kept alive here: the memory goes with it.
+        runner: Runs sessions on the device.
     """
 
     def __init__(self, value: ort.OrtValue, session: ort.InferenceSession, runner: DeviceRunner) -> None:
@@ -153,7 +153,7 @@ def _run(
         binding.bind_output(name, to.kind, to.index)
     try:
         session.run_with_iobinding(binding)
-    except RuntimeError:  # a binding's errors have lost the class that says whose fault it is
+    except RuntimeError:  # with a binding, an error has lost the class that tells whose fault it is
         run(session, outputs, {name: np.asarray(rows) for name, rows in feeds.items()})
         raise
     return binding.get_outputs()
@@ -171,7 +171,7 @@ def gather(value: ort.OrtValue, rows: np.ndarray, into: ort.OrtValue, device: De
 
 @cache
 def _gather(element: int, device: Device) -> ort.InferenceSession:
-    """A session that picks rows of tensors of a type, which is one of `onnx.TensorProto.DataType`."""
+    """A session that picks rows of tensors; `element` is their type, one of `onnx.TensorProto.DataType`."""
     graph = helper.make_graph(
         [helper.make_node("Gather", [VALUES, ROWS], [TAKEN], axis=0)],
         "gather",

@@ -19,7 +19,7 @@ def parse_age(text: str) -> float | None:
     """Seconds in an age such as `30d`, `12h`, `90m` or `45s`; None for `none`, which is any age.
 
     Raises:
-        ValueError: If it is no age.
+        ValueError: If it is none of these.
     """
     if text == FOREVER:
         return None
@@ -30,13 +30,13 @@ def parse_age(text: str) -> float | None:
 
 
 def number_of(path: str) -> int:
-    """What a shard's name begins with, whole or half-written: nanoseconds, when its clock was right; 0 for others."""
+    """The number in the name of a shard, whole or half-written: the time in nanoseconds; 0 for other files."""
     found = NUMBERED.match(os.path.basename(path))
     return int(found[1]) if found else 0
 
 
 def delete_old(fs: Any, files: Sequence[dict[str, Any]], age: float) -> set[str]:
-    """Deletes those of a folder's files that are shards, whole or half-written, older than so many seconds."""
+    """Deletes those files that are shards, whole or half-written, and older than `age` seconds; returns their names."""
     now = time.time()
     gone = {file["name"] for file in files if number_of(file["name"]) and _written(fs, file, now) < now - age}
     for name in gone:
@@ -46,10 +46,10 @@ def delete_old(fs: Any, files: Sequence[dict[str, Any]], age: float) -> set[str]
 
 
 def _written(fs: Any, file: dict[str, Any], now: float) -> float:
-    """When a file was written, at the latest.
+    """The latest time at which a file can have been written, in seconds since the epoch.
 
-    The clock may have been set back since: what comes from the future was written before now, and is marked so, and
-    ages from now on. Shards that follow one from the future are numbered after it, but their files' dates are right.
+    If the clock was set back since, both its number and its date may be in the future: then the file's date is set to
+    now, from which it ages. Shards that follow one from the future are numbered after it, but their dates are right.
     """
     modified = file.get("mtime", file.get("LastModified"))
     if isinstance(modified, datetime.datetime):

@@ -1,4 +1,4 @@
-"""A head at run time: the contract of its ONNX file, and what it says about a batch of hidden activations.
+"""Heads at run time: the contract of a head's ONNX file, and its prediction for a batch of hidden activations.
 
 Input: the cut tensor, batch first. Outputs: the backbone's output (same name, dtype and shape), `score` FP32 [batch]
 and `hit` BOOL [batch]. A head may ask for state by extra inputs (gati.state), and then may output `key`.
@@ -21,18 +21,18 @@ from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 
 SCORE, HIT, KEY = "score", "hit", "key"
 THRESHOLD = "threshold"
-"""Name of the initialiser that the score is held against."""
+"""Name of the initialiser that the score is compared with."""
 SEGMENTS_KEY = "gati.segments"
 """Metadata of a head's file: JSON list of the SHA-256 of the segments that it was trained behind."""
 
 
 class Prediction(NamedTuple):
-    """What a head says about a batch.
+    """A head's prediction for a batch.
 
     Attributes:
-        answer: The backbone's output as predicted, [batch, classes].
-        hit: Where to serve it, bool [batch].
-        key: What to remember each row by, FP32 [batch, dim], or None.
+        answer: The predicted output of the backbone, [batch, classes].
+        hit: Whether to serve it, bool [batch].
+        key: The key to remember each row by, FP32 [batch, dim]; None without a memory.
     """
 
     answer: np.ndarray
@@ -42,11 +42,11 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head's file takes and gives.
+    """Inputs and outputs of a head's file.
 
     Attributes:
         state: Shapes of the state that it asks for, by input name.
-        outputs: The names of its outputs.
+        outputs: Names of its outputs.
     """
 
     state: dict[str, tuple[int, ...]]
@@ -54,9 +54,9 @@ class HeadSpec:
 
 
 def open_head(model: bytes, chain: Chain, index: int, device: Device = CPU) -> tuple[ort.InferenceSession, HeadSpec]:
-    """Opens a head's ONNX file and holds it against its contract.
+    """Opens a head's ONNX file, and checks it against the contract.
 
-    The session comes back warm: it has answered a batch of one and a batch of the largest size.
+    The session comes back warm: it has run a batch of one and a batch of the largest size.
 
     Raises:
         ReleaseRefused: If it can't be read, is more than a head may be (gati.inspection), doesn't keep the contract, or
@@ -78,14 +78,16 @@ def open_head(model: bytes, chain: Chain, index: int, device: Device = CPU) -> t
 
 
 def _fits(session: ort.InferenceSession, chain: Chain) -> bool:
+    """Whether a head was trained behind this chain's segments."""
     try:
         digests = session.get_modelmeta().custom_metadata_map.get(SEGMENTS_KEY, "")
         return json.loads(digests) == list(chain.digests())
-    except (ValueError, RecursionError):  # it may be no JSON, no UTF-8, or brackets without end
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or endless brackets
         return False
 
 
 def _spec(session: ort.InferenceSession, cut: Tensor, output: Tensor, name: str) -> HeadSpec:
+    """Checks the names of a head's inputs and outputs, and the shapes of its state."""
     inputs = {i.name: tuple(i.shape) for i in session.get_inputs()}
     outputs = tuple(o.name for o in session.get_outputs())
     state = {n: shape for n, shape in inputs.items() if n != cut.name}
@@ -104,6 +106,7 @@ def _spec(session: ort.InferenceSession, cut: Tensor, output: Tensor, name: str)
 
 
 def _try_out(session: ort.InferenceSession, spec: HeadSpec, cut: Tensor, chain: Chain, batch: int, name: str) -> None:
+    """Runs a head on zeros, and checks the shapes and types of its outputs."""
     feeds = {cut.name: cut.zeros(batch)} | {n: np.zeros(shape, np.float32) for n, shape in spec.state.items()}
     try:
         values = dict(zip(spec.outputs, run(session, spec.outputs, feeds), strict=True))

@@ -1,4 +1,4 @@
-"""Files that are written on and on, a line of JSON at a time, and never grow beyond a bound."""
+"""Journals: files that grow a line of JSON at a time, up to a bound."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gati.files import replace
 Line = TypeVar("Line")
 
 FORGOTTEN_SECONDS = 7 * 86400.0
-"""After which a replica that writes no more is forgotten; in a cluster, each has a new name."""
+"""How long a replica may write nothing before its journal is removed: in a cluster, new replicas have new names."""
 
 
 class Journal:
-    """One file; of twice as many lines as are kept, the older half is forgotten. One process at a time writes it.
+    """One file, which one thread of one process writes.
 
     Args:
         path: The file.
-        kept: Lines that are kept, at least.
+        kept: At least so many lines are kept: when there are twice as many, the older half is removed.
     """
 
     def __init__(self, path: Path, kept: int) -> None:
@@ -33,7 +33,7 @@ class Journal:
         self._count: int | None = None
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Writes a line to the disk.
+        """Appends a line, and waits until it is on the disk.
 
         Raises:
             OSError: If that is not possible.
@@ -54,7 +54,7 @@ class Journal:
         self._count += 1
 
     def touch(self) -> None:
-        """Keeps the file from being forgotten, though there is nothing to write.
+        """Marks the file as in use although there is nothing to write; see `forget`.
 
         Raises:
             OSError: If that is not possible.
@@ -64,7 +64,7 @@ class Journal:
 
 
 def entries(path: Path) -> list[Any]:
-    """What a journal says, oldest first; nothing where there is none. A line that is no JSON is passed over."""
+    """A journal's lines, oldest first; none if there is no file. Lines that are no JSON are left out."""
     found = []
     for line in _lines(path):
         try:
@@ -75,7 +75,7 @@ def entries(path: Path) -> list[Any]:
 
 
 def decoded(kind: type[Line], path: Path) -> list[Line]:
-    """A journal's lines as a dataclass, oldest first. What is none is passed over."""
+    """A journal's lines as a dataclass, oldest first. Lines that do not fit it are left out."""
     found = []
     for entry in entries(path):
         with suppress(ValueError, OverflowError):
@@ -84,7 +84,7 @@ def decoded(kind: type[Line], path: Path) -> list[Line]:
 
 
 def forget(folder: Path) -> None:
-    """Removes the journals of replicas that are long gone."""
+    """Removes the journals of replicas that are long gone from a folder."""
     for path in folder.glob("*.jsonl"):
         try:
             if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:

@@ -1,13 +1,13 @@
-"""Breakers' evidence on disk: neither a restart nor a rollback forgets what audits found, or opens what they closed.
+"""The ledger: breakers' evidence on disk, so that no restart or rollback forgets what audits found, or opens exits.
 
 A release that goes back to earlier heads (`Release.origin`) goes on from what audits found of these.
 
-One small file a replica, in the workspace: `DIR.gati/breaker/MODEL/REPLICA.json`. It is written beside, fsynced and
-renamed, at once when an exit closes, and else every few seconds, of which a kill can cost the evidence; fewer, while
-the breaker is eager for more.
+There is one small file for each replica, in the workspace: `DIR.gati/breaker/MODEL/REPLICA.json`. It is written
+atomically: at once when an exit closes, and else every few seconds, or every second while the breaker is eager. A kill
+costs the evidence since then.
 
-What happened is written down beside, in `REPLICA.jsonl`: a line whenever a release goes live or an exit closes. Those
-of replicas that are long gone are removed; not so the evidence, from which one that comes back after weeks goes on.
+Events are written beside it, in `REPLICA.jsonl`: a line whenever a release goes live or an exit closes. The events of
+replicas that are long gone are removed. Their evidence is not: a replica that comes back after weeks goes on from it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ FORMAT = 2
 KEEP_SECONDS = 10.0
 EAGER_SECONDS = 1.0
 HEADS_KEPT = 10
-"""Sets of heads that evidence is kept of, those that were live last: as many releases as publishers leave on disk."""
+"""How many sets of heads evidence is kept of, the last live ones: as many as releases that publishers keep on disk."""
 EVENTS_KEPT = 1000
 TOUCH_SECONDS = 3600.0
-"""Between two signs that a replica is still there, since nothing may happen for weeks."""
+"""Time between two marks that the events of a replica are still in use, since nothing may happen for weeks."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A release went live, also again at a start of the server, or exits closed.
+    """A release went live, perhaps at a restart of the server, or exits closed.
 
     Attributes:
         at: When, ISO 8601.
         release: The live release.
-        closed: The exits that are closed from now on; none when a release goes live that nothing speaks against.
-        alarm: Why they are; None where none is.
+        closed: The exits that are closed from now on.
+        alarm: Why they are closed; None if none is.
     """
 
     at: str
@@ -57,13 +57,14 @@ class Event:
 
 
 class Ledger:
-    """Opens releases' breakers, and keeps on disk what the last ones know.
+    """Opens the breakers of releases, and keeps the evidence of the last ones on disk.
+
+    `_lock` guards all of it: one thread loads releases, and another writes their evidence down.
 
     Args:
-        path: The file; what happens goes into the one beside it with the suffix `.jsonl`.
-        chain: Whose promise they watch.
-        warn: Called once with why the file can't be read or written, and when it can be again; serving goes on without
-            it.
+        path: The file of the evidence; events go into the one beside it with the suffix `.jsonl`.
+        chain: The chain whose promise the breakers watch.
+        warn: Called once with why a file can't be read or written, and when it can be again; serving goes on without it.
     """
 
     def __init__(self, path: Path, chain: Chain, warn: Callable[[str], None]) -> None:
@@ -73,22 +74,22 @@ class Ledger:
         self._warn_once = WarnOnce(warn)
         self._release = 0
         self._live: Breaker | None = None
-        self._breakers: dict[str, Breaker] = {}  # by the heads they watch
-        self._kept = self._read()  # by the heads it is about; what was live last is last
+        self._breakers: dict[str, Breaker] = {}  # by the identity of their heads; the last live one is last
+        self._kept = self._read()  # what is on disk, likewise
         self._alarm: Alarm | None = None
         self._due = 0.0
         self._journal = Journal(path.with_suffix(".jsonl"), EVENTS_KEPT)
         self._events: list[Event] = []
         self._touch_due = 0.0
-        self._lock = Lock()  # releases are loaded by one thread, and written down by another
+        self._lock = Lock()
         forget(path.parent)
 
     def open(self, release: Release) -> Breaker:
-        """A breaker for a release that goes live: it goes on from what is known of the same heads."""
+        """The breaker for a release that goes live, with the evidence that there is about the same heads."""
         heads = self._identity(release)
         with self._lock:
             if self._live is not None and self._live.alarm != self._alarm:
-                self._happened()  # it closed exits of the release before, a moment ago
+                self._happened()  # exits of the release before closed a moment ago
             breaker = self._breakers.pop(heads, None) or self._resumed(release, heads)
             breaker.went_live()
             self._breakers[heads] = breaker
@@ -99,7 +100,7 @@ class Ledger:
             return breaker
 
     def keep(self, *, now: bool = False) -> None:
-        """Writes what has changed, if an exit has closed, or the last time is some seconds ago, or `now`."""
+        """Writes what has changed: if an exit has closed, if the last time is some seconds ago, or `now`."""
         with self._lock:
             self._keep(now)
 
@@ -121,11 +122,11 @@ class Ledger:
         self._due = time.monotonic() + (EAGER_SECONDS if self._live.eager else KEEP_SECONDS)
 
     def _identity(self, release: Release) -> str:
-        """What tells heads from others, whatever number they are published under.
+        """Identifies heads, under whatever number they are published.
 
-        Their files don't: a release's number is in them. Their thresholds and the samples behind these do.
+        Their files do not: a release's number is in them. Their certificate does, by its thresholds and its samples.
         """
-        # a field that certificates did not have yet when this was written down says nothing if it has its default
+        # without fields that have their defaults: evidence may be older than such a field
         certificate = {
             field.name: value
             for field in fields(release.certificate)
@@ -136,7 +137,7 @@ class Ledger:
         return f"{release.origin}:{digest}"
 
     def _resumed(self, release: Release, heads: str) -> Breaker:
-        """A breaker that goes on from the file."""
+        """A breaker with the evidence that is on disk, if there is any."""
         promise, together = (self._chain.epsilon, self._chain.delta), release.certificate.together
         exits = release.exits
         past = self._kept.get(heads)
@@ -152,18 +153,19 @@ class Ledger:
             return Breaker(*promise, exits, None, together)
 
     def _known(self) -> dict[str, Any]:
-        """What is to be on disk, by the heads it is about."""
+        """What is to be on disk, by the identity of the heads."""
         known = {heads: past for heads, past in self._kept.items() if heads not in self._breakers}
         known |= {heads: breaker.state() for heads, breaker in self._breakers.items() if breaker.knows}
         return dict(list(known.items())[-HEADS_KEPT:])
 
     def _happened(self) -> None:
+        """Queues an event of the live release, to be written by the next `keep`."""
         assert self._live is not None
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._events.append(Event(at, self._release, self._live.closed_exits, self._live.alarm))
 
     def _write_down(self) -> bool:
-        """Writes what happened; whether that was possible."""
+        """Writes events that wait, and returns whether it could; those that can't be written wait for the next time."""
         try:
             while self._events:
                 self._journal.add(asdict(self._events[0]))
@@ -177,7 +179,7 @@ class Ledger:
             return False
 
     def _read(self) -> dict[str, Any]:
-        """What the file says, by the heads it is about."""
+        """What is on disk, by the identity of the heads."""
         try:
             fields = json.loads(self._path.read_text(encoding="utf-8"))
             if fields["format"] != FORMAT:

@@ -1,4 +1,4 @@
-"""The lock of a repository: one at a time changes what lies in it."""
+"""The lock of a repository: one process at a time changes its releases."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK_SECONDS = 60
 
 @contextmanager
 def publisher_lock(repository: Path) -> Iterator[None]:
-    """Held by whoever changes the releases of a repository.
+    """Holds the lock that is needed to change the releases of a repository.
 
     Raises:
-        PublishError: If another holds it for `LOCK_SECONDS`, or the workspace can't be written.
+        PublishError: If another process holds it for `LOCK_SECONDS`, or the workspace can't be written.
     """
     folder = workspace(repository)
     try:

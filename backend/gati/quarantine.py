@@ -1,7 +1,7 @@
-"""Moves what can't serve out of a repository: one broken version folder keeps Triton from loading a head at all.
+"""Quarantine: releases that can't serve are moved out of a repository.
 
-What is moved lies in `refused/` of the repository's workspace, for people to look at, the newest of it; no number of it
-is used again.
+One broken version folder keeps Triton from loading any version of a head. The newest releases that were moved out stay
+in `refused/` of the repository's workspace, for people to look at; their numbers are never used again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gati.settings import workspace
 from gati.tryout import check_release
 
 REFUSED_KEPT = 10
-"""Refused releases of a chain that stay for people to look at, of those that were moved out last."""
+"""How many of a chain's refused releases are kept for people to look at, the last ones."""
 
 CONFIG = "config.pbtxt"
 VERSION = re.compile(r"[1-9]")
-"""How the name of a folder begins that Triton takes for a version: of `9.tmp` it reads 9."""
+"""Beginning of a folder's name that Triton takes for a version: it reads `9.tmp` as 9."""
 
 
 def unfit(repository: Path, chain: Chain) -> dict[Path, str]:
@@ -46,7 +46,7 @@ def unfit(repository: Path, chain: Chain) -> dict[Path, str]:
 
 
 def clear(repository: Path, chain: Chain) -> list[str]:
-    """Moves out what is unfit; returns why, each reason once. Needs the lock."""
+    """Moves unfit version folders out; returns why, each reason once. Needs the lock."""
     reasons = unfit(repository, chain)
     for folder in reasons:
         move_out(folder, refused(repository, chain) / folder.name)
@@ -54,32 +54,32 @@ def clear(repository: Path, chain: Chain) -> list[str]:
 
 
 def clear_before_start(repository: Path) -> list[str]:
-    """Moves out what would keep a server from starting: in BLS mode, where heads are Triton's own models.
+    """Moves out what would keep a server from starting: of chains in BLS mode, whose heads are Triton's own models.
 
     Returns:
-        Why each release was refused. Inline chains find that out, and say so, as they run.
+        Why each release was refused. Inline chains refuse releases themselves, while they run.
 
     Raises:
-        PublishError: If a publisher is at work and does not end.
+        PublishError: If a publisher holds the lock for too long.
         RepositoryError: If a chain can't be read.
     """
     reasons = []
     for name in find_chains(repository):
         chain = read_chain(repository, name)
         if chain.mode == "bls" and unfit(repository, chain):
-            with publisher_lock(repository):  # and look again: it may have been a publisher half-way
+            with publisher_lock(repository):  # looks again: it may have been a publisher at work
                 reasons += clear(repository, chain)
     return reasons
 
 
 def next_number(repository: Path, chain: Chain) -> int:
-    """One more than any release that there is or was: complete, damaged or refused."""
+    """One more than the number of any release that there is or was: complete, damaged or refused."""
     moved = (release_number(folder.name) or 0 for folder in refused(repository, chain).glob("*"))
     return max([0, *numbers_on_disk(repository, chain), *moved]) + 1
 
 
 def forget(repository: Path, chain: Chain) -> None:
-    """Deletes what was refused long ago, but for the highest number: numbers go on from it. Needs the lock."""
+    """Deletes old refused releases, but not the highest one, from which numbers go on. Needs the lock."""
     folders = [folder for folder in refused(repository, chain).glob("*") if release_number(folder.name)]
     folders.sort(key=lambda folder: (folder.stat().st_mtime_ns, int(folder.name)))
     highest = max((int(folder.name) for folder in folders), default=0)

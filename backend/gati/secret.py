@@ -18,7 +18,7 @@ def read_or_create_token(repository: Path) -> str:
     Servers of one repository share it, and may start at the same time.
 
     Raises:
-        PublishError: If the file is empty, or is being made by somebody who hangs.
+        PublishError: If the file is empty, or another process holds the lock to make it for too long.
         OSError: If it can't be read or made.
     """
     path = workspace(repository) / "token"
@@ -29,7 +29,7 @@ def read_or_create_token(repository: Path) -> str:
     token = path.read_text(encoding="ascii").strip()
     if not token:
         raise PublishError(f"{path} holds no token.")
-    with suppress(OSError):  # a mounted secret is read-only, and its owner's business
+    with suppress(OSError):  # a mounted secret is read-only, and its permissions are not ours to set
         path.chmod(0o600)
     return token
 

@@ -89,7 +89,7 @@ from gati.settings import (
     type=click.FloatRange(1),
     default=PATIENCE_SECONDS,
     show_default=True,
-    help="Seconds without any sign of life after which a model's process is ended and loaded again.",
+    help="Seconds without a heartbeat after which a model's process is killed, and the model loaded again.",
 )
 @click.option(
     "--log",
@@ -157,7 +157,7 @@ def serve(
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
-    """Leaves by way of the server's own clean-up."""
+    """Raises SystemExit, so that the server is stopped and cleaned up on the way out."""
     click.echo("Stopping ...", err=True)
     raise SystemExit(0)
 
@@ -192,7 +192,7 @@ def _announce(server: Server, environment: Mapping[str, str], json_path: Path | 
 
 
 def _samples(repository: Path, keeps_nothing: bool, environment: Mapping[str, str]) -> str:
-    """Where samples go, in words: as this command's options and the variables of its environment say, in that order."""
+    """Where samples go, in words: by this command's options, or else by the variables of its environment."""
     default = {STORE: NO_STORE} if keeps_nothing else {}
     settings = Settings.from_environment({**default, **os.environ, **environment}, repository)
     if settings.store is None or settings.record == NOTHING or not settings.record_share:

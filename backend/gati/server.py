@@ -25,7 +25,7 @@ from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, ending, running
-from gati.startup import START_SECONDS, is_complete, parts, start_seconds, startup_models
+from gati.startup import START_SECONDS, chain_parts, is_complete, start_seconds, startup_models
 from gati.stubs import Stubs
 from gati.temporary import TEMPORARY, held_folder, sweep
 from gati.triton import find_triton
@@ -33,9 +33,9 @@ from gati.triton_log import STDERR, PortTakenError, check_taken, failure
 
 RESTRICTED = "model-repository,shared-memory,logging,trace"
 TRIES = 3
-"""To start on ports that are free: another program may take one before Triton listens there."""
+"""Attempts to start on ports that were free: another program may take one before Triton listens there."""
 BEFORE = ".1"
-"""What the name of a log has behind it, when that is of the server before."""
+"""Suffix of the log of the server before."""
 IDLE_SECONDS = 1
 """How long a server without models may take to end."""
 
@@ -51,10 +51,10 @@ class Server:
             What the one before has said is kept beside, in `<log>.1`.
         options: More options for tritonserver.
         host: `HOST`, or `ANYWHERE`: all interfaces.
-        patience: Seconds of silence after which a model's process hangs (gati.heartbeat).
+        patience: Seconds of silence after which a model's process is taken to hang (gati.heartbeat).
 
     Attributes:
-        keeps_nothing: Whether the repository's workspace can't be written: neither samples nor the log are kept then.
+        keeps_nothing: Whether the repository's workspace can't be written, so that neither samples nor a log are kept.
 
     Raises:
         UnavailableError: If there is no Triton, a port is taken, or it does not come up.
@@ -80,7 +80,7 @@ class Server:
         self.ports = _choose(ports or Ports(), host, workspace(self.repository))
         try:
             self._token = read_or_create_token(self.repository)
-        except (OSError, PublishError):  # nowhere to keep one: nobody but this process controls the server
+        except (OSError, PublishError):  # it can't be kept: then nobody but this process controls the server
             self._token = secrets.token_urlsafe(32)
         if self.keeps_nothing:
             environment = {STORE: os.environ.get(STORE, NO_STORE)} | dict(environment or {})
@@ -110,7 +110,7 @@ class Server:
             self._undo = undo.pop_all()
 
     def _start(self, command: Callable[[], list[str]], settings: Mapping[str, str], asked: Ports) -> None:
-        """Begins the program, anew on other ports where one that is free to choose is taken meanwhile; waits for it."""
+        """Starts the program and waits for it. Tries other ports if a port that it may choose is taken meanwhile."""
         for left in reversed(range(TRIES if 0 in asdict(asked).values() else 1)):
             self._launch(command(), settings)
             try:
@@ -123,7 +123,7 @@ class Server:
                 self.ports = choose(asked, self.host)
 
     def _launch(self, command: list[str], settings: Mapping[str, str]) -> None:
-        """Begins the program."""
+        """Starts the program."""
         with nullcontext(sys.stderr) if self.log == STDERR else self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -142,8 +142,8 @@ class Server:
             "model-repository": self.repository,
             "backend-directory": backends,
             "model-control-mode": "explicit",
-            # Ready once all models were loaded, as it listens. Else a release that is being loaded in BLS mode, or was
-            # refused, makes it unready, for good, though the one before serves.
+            # With strict readiness, a release that is being loaded in BLS mode, or was refused, would make the server
+            # unready, although the release before still serves. It listens only when all models were loaded, anyway.
             "strict-readiness": "false",
             "http-address": self.host,
             "http-port": self.ports.http,
@@ -156,7 +156,7 @@ class Server:
             "grpc-restricted-protocol": f"{RESTRICTED}:{HEADER}={self._token}",
             "exit-timeout-secs": EXIT_SECONDS - 5,
         }
-        # Configurations are complete as exported; asking every backend to complete them starts each stub twice.
+        # Completing configurations would start each stub twice; those that gati exports are complete.
         flags = ["--disable-auto-complete-config"] if is_complete(self.repository) else []
         return (
             [f"--{key}={value}" for key, value in options.items()] + [f"--load-model={m}" for m in self.models] + flags
@@ -165,24 +165,24 @@ class Server:
     def _wait(self) -> None:
         seconds = start_seconds(self.repository)
         deadline = time.monotonic() + seconds
-        while not (is_ready(self.ports.http) and listens(self.ports.metrics)):  # which Triton begins with last
+        while not (is_ready(self.ports.http) and listens(self.ports.metrics)):  # metrics are what Triton starts last
             if self.process.poll() is not None:
                 if self.log != STDERR:
                     check_taken(self.log)
                 raise RepositoryError(failure(self.log))
             if time.monotonic() > deadline:
                 raise UnavailableError(f"tritonserver was not ready within {seconds} s; its log is {self.log}.")
-            self._stubs.look()  # who does not come up leaves their shared memory
+            self._stubs.look()  # to know their shared memory, should the server not come up
             time.sleep(0.05)
 
     def end_hung(self) -> list[str]:
-        """Kills processes of models that hang, and returns the models; `revive` then loads them again."""
+        """Kills the processes of models that hang; returns these models, which `revive` then loads again."""
         return [model for pid in self._heartbeats.hung() if (model := self._stubs.end(pid)) is not None]
 
     def revive(self) -> list[str]:
-        """Loads models again whose process was killed, and returns their names: Triton goes on without, and "ready".
+        """Loads models again whose process was killed; returns their names. Triton itself goes on without them.
 
-        Where the server itself has ended, there are none.
+        Returns none if the server itself has ended.
 
         Raises:
             UnavailableError: If one can't be loaded again.
@@ -227,10 +227,10 @@ class Server:
             self._stubs.clean(self._heartbeats)
 
     def _unload(self) -> bool:
-        """Unloads all models, those that may call others before these; returns whether none is left.
+        """Unloads all models, callers before those that they call; returns whether none is left.
 
-        Each then answers what it has taken and writes what it has recorded. Told to end with models loaded, Triton
-        first waits for HTTP connections that idle, until its exit timeout is over, and then leaves without all that.
+        Each model then answers requests that it has taken, and writes what it has recorded. If Triton is told to end
+        with models loaded, it waits for idle HTTP connections until its exit timeout is over, and does none of that.
         """
         deadline = time.monotonic() + EXIT_SECONDS
         try:
@@ -246,13 +246,13 @@ class Server:
 
 
 def _in_turn(repository: Path, models: Sequence[str]) -> list[set[str]]:
-    """Models in the order in which they are unloaded: those of others may call chains, and chains call their parts."""
-    called, chains = parts(repository).intersection(models), set(find_chains(repository)).intersection(models)
+    """Models in the order in which to unload them: other models may call chains, and chains call their parts."""
+    called, chains = chain_parts(repository).intersection(models), set(find_chains(repository)).intersection(models)
     return [set(models) - chains - called, chains, called]
 
 
 def _writable(folder: Path) -> bool:
-    """Whether something can be kept in a folder, which is made where it is not there."""
+    """Whether a folder can be written to; makes it if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -284,5 +284,5 @@ def _put_aside(log: Path) -> None:
 
 
 def running_ports(repository: Path) -> Ports | None:
-    """Where a server listens that `gati serve` runs on a repository on this host; None while there is none."""
+    """Ports of a server that `gati serve` runs on a repository on this host; None if there is none."""
     return next((Ports(**ports) for ports in running(repository)), None)

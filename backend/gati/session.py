@@ -1,8 +1,8 @@
 """ONNX Runtime sessions, opened alike wherever gati runs a graph: orchestrator, stand-in backend, exporter.
 
-Each session has threads of its own, which wait busily for a moment only. As ONNX Runtime's do by default, for some
-40 ms, those of a chain's sessions fight over the cores: four segments took 22 ms where the backbone takes 4. In a pool
-that sessions share they do not, but wait that long after each request, whatever `STOP_SPINNING` says.
+Each session has threads of its own, which spin (wait busily) only for a moment. By default they spin for some 40 ms,
+and then those of a chain's sessions fight over the cores: four segments took 22 ms where the backbone takes 4. In a
+pool that sessions share they do not fight, but spin that long after each request, whatever `STOP_SPINNING` says.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ DEVICE = "GATI_DEVICE"
 """Environment variable: where inline chains run, and what is measured at export; see `parse_device`."""
 CUDA = "CUDAExecutionProvider"
 LENT = "_gati_lent"
-"""Attribute of a session that keeps alive what it reads: ONNX Runtime itself does not."""
+"""Attribute of a session that keeps the tensors alive that were lent to it: ONNX Runtime itself does not."""
 
 THREADS = "GATI_THREADS"
-"""Environment variable: threads that work on one graph at a time; by default, one a core, at most `MOST_THREADS`."""
+"""Environment variable: threads that work on one graph at a time; by default one for each core, at most
+`MOST_THREADS`."""
 
 SPIN = "session.intra_op.allow_spinning"
-"""ONNX Runtime's name for whether threads wait busily; also a parameter of the stand-in backend's models."""
+"""ONNX Runtime's option for whether threads spin; also a parameter of the stand-in backend's models."""
 STOP_SPINNING = "session.force_spinning_stop"
-"""Its name for that they stop waiting busily when a run ends: then the server and its clients want the cores. On two
-cores, a request of a plain ResNet-18 took a sixth less with it, and one of its chain a quarter."""
+"""Its option for that threads stop spinning when a run ends, since the server and its clients want the cores then. On
+two cores, a request to a plain ResNet-18 took a sixth less with it, and one to its chain a quarter."""
 WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
-"""Its name for where the tensors of a graph that it writes go: 0.1 s sooner for ResNet-18 than in the graph."""
+"""Its option for a file for the tensors of a graph that it writes: that saves 0.1 s for ResNet-18."""
 INTRA_OP = "intra_op_thread_count"
 """Parameter of models of Triton's ONNX Runtime backend, and of its stand-in."""
 SPIN_DURATION = "session.intra_op.spin_duration_us"
 """ONNX Runtime's option for how long, in µs, idle worker threads spin before they sleep; versions without it fall back
 to `STOP_SPINNING`."""
 SPIN_MICROSECONDS = 20
-"""Of a chain's. With none, a request that is alone takes a tenth longer; with 150, or as long as a run, audits
-beside requests have these take up to twice as long (by hand: docs/TRIED.md)."""
+"""How long a chain's threads spin. Without, a lone request takes a tenth longer; with 150, or until a run ends,
+requests beside audits take up to twice as long (tried by hand: docs/TRIED.md)."""
 MOST_THREADS = 32
 """Threads on one graph by default: a chain has a dozen sessions and more."""
 
@@ -91,12 +92,12 @@ def open_session(
     Args:
         model: The model.
         device: Where to run it.
-        optimised: Where to write the graph that is run in the end, which is for this machine alone, with its large
-            tensors in a file beside it.
-        lent: Tensors to read where they lie, instead of those of the same names in the model; see gati.weights.
+        optimised: Where to write the optimised graph, which is for this machine only, with its large tensors in a file
+            beside it.
+        lent: Tensors to read where they lie, in place of those of the same names in the model; see gati.weights.
         captured: Whether a GPU is to run it as one CUDA graph; see gati.ladder.
-        channels_last: Whether a GPU is to keep the channels of images together inside, as its tensor cores want them.
-        as_written: Whether to run the graph node by node, without optimisations that round otherwise.
+        channels_last: Whether a GPU is to keep the channels of images last inside, as its tensor cores want them.
+        as_written: Whether to run the graph without optimisations, which may round otherwise.
 
     Raises:
         UnavailableError: If the device can't be used.
@@ -118,7 +119,7 @@ def open_session(
     session = ort.InferenceSession(source, options, providers=_providers(device, captured, channels_last))
     if lent:
         setattr(session, LENT, lent)
-    if device != CPU and CUDA not in session.get_providers():  # it takes the processor then, and says so to nobody
+    if device != CPU and CUDA not in session.get_providers():  # it has silently taken the processor
         raise UnavailableError(
             f"ONNX Runtime can't use {device}: it lacks CUDA, cuDNN or a driver, or there is no GPU."
         )
@@ -126,7 +127,7 @@ def open_session(
 
 
 def _providers(device: Device, captured: bool, channels_last: bool) -> list[Any]:
-    """Providers of a session, as ONNX Runtime wants them. Nodes that none of them can run go to the processor."""
+    """A session's execution providers. Nodes that none of them can run go to the processor."""
     if device == CPU:
         return ["CPUExecutionProvider"]
     if CUDA not in ort.get_available_providers():
@@ -134,8 +135,8 @@ def _providers(device: Device, captured: bool, channels_last: bool) -> list[Any]
             f"ONNX Runtime {ort.__version__} can't use {device} as it is: install onnxruntime-gpu in its place."
         )
     _load_cuda()
-    # Its exhaustive search for kernels, the default, takes 0.3 s on the first request of each batch size, and finds no
-    # faster ones. TensorFloat-32 stays on, as wherever ONNX Runtime serves the backbone: NVIDIA_TF32_OVERRIDE=0.
+    # The default, an exhaustive search for kernels, takes 0.3 s on the first request of each batch size, and finds no
+    # faster ones. TensorFloat-32 stays on, as where ONNX Runtime serves the backbone (off: NVIDIA_TF32_OVERRIDE=0).
     options = {"cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": str(int(captured))}
     return [(CUDA, {"device_id": str(device.index), "prefer_nhwc": str(int(channels_last)), **options})]
 
@@ -146,7 +147,7 @@ def open_alone(model: Path, intra_op_threads: int, spin: bool) -> ort.InferenceS
     Args:
         model: The file.
         intra_op_threads: Threads that work on it.
-        spin: Whether they wait busily between two pieces of work: faster alone, ruinous beside others.
+        spin: Whether they spin between two pieces of work: faster alone, ruinous beside other sessions.
 
     Raises:
         Exception: ONNX Runtime's own, if the model can't be read or run.
@@ -165,7 +166,7 @@ def run(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[st
 
 
 def run_chain(sessions: Iterable[ort.InferenceSession], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs sessions one after another, each on what it reads of the feeds and of what those before gave.
+    """Runs sessions one after another. Each reads from the feeds and from the outputs of those before it.
 
     Returns:
         The feeds and all outputs, by name.
@@ -180,8 +181,8 @@ def run_chain(sessions: Iterable[ort.InferenceSession], feeds: Mapping[str, np.n
 
 @cache
 def _load_cuda() -> None:
-    """Finds CUDA and cuDNN where pip puts them (onnxruntime-gpu[cuda,cudnn]): the loader does not look there."""
-    ort.set_default_logger_severity(3)  # it warns, at each session, of a registry that nobody asked for
+    """Loads CUDA and cuDNN from where pip puts them (onnxruntime-gpu[cuda,cudnn]): the loader does not look there."""
+    ort.set_default_logger_severity(3)  # it would log a pointless warning for each session
     with redirect_stdout(sys.stderr):
         ort.preload_dlls(msvc=False)
 

@@ -1,6 +1,6 @@
-"""A server's place in the workspace of a repository: several may serve the same one, on one host or many.
+"""Slots: the places of servers in the workspace of a repository, which several may serve, on one host or many.
 
-A place is a number. Its lock says whether it is taken, and ends with the process that holds it, however that ends.
+A slot is a number. A file lock shows that it is taken, and ends with the process that holds it, however that ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUNNING = "server*.json"
 
 
 class Slot:
-    """The first free place in a folder, a repository's workspace; held until `release`, or until the process ends."""
+    """The first free slot in a folder, a repository's workspace; held until `release`, or until the process ends."""
 
     def __init__(self, folder: Path) -> None:
         for number in count(1):
@@ -38,13 +38,13 @@ class Slot:
         """Writes down which process serves, for this one, and where it listens.
 
         Raises:
-            OSError: If that is not possible: others are then not told.
+            OSError: If that is not possible: other commands then do not find this server.
         """
         said = {"host": socket.gethostname(), "command": os.getpid(), "pid": pid, "ports": ports}
         replace(self._file, json.dumps(said) + "\n")
 
     def release(self) -> None:
-        """Gives the place back, once."""
+        """Gives the slot back; does nothing the second time."""
         if self._lock.is_locked:
             self._file.unlink(missing_ok=True)
             self._lock.release()

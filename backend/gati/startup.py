@@ -9,13 +9,13 @@ from gati.chain import find_chains, read_chain
 from gati.errors import RepositoryError
 
 START_SECONDS = 300
-"""How long a server may take to start, or a model to be loaded again: a large network is warmed for minutes."""
+"""How long a server may take to start, or a model to be loaded again: a large network takes minutes to warm up."""
 BUILD_SECONDS = 1800
-"""How long a server may take to start that has TensorRT build engines first."""
+"""How long a server may take to start if TensorRT builds engines first."""
 STATED = [
     re.compile(rf"(?:^|\s)(?:{field})\s*[:\[{{]") for field in ("backend|platform", "max_batch_size", "input", "output")
 ]
-"""What a configuration says if Triton need not find it out."""
+"""Fields that a configuration has if Triton need not complete it."""
 COMMENT = re.compile("#.*")
 
 
@@ -38,29 +38,29 @@ def startup_models(repository: Path) -> list[str]:
     return sorted(models)
 
 
-def parts(repository: Path) -> set[str]:
-    """Names of the segments and heads of all chains."""
+def chain_parts(repository: Path) -> set[str]:
+    """Names of the models that are segments and heads of chains."""
     chains = [read_chain(repository, name) for name in find_chains(repository)]
     heads = {chain.head_model(index) for chain in chains for index in chain.heads}
     return heads | {chain.segment_model(segment.index) for chain in chains for segment in chain.segments}
 
 
 def is_complete(repository: Path) -> bool:
-    """Whether all models' configurations say what Triton has to find out of others: those of chains do."""
-    others = _models(repository) - {*find_chains(repository), *parts(repository)}
+    """Whether no model's configuration needs to be completed by Triton. Those of chains do not."""
+    others = _models(repository) - {*find_chains(repository), *chain_parts(repository)}
     return all(_says_all(repository / model / "config.pbtxt") for model in others)
 
 
 def _says_all(config: Path) -> bool:
     try:
         text = COMMENT.sub("", config.read_text(encoding="utf-8", errors="replace"))
-    except OSError:  # there is none; or Triton will say what is wrong with it
+    except OSError:  # there is none, or it can't be read: Triton will report that
         return False
     return all(field.search(text) for field in STATED)
 
 
 def _models(repository: Path) -> set[str]:
-    """Names of all models; Triton takes one without a configuration for what the files of its versions say."""
+    """Names of all models; those without a configuration are recognised as Triton does, by the files of versions."""
     configured = {path.parent.name for path in repository.glob("*/config.pbtxt")}
     return configured | {path.parents[1].name for path in repository.glob("*/[1-9]*/model.*")}
 

@@ -1,7 +1,7 @@
-"""The processes that a tritonserver runs its Python models in, one an instance.
+"""Stubs: the processes in which a tritonserver runs Python models, one for each instance.
 
-Triton does not start one again that was killed: its model fails every request from then on, while the server goes on
-saying that it is ready. Such a process stays a zombie, since nobody waits for it; one that Triton has ended does not.
+Triton does not restart a stub that was killed: its model fails every request from then on, while the server still says
+that it is ready. A killed stub stays a zombie, since nobody waits for it. One that Triton itself has ended does not.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gati.proc import arguments, children
 NAME = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
 ENDING_SECONDS = 12.0
-"""How long they may take to end: a recorder writes for 10 s at most."""
+"""How long stubs may take to end: a recorder writes for 10 s at most."""
 SILENT_SECONDS = 5.0
-"""How long they may give no sign of life meanwhile: one that waits for its server with Python's lock never ends."""
+"""How long they may be without a heartbeat meanwhile: one that waits for its server and has the GIL never ends."""
 
 
 class Stubs:
-    """Those of one server, as seen so far.
+    """The stubs of one server, as seen so far.
 
     Args:
         server: Its process id.
@@ -39,13 +39,13 @@ class Stubs:
         self._expected: set[str] = set()
 
     def expect(self, model: str) -> None:
-        """Takes in that a model was loaded: its process is one of them, or has been killed before anybody saw it."""
+        """Notes that a model was loaded: at the next look it has a stub, or that was killed before anybody saw it."""
         self._expected.add(model)
 
     def killed(self) -> list[str]:
-        """Models whose processes have ended without their server; each process is told once.
+        """Models whose stubs were killed; each stub is reported once.
 
-        One that Triton ends is a zombie too, for a moment: what counts is what is one at two looks.
+        A stub that Triton ends is also a zombie for a moment: only one that is a zombie at two looks counts as killed.
         """
         ended, running = self.look()
         zombies = {pid for pid in ended if pid in self._models}
@@ -57,10 +57,10 @@ class Stubs:
         return list(dict.fromkeys([*killed, *unseen]))
 
     def look(self) -> tuple[list[int], set[str]]:
-        """Gets to know those that there are, and what they hold.
+        """Looks which stubs there are, and which shared memory is theirs.
 
         Returns:
-            Processes that have ended, of any kind, and the models of those that have not.
+            Zombies among the server's children, stubs or not, and the models of the stubs that run.
         """
         ended, running = list[int](), set[str]()
         for pid in children(self._server):
@@ -74,7 +74,7 @@ class Stubs:
         return ended, running
 
     def end(self, pid: int) -> str | None:
-        """Kills a process that hangs; returns its model, or None where the process is none of these (any more)."""
+        """Kills a stub that hangs; returns its model, or None if the process is no stub of the server any more."""
         model = self._models.get(pid)
         if model is None or not self._is_ours(pid):
             return None
@@ -83,13 +83,13 @@ class Stubs:
         return model
 
     def clean(self, heartbeats: Heartbeats) -> None:
-        """Ends what a killed server has left, and removes its shared memory; only when the server has ended.
+        """Ends stubs that a server has left behind, and removes its shared memory. The server must have ended.
 
-        Processes end by themselves, and first write what they have recorded; one that waits for its server, with a lock
-        that it needs for that, can't.
+        Stubs end by themselves, after they have written what they recorded. One that holds the GIL while it waits for
+        its server can't; it is killed.
 
         Args:
-            heartbeats: Of these processes.
+            heartbeats: Heartbeats of the stubs.
         """
         deadline = time.monotonic() + ENDING_SECONDS
         while (left := [pid for pid in self._models if self._is_ours(pid)]) and time.monotonic() < deadline:
@@ -104,15 +104,15 @@ class Stubs:
             (SHARED_MEMORY / region).unlink(missing_ok=True)
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether a process is still one of these, and not another that got its number."""
+        """Whether a process is still a stub of this server, and not another one that got the same number."""
         words = arguments(pid)
         return model_of(words) is not None and words[2] in self._regions
 
 
 def model_of(words: Sequence[str]) -> str | None:
-    """The model that a process of this command line runs an instance of, however that is named; None if it is no stub.
+    """The model that a stub with this command line runs; None if it is no stub.
 
-    Triton names the model's own file, <repository>/<model>/<version>/<file>, also where that of a backend is run.
+    Triton passes the path of the model's own file, <repository>/<model>/<version>/<file>, even if a backend runs it.
     """
     if len(words) < 3 or Path(words[0]).name != NAME:
         return None

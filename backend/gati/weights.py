@@ -1,4 +1,4 @@
-"""Weights: the large tensors of graphs, held once for all sessions that read them."""
+"""Weights: the large tensors of graphs, kept in memory once for all sessions that read them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gati.temporary import temporary_folder
 
 FILE = "weights"
 LEAST = 1 << 12
-"""Bytes of a tensor that is worth being held once."""
+"""Smallest tensor, in bytes, that is worth sharing."""
 ALIGNED = 64
-"""Bytes, by which processors like to read."""
+"""Alignment in bytes, as processors like it."""
 KINDS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8}
 
 
 class Weights:
     """Tensors by name, taken out of graphs, and lent to sessions.
 
-    What a kernel packs for itself, as those of matrix products do, is the session's own all the same.
+    Copies that kernels pack for themselves, as those of matrix products do, still belong to each session.
     """
 
     def __init__(self, held: Mapping[str, np.ndarray] | None = None) -> None:
@@ -31,23 +31,23 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """How much is held."""
+        """Size of all tensors."""
         return sum(values.nbytes for values in self._held.values())
 
     def fork(self) -> Weights:
-        """The same tensors, to which others can be added."""
+        """A second collection of the same tensors, to which others can be added."""
         return Weights(self._held)
 
     def drop(self) -> None:
-        """Holds none any longer."""
+        """Lets go of all tensors."""
         self._held.clear()
 
     def take(self, model: ModelProto, folder: Path | None = None) -> None:
-        """Takes the large tensors out of a model: what stays are their names, types and shapes.
+        """Takes the large tensors out of a model; their names, types and shapes stay in it.
 
         Args:
             model: The model.
-            folder: Where it lies, if some are in files beside it.
+            folder: The model's folder, if some of its tensors are in files beside it.
         """
         for tensor in tensors(model.graph):
             raw = np.frombuffer(tensor.raw_data, np.uint8)
@@ -65,14 +65,14 @@ class Weights:
                 tensor.raw_data = raw.tobytes()
 
     def put_back(self, model: ModelProto) -> None:
-        """Puts them back."""
+        """Puts the tensors that were taken back into a model."""
         for tensor in self._gone(model):
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
             tensor.raw_data = self._held[tensor.name].tobytes()
 
     def lay_beside(self, model: ModelProto, folder: Path) -> None:
-        """Writes them into a file of a folder, for a model that is to be written there and reads them from it.
+        """Writes the tensors that were taken into a file, for a model that is to be written beside it.
 
         Raises:
             OSError: If there is no room.
@@ -87,7 +87,7 @@ class Weights:
                 values.tofile(file)
 
     def open(self, model: ModelProto) -> ort.InferenceSession:
-        """Opens a model whose tensors were taken; on the processor.
+        """Opens a model whose tensors were taken, on the processor.
 
         Raises:
             Exception: ONNX Runtime's own, if the model can't be run; OSError, if there is no room for temporary files.
@@ -97,8 +97,8 @@ class Weights:
             self._held[name] = _aligned(self._held[name])
         lent = {name: ort.OrtValue.ortvalue_from_numpy(self._held[name]) for name in gone}
         with temporary_folder() as folder:
-            # Files beside it, since ONNX Runtime reads some, of an `If`'s branches or to optimise, before it has what
-            # it is lent.
+            # ONNX Runtime reads some tensors, those of an `If`'s branches or to optimise, before it looks at what it is
+            # lent. So they also lie in files beside the model, for as long as it is being opened.
             for number, (name, tensor) in enumerate(gone.items()):
                 self._held[name].tofile(Path(folder) / str(number))
                 del tensor.external_data[:]
@@ -133,7 +133,7 @@ def _read(tensor: TensorProto, folder: Path) -> np.ndarray:
 
 
 def _aligned(values: np.ndarray) -> np.ndarray:
-    """The same values, copied if they are not."""
+    """The same values, aligned; copied if they are not."""
     if values.ctypes.data % ALIGNED == 0:
         return values
     copy = _room(values.nbytes).view(values.dtype).reshape(values.shape)
@@ -142,6 +142,7 @@ def _aligned(values: np.ndarray) -> np.ndarray:
 
 
 def _room(size: int) -> np.ndarray:
+    """Aligned memory of so many bytes."""
     room = np.empty(size + ALIGNED, np.uint8)
     start = -room.ctypes.data % ALIGNED
     return room[start : start + size]
