@@ -1,4 +1,4 @@
-"""What a refresh decides: whether what was learned takes the place of what serves."""
+"""The decision of a refresh: whether the new heads replace the live release."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gati_export.trained import NoHeads
 from gati_export.trial import NEWEST, objection
 
 BETTER = 0.02
-"""How much less time a request has to take, as a share, for a release to be worth it: less is noise."""
+"""By how much, as a share, a release has to be faster than the live one to be published: less is noise."""
 
 UNSEEN = "The live release has a head before the features that are recorded, and can't be compared with."
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a turn is to do.
+    """What a refresh is to do.
 
     Attributes:
         draft: What to publish; None for nothing.
         why: The reason, in a sentence.
-        objected: Whether something speaks against what was learned that `always` does not outweigh.
-        shuts: Whether the draft is the live release, shut; the report is of no release then.
-        failed: Whether the turn ends as a failure, since there is nothing that could be published.
+        objected: Whether the trial objected to the new heads, which `always` does not overrule.
+        shuts: Whether the draft is the live release, shut. The report then belongs to no release.
+        failed: Whether the refresh ends as a failure, because there is nothing to publish.
     """
 
     draft: Draft | None
@@ -42,7 +42,7 @@ class Decision:
 
 
 def decide(plan: RefreshPlan, learned: Learned, progress: Progress) -> Decision:
-    """Whether what was learned is to be published; tries it on the newest samples first."""
+    """Decides whether to publish the new heads; puts them on trial with the newest samples first."""
     live, standing, trained = learned.live, learned.standing, learned.trained
     if isinstance(trained, NoHeads):
         return _without_new_heads(learned, trained.why)
@@ -61,7 +61,7 @@ def decide(plan: RefreshPlan, learned: Learned, progress: Progress) -> Decision:
 
 
 def _without_new_heads(learned: Learned, why_not: str) -> Decision:
-    """What to do where no new heads can be published: shut the live release if it must not go on, else nothing."""
+    """What to do if no new heads can be published: shut the live release if it must not go on, else nothing."""
     live, standing, recorded = learned.live, learned.standing, learned.recorded
     if live is None or standing is None or not standing.untenable:
         stays = "the live release stays" if live else "the backbone goes on alone"
@@ -73,14 +73,14 @@ def _without_new_heads(learned: Learned, why_not: str) -> Decision:
 
 
 def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -> tuple[str, bool]:
-    """Whether a certified release that takes `seconds` a request, expected, is better than the live one, and why.
+    """Whether certified heads are better than the live release, and why, in a sentence.
 
-    It is if it is faster, or if the live one does not hold, or no longer for sure.
+    They are if they are faster, or if the live release breaks its promise, or would not be certified once more.
 
     Args:
-        live: How that does, without the exits that audits have closed.
-        seconds: What the new one takes.
-        closed: These exits.
+        live: How the live release does, without closed exits; None if there is none.
+        seconds: Expected time of a request with the new heads.
+        closed: The live release's closed exits.
     """
     if live is None:
         return "Nothing served before.", True
@@ -97,7 +97,7 @@ def verdict(live: Standing | None, seconds: float, closed: Sequence[int] = ()) -
 
 
 def _newest(plan: RefreshPlan, recorded: Recorded) -> Recorded | None:
-    """What was served, and recorded in the same way, since the samples were read to learn from; None if nothing."""
+    """Samples of the same content that were recorded after those that were trained on; None if there are none."""
     try:
         newest = read_recent(plan.store, plan.chain, NEWEST, plan.age, recorded.mark)
     except SamplesError:

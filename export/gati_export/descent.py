@@ -1,4 +1,7 @@
-"""Descents: good compositions by exchanging heads, and moving errors between cut points, as long as that helps."""
+"""Descents: local search for a good composition. Heads are exchanged, and allowed errors moved between cut points.
+
+Each step takes the neighbour that helps most, until none does. The search for a proven best one is in gati_export.tree.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import numpy as np
 from gati_export.tree import PROOF, Choice, Tree
 
 STARTS, KICKS, DESCENT = 4, 8, 500
-"""Descents from heads drawn by chance, and then from the best composition with some heads drawn anew, at most; and the
-effort that each stands for."""
+"""Most descents from random heads, and then from the best composition with some heads drawn anew; and the effort that
+each of them counts for."""
 KICKED = 2 / 3
-"""Share of the cut points that this is done at."""
+"""Share of the cut points at which heads are drawn anew."""
 EXCHANGES = (1, -2, 4)
-"""Errors that are moved together with an exchange of heads; to try all powers of 2 takes longer and finds no better."""
+"""How many errors are moved together with an exchange of heads; all powers of 2 take longer and find nothing better."""
 TRIES = 128
-"""Neighbours of a composition that are tried together."""
+"""How many neighbours of a composition are evaluated together."""
 
 
 def descend(
@@ -25,13 +28,13 @@ def descend(
     """Follows what helps most, among exchanging a head and moving errors between cut points, until nothing helps.
 
     Args:
-        tree: What there is to choose from.
+        tree: The options and limits.
         heads: Numbers of the heads to begin with, -1 for none, [cut points].
-        errors: How many there may be at a cut point and before, [cut points], rising.
-        must: A cut point whose head has to stay, and to hit something.
+        errors: How many errors there may be up to each cut point, [cut points], rising.
+        must: A cut point whose head has to stay, and has to hit something.
 
     Returns:
-        The best choice on the way, whose time is infinite if that head never hit anything; and its heads and errors.
+        The best choice that was found, and its heads and errors. Its time is infinite if that head never hit anything.
     """
     (best,), (choice,) = _play_all(tree, heads[None], errors[None], must)
     while True:
@@ -44,7 +47,7 @@ def descend(
 
 
 def _play_all(tree: Tree, heads: np.ndarray, errors: np.ndarray, must: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """`Tree.play`, a few at a time; infinite times where the head that has to hit something does not."""
+    """`Tree.play`, a few at a time. Times are infinite if the head that has to hit something does not."""
     starts = range(0, len(heads), TRIES)
     played = [tree.play(heads[start : start + TRIES], errors[start : start + TRIES]) for start in starts]
     seconds, choices = (np.concatenate(parts) for parts in zip(*played, strict=True))
@@ -54,7 +57,7 @@ def _play_all(tree: Tree, heads: np.ndarray, errors: np.ndarray, must: int | Non
 
 
 def _neighbours(tree: Tree, heads: np.ndarray, errors: np.ndarray, must: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Heads and errors with errors moved between two cut points, and with another head at one of them."""
+    """Neighbours: errors moved between two cut points, perhaps together with another head at one of them."""
     found = []
     steps = [sign << power for power in range(max(1, tree.errors.bit_length() - 1)) for sign in (1, -1)]
     for cut in range(tree.cuts):
@@ -73,7 +76,7 @@ def _neighbours(tree: Tree, heads: np.ndarray, errors: np.ndarray, must: int | N
 
 
 def descend_often(tree: Tree, turns: int) -> Choice:
-    """The best of descents from no heads, from heads drawn by chance, and from the best ones with some drawn anew."""
+    """The best of descents from no heads, from random heads, and from the best ones with some drawn anew."""
     random = np.random.default_rng(0)
     even = np.arange(1, tree.cuts + 1) * tree.errors // tree.cuts
     best = descend(tree, np.full(tree.cuts, -1), even)

@@ -1,4 +1,4 @@
-"""The evidence behind a release: from what training found to the report that is shown to people."""
+"""The evidence behind a release: turns the result of training into the report that people read."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def backbone_bytes(segment_paths: Sequence[Path]) -> int:
 
 
 def report_of(chain: Chain, trained: Trained, terms: Terms, release: Release | None, whole: int) -> Report:
-    """Puts together what was learned, chosen and certified.
+    """The report of a training: what was tried, chosen and certified.
 
     Args:
         chain: The chain.
-        trained: What training found.
-        terms: What it had to keep to.
-        release: What became of it, if anything.
-        whole: Bytes of the backbone.
+        trained: The result of training.
+        terms: The terms that it had to keep.
+        release: The release that was made of it; None without one.
+        whole: Size of the backbone in bytes.
     """
     plain = trained.candidates.times.plain
     choice = trained.judged.choice if trained.judged else None
@@ -89,7 +89,7 @@ def _cut(chain: Chain, trained: Trained, index: int, hits: float) -> Cut:
 
 
 def measured_in(report: Report) -> Measured | None:
-    """The times that a report's heads were chosen by; None where it does not say what cuts cost."""
+    """The times by which a report's heads were chosen; None if it does not have the cost of cuts."""
     costs = [cut.cost for cut in report.cuts]
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs):
@@ -105,7 +105,7 @@ def measured_in(report: Report) -> Measured | None:
 
 
 def _option(judged: Judged, place: int, threshold: float | None) -> TriedHead:
-    """What is said of a candidate; it is in use where there is a threshold."""
+    """The report's entry about a candidate; with a threshold, it is in use."""
     head, scores, agree = judged.candidates.heads[place], judged.said[place].scores, judged.agrees[place]
     coverage, agrees = agreement_curve(scores, agree)
     return TriedHead(

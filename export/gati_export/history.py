@@ -1,4 +1,7 @@
-"""What refreshes decided, and why: a line of JSON a turn, in `refreshes/<model>.jsonl` of the workspace."""
+"""The history of refreshes: what each decided, and why.
+
+It has a line of JSON for each, in `refreshes/<model>.jsonl` of the workspace.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ from gati.journal import Journal, decoded
 from gati.settings import workspace
 
 KEPT = 1000
-"""Turns that are remembered: of twice as many, the older half is forgotten."""
+"""How many turns are kept, at least; see gati.journal."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One refresh.
+    """One turn: a refresh.
 
     Attributes:
         at: When it ended, ISO 8601.
         took: Seconds.
-        samples: How many it learned from.
+        samples: How many samples it trained on and certified with.
         live: The release that served before; 0 for none.
-        release: The one that it published; None for none.
-        why: Why that was published, or why nothing was, in a sentence.
-        plain_seconds: Time of the backbone alone; None where it did not come to that, like the rest.
-        live_seconds: Mean time of a request on held-out samples, expected of the release that served before.
-        new_seconds: The same of what was learned now.
-        live_differs: Share of the held-out samples that the release before answered otherwise than the backbone.
+        release: The release that it published; None for none.
+        why: Why it published that, or nothing, in a sentence.
+        plain_seconds: Time of the backbone alone; None if it was not measured, like the rest.
+        live_seconds: Expected mean time of a request with the release before, on held-out samples.
+        new_seconds: The same with the new heads.
+        live_differs: Share of held-out samples that the release before answered otherwise than the backbone.
     """
 
     at: str
@@ -42,17 +45,17 @@ class Turn:
 
 
 def note(repository: Path, model: str, turn: Turn) -> None:
-    """Adds a turn to what is remembered. One refresh of a model is at work at a time, so nobody else writes."""
+    """Adds a turn to the history. Only one refresh of a model is at work at a time, so that nobody else writes."""
     Journal(_path(repository, model), KEPT).add(asdict(turn))
 
 
 def turns(repository: Path, model: str) -> list[Turn]:
-    """The turns that are remembered, oldest first. A line that was not written to its end is passed over."""
+    """The turns in the history, oldest first. A line that was not written to its end is left out."""
     return decoded(Turn, _path(repository, model))
 
 
 def last_turn(repository: Path, model: str) -> Turn | None:
-    """The turn that was noted last; None if none was, or what was noted can't be read."""
+    """The last turn in the history; None if there is none, or it can't be read."""
     try:
         return next(reversed(turns(repository, model)), None)
     except OSError:

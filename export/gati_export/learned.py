@@ -1,4 +1,4 @@
-"""What recent samples teach: heads, and how the live release does."""
+"""The learning part of a refresh: trains heads on recent samples, and judges the live release by the same ones."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from gati_export.trial import parted, without_broken
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What recent samples have taught, before anything is decided.
+    """What a refresh has learned, before anything is decided.
 
     Attributes:
         recorded: The samples.
-        task: What was to be learned from them.
+        task: What was trained for.
         trained: The heads, or why there are none.
-        report: About them, of no release as yet.
-        live: The release that serves, without the exits that are closed; None if there is none.
-        standing: How that does; None where it was not judged.
-        comparable: Whether the samples can tell how it does.
+        report: The report about them, before they are a release.
+        live: The live release, with all closed exits known; None if there is none.
+        standing: How the live release does on the samples; None if it was not judged.
+        comparable: Whether the live release can be judged by the samples at all.
     """
 
     recorded: Recorded
@@ -50,8 +50,8 @@ def learn(plan: RefreshPlan, live: Live | None, progress: Progress, saw: Callabl
     Args:
         plan: What to refresh, and how.
         live: The release that serves; None if there is none.
-        progress: Told what is being done and how far it is.
-        saw: Told how many samples there are.
+        progress: Called with what is being done, and how far it is.
+        saw: Called with the number of samples.
 
     Raises:
         SamplesError: If there are too few samples.
@@ -79,7 +79,7 @@ def learn(plan: RefreshPlan, live: Live | None, progress: Progress, saw: Callabl
 
 
 def _known(plan: RefreshPlan, live: Live | None) -> Measured | None:
-    """Times that need not be measured, beside a busy server say: those of the live release, or else the newest ones."""
+    """Times measured before, so that a busy machine need not measure again: the live release's, or the newest ones."""
     try:
         report = live.report if live and live.report else read(plan.repository, plan.chain.model)
     except RepositoryError:
@@ -88,7 +88,7 @@ def _known(plan: RefreshPlan, live: Live | None) -> Measured | None:
 
 
 def _as_it_serves(plan: RefreshPlan, live: Live) -> Live:
-    """The live release with all exits that are closed; replicas say so, too, as their journals may lie elsewhere."""
+    """The live release with all closed exits. Replicas are asked, too, since their journals may lie elsewhere."""
     if plan.server is None:
         return live
     first = Replicas(plan.repository, plan.chain, resolved(plan.server)).closed(live.number)

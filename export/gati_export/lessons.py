@@ -1,4 +1,4 @@
-"""Lessons: lookups learn side by side, one a core, told of meanwhile and ended when they are told to."""
+"""Lessons: lookups are trained in parallel, one on each core, with progress, and can be interrupted."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ from gati_export.families.family import Lesson, Lookup
 from gati_export.heads import weights_of
 
 TELL_SECONDS = 0.5
-"""Between two times that it is told how far heads have learned."""
+"""Time between two reports of progress."""
 
 
 @dataclass
 class Lessons:
-    """What lookups learn from: samples by number, their groups, the seed, and what a run of the backbone gave."""
+    """What lookups are trained on.
+
+    Attributes:
+        train: Indices of the samples to train on.
+        tune: Indices of the samples that selectors are fitted to.
+        groups: The group of every sample, int [n]; samples of one group depend on each other.
+        seed: Seed of random numbers.
+        features: Activations of the samples that train, and then of those that tune, by cut point and view.
+        logits: The backbone's outputs for the same, [samples, classes].
+    """
 
     train: np.ndarray
     tune: np.ndarray
@@ -35,14 +44,17 @@ class Lessons:
     def train_all(
         self, tasks: Sequence[tuple[int, Lookup]], init: Mapping[int, bytes], tell: Callable[[float], None]
     ) -> list[tuple[int, Lookup]]:
-        """Has lookups learn side by side, one a core, and gives each and those derived from it, with its cut point.
+        """Trains lookups in parallel, one on each core.
 
-        What is raised here meanwhile, an interruption say, ends them at their next step.
+        An exception in this thread meanwhile, a KeyboardInterrupt say, ends the others at their next step.
 
         Args:
             tasks: Cut points and lookups.
-            init: Earlier heads, by cut point.
-            tell: Told, in this thread, how many have learned, and shares of those that learn.
+            init: Earlier heads to start from, by cut point.
+            tell: Called, in this thread, with how many are trained: those under way count by the share that is done.
+
+        Returns:
+            Each lookup, and those that are derived from it, with its cut point.
         """
         start = {index: weights_of(model) for index, model in init.items()}
         shares, ended = [0.0] * len(tasks), Event()

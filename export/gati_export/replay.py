@@ -1,7 +1,7 @@
-"""Replay: what heads with state say to samples in the order of traffic, one by one, as the orchestrator would ask them.
+"""Replay: asks heads with state about samples one by one, in the order of traffic, as the orchestrator would.
 
-A head's file is cut in two: what does not depend on state, which is run on whole batches once, and what does, which
-is run row by row with the state that the rows before have left.
+A head's file is cut in two. The part that does not depend on state is run once, on whole batches; the part that does is
+run row by row, with the state that the rows before have left.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from gati.session import open_session, run
 from gati.state import STATE_INPUTS, HeadState
 
 AHEAD = 32
-"""Rows that are asked about at once, at most, as long as the state stays as it is: a run costs much more than a row."""
+"""Most rows that are asked about ahead, on the guess that the state stays as it is: a run costs much more than a
+row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A head with state, in two.
+    """A head with state, cut in two.
 
     Attributes:
         front: What does not depend on state, as an ONNX file; from the cut tensor to `boundary`.
         back: The rest; from `boundary` and the state to the answer and the score.
-        boundary: Names of what the back reads of the front.
-        key: The name, among these, of the row's key; None if the head has none.
+        boundary: Names of the tensors that the back reads from the front.
+        key: Which of these is the row's key; None if the head has no key.
         state: Shapes of the state, by name.
     """
 
@@ -80,7 +81,7 @@ def part(model: bytes, output: str) -> Parts:
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
-    """What is computed from initializers alone: both parts can do that for themselves."""
+    """Names of tensors that are computed from initialisers alone, which both parts can do."""
     known = {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         if set(node.input) <= known:
@@ -93,7 +94,7 @@ class Rows:
 
     Args:
         parts: The head.
-        boundary: What its front gave for the samples, [n, ...] each, by name.
+        boundary: Outputs of its front for the samples, [n, ...] each, by name.
         output: The name of its answer.
     """
 
@@ -110,11 +111,11 @@ class Rows:
         self._answers = self._scores = np.empty(0)
 
     def restart(self) -> None:
-        """Forgets everything."""
+        """Starts again with an empty state."""
         self.state = HeadState(self._shapes)
 
     def ask(self, row: int) -> tuple[np.ndarray, float]:
-        """The answer [classes] and score of a row, with the state as it is now."""
+        """The answer, [classes], and score for a row, with the state as it is now."""
         now = self.state.feeds()
         if now is not self._then:
             self._then = now
@@ -125,7 +126,7 @@ class Rows:
         return self._answers[place], float(self._scores[place])
 
     def _look(self, ahead: range) -> None:
-        """Asks about rows, as if none of them changed the state."""
+        """Asks about rows ahead, as if none of them changed the state."""
         self._ahead = ahead
         feeds = {name: self._boundary[name][ahead.start : ahead.stop] for name in self._reads}
         self._answers, scores = run(self._session, self._outputs, {**feeds, **self._then})
@@ -133,27 +134,27 @@ class Rows:
 
     @property
     def remembers(self) -> bool:
-        """Whether it learns from what is answered behind it, and so from nothing that a head before it answers."""
+        """Whether it has a memory: it then learns from rows that get past it, and not from those that leave before."""
         return self._keys is not None
 
     def key(self, row: int) -> np.ndarray | None:
-        """What a row is remembered by, [1, dim]."""
+        """The key of a row, [1, dim]; None without a memory."""
         return None if self._keys is None else self._keys[row : row + 1]
 
 
 def finite_scores(scores: np.ndarray) -> np.ndarray:
-    """Scores with -1, which reaches no threshold either, for NaN, which can't be sorted."""
+    """Scores with -1 in place of NaN, which can't be sorted; neither reaches a threshold."""
     return np.nan_to_num(scores, nan=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What a head says to n samples.
+    """Scores and answers of a head for n samples.
 
     Attributes:
-        scores: Float32 [n]; of a head with state, when it was asked alone.
+        scores: Float32 [n]; for a head with state, as if it were the only head.
         answers: [n, classes], likewise.
-        rows: To ask it again in the course of a replay; None for a head without state.
+        rows: Asks a head with state again during a replay; None for a head without state.
     """
 
     scores: np.ndarray
@@ -162,12 +163,12 @@ class Said:
 
 
 def rehearse(rows: Rows, outputs: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Asks a head with state about all rows in order, as if it were the chain's only one.
+    """Asks a head with state about all rows in order, as if it were the chain's only head.
 
     Args:
         rows: The head.
-        outputs: The backbone's, [n, classes].
-        threshold: A guess of where it will hit: a miss is remembered.
+        outputs: The backbone's outputs, [n, classes].
+        threshold: A guess of its threshold, since it remembers rows that it misses.
 
     Returns:
         Scores, float32 [n], and answers, [n, classes].
@@ -185,13 +186,13 @@ def replay(said: Sequence[Said], thresholds: Sequence[float], outputs: np.ndarra
     """Runs a chain's heads over all rows in order, as the orchestrator does with one request after another.
 
     Args:
-        said: Of each head in use, in the order of the chain.
-        thresholds: Of each.
-        outputs: The backbone's, [n, classes].
+        said: Scores and answers of the heads in use, in the order of the chain.
+        thresholds: Their thresholds.
+        outputs: The backbone's outputs, [n, classes].
 
     Returns:
-        The exit of each row, int64 [n]: the head's place in `said`, or their number for the backbone; and what was
-        served, [n, classes].
+        The exit of each row, int64 [n]: the head's place in `said`, or `len(said)` for the backbone; and the answers
+        that were served, [n, classes].
     """
     exits = np.full(len(outputs), len(said))
     served = outputs.copy()

@@ -1,8 +1,8 @@
-"""Sizes: what a network asks of hidden tensors' shapes, and could as well ask of its inputs'.
+"""Sizes: shapes that a network reads from hidden tensors, and could as well read from its inputs.
 
-Exporters that trace a network write down whatever its program asked: of the embeddings, say, how long a text is, to
-expand the attention mask to. Every layer then depends on the embeddings besides the layer before it, and only the last
-could be cut off, although the inputs are as long.
+An exporter that traces a network writes down whatever its program reads: the length of a text from the embeddings, say,
+to expand the attention mask to. Then every layer depends on the embeddings as well as on the layer before it, and only
+the last layer could be cut off, although the inputs have the same length.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SIZING = {
     **{"Slice": (1, 2, 3, 4), "Range": (0, 1, 2), "ConstantOfShape": (0,), "OneHot": (1,), "TopK": (1,)},
     **{"Resize": (1, 2, 3), "Upsample": (1,)},
 }
-"""Operators' inputs that say how large the result is."""
+"""Inputs of operators that determine the shape of the result."""
 
 SIZED_BY_CONTENT = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression", "If", "Loop", "Scan"})
-"""Operators whose results are as large as what they find."""
+"""Operators whose results have a shape that depends on the content of their inputs."""
 
 
 class Place(NamedTuple):
@@ -42,18 +42,18 @@ class Place(NamedTuple):
 
 
 def ask_inputs(backbone: Backbone, samples: Feeds | None) -> Backbone:
-    """Gives a backbone to be cut that asks its inputs for sizes, where it asked hidden tensors that are as large.
+    """Makes a backbone read sizes from its inputs, where it read them from hidden tensors of the same sizes.
 
-    That these sizes follow from the inputs' is known from the graph; which they are is seen, as shapes of cut points
-    are: on batches of 1 and 2, and on inputs that are shorter along what may vary, by half and by one.
+    The graph shows that these sizes follow from the inputs' sizes. Which of them they equal is observed, on batches of
+    1 and 2, and on inputs that are shorter, by half and by one, along dimensions that may vary.
 
     Args:
         backbone: As it was loaded.
         samples: Rows to run it on.
 
     Returns:
-        The backbone, with the same file; with the same graph as well, where it could be cut at no more places, or does
-        not run on inputs of other sizes, or would answer otherwise.
+        The backbone, with the same file. Its graph is unchanged, too, if it could be cut at no more places, if it does
+        not run on inputs of other sizes, or if its answers would change.
     """
     asked = _asked(backbone.model.graph)
     if not asked:
@@ -68,12 +68,12 @@ def ask_inputs(backbone: Backbone, samples: Feeds | None) -> Backbone:
         other = replace(backbone, model=model)
         more = len(separators(model.graph, operations(other, samples))) > len(separators(backbone.model.graph, cost))
         return other if more and answers_alike(backbone, model, feeds) else backbone
-    except Exception:  # ONNX Runtime's own, of sizes that the network does not take
+    except Exception:  # ONNX Runtime's own, about sizes that the network does not take
         return backbone
 
 
 def _asked(graph: ir.Graph) -> list[ir.Value]:
-    """Shapes of hidden tensors that follow from the shapes of the inputs, whatever is in these."""
+    """Shapes of hidden tensors that the graph reads and that follow from the inputs' shapes, whatever their content."""
     sizes, sized = set(graph.initializers.values()), {*graph.inputs, *graph.initializers.values()}
     for node in graph:
         values = reads(node)
@@ -112,7 +112,7 @@ def _free(backbone: Backbone) -> dict[object, list[Place]]:
 
 
 def _places(graph: ir.Graph, cost: Mapping[ir.Node, int], feeds: Sequence[Feeds]) -> dict[Place, list[int]]:
-    """Sizes of the inputs' dimensions in each run; first of masks, say, which later layers read as it is."""
+    """Sizes of inputs' dimensions in each run; first of inputs such as masks, which later layers read anyway."""
     start = [value.name for value in subjects(graph, cost)]
     names = sorted(feeds[0], key=lambda name: name in start)
     places = [Place(name, axis) for name in names for axis in range(feeds[0][name].ndim)]
@@ -120,9 +120,9 @@ def _places(graph: ir.Graph, cost: Mapping[ir.Node, int], feeds: Sequence[Feeds]
 
 
 def _origins(sizes: Sequence[np.ndarray], places: Mapping[Place, list[int]]) -> list[Place | int] | None:
-    """For each of a tensor's dimensions, its size if that is always the same, or the input's that it always equals.
+    """For each dimension of a tensor, its size if that is constant, or the input's dimension that it always equals.
 
-    None where one of them is neither.
+    None if a dimension is neither.
     """
     found = [_origin([int(size) for size in dim], places) for dim in zip(*sizes, strict=True)]
     known = [origin for origin in found if origin is not None]
@@ -136,7 +136,7 @@ def _origin(sizes: list[int], places: Mapping[Place, list[int]]) -> Place | int 
 
 
 def _rewritten(model: ir.Model, origins: Mapping[str, Sequence[Place | int]]) -> ir.Model:
-    """A copy in which shapes of these names are put together from the inputs' dimensions."""
+    """A copy in which the shapes of these names are computed from the inputs' dimensions."""
     model = model.clone()
     graph, first = model.graph, model.graph[0]
     inputs = {value.name: value for value in graph.inputs}
@@ -156,7 +156,7 @@ def _rewritten(model: ir.Model, origins: Mapping[str, Sequence[Place | int]]) ->
 
 
 def _dimension(value: ir.Value, axis: int) -> list[ir.Node]:
-    """Nodes of which the last gives the size of a dimension, [1]."""
+    """Nodes that compute the size of a dimension, [1]; it is the output of the last."""
     shape, which = ir.node("Shape", [value]), _number(axis)
     return [shape, which, ir.node("Gather", [shape.outputs[0], which.outputs[0]], {"axis": 0})]
 

@@ -1,7 +1,7 @@
-"""Sketches: a few numbers of each row of features, which are the same for the same input.
+"""Sketches: a few numbers for each row of features, which are the same if the input was the same.
 
-Features of equal inputs may differ in their last digits where replicas have other processors, or a batch's size changes
-the order of sums. What tells copies of an input by their bytes (`splitting.split`) is given sketches instead.
+Features of equal inputs may differ in their last digits, since replicas have different processors, and a batch's size
+changes the order of sums. So `splitting.split`, which recognises copies of an input by their bytes, gets sketches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gati_export.ragged import each, is_ragged
 
 NUMBERS = 8
 STEP = 1e-3
-"""What numbers are rounded to, as a share of what samples differ by: thousands of times what copies differ by."""
+"""Rounding step, as a share of typical differences between samples; copies differ by a thousandth of it or less."""
 ROWS = 256
 
 

@@ -1,4 +1,7 @@
-"""Staging: where a chain is put together beside its repository, and what exports that were killed have left there."""
+"""Staging: folders beside a repository in which exports put chains together.
+
+Those that killed exports have left are removed by the next one.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from gati.settings import workspace
 
 REPOSITORY, LOCK, HOST, MOVED = "repository", ".lock", ".host", ".moved"
 NEW_SECONDS, OLD_SECONDS = 10, 86_400
-"""A folder that is younger may be another export's, which has not locked it yet; one of another host, whose locks may
-not be seen here, or without a lock, is left for a day."""
+"""Age in seconds from which a folder without an owner is removed. A younger one may belong to an export that has not
+locked it yet. Locks of other hosts may not be visible here, so that their folders are left for a day."""
 
 
 def staging_area(repository: Path) -> Path:
-    """The folder that exports into a repository work in; made where it is not there, and rid of what the dead left."""
+    """The folder in which exports into a repository work. Makes it, and removes what killed exports have left there."""
     area = workspace(repository) / "exports"
     area.mkdir(parents=True, exist_ok=True)
     for folder in area.iterdir():
-        with suppress(Timeout, OSError):  # Timeout: it is at work; of what is dead, the kernel has let go
+        with suppress(Timeout, OSError):  # Timeout: its export is at work; the kernel frees locks of killed ones
             if time.time() - folder.stat().st_mtime > (NEW_SECONDS if _is_ours(folder) else OLD_SECONDS):
                 with FileLock(folder / LOCK, timeout=0):
                     take_back(folder, repository)
@@ -37,13 +40,13 @@ def staging_area(repository: Path) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether an export of this host works there, or did."""
+    """Whether a folder is, or was, of an export on this host."""
     known = (folder / LOCK).exists() and (folder / HOST).exists()
     return known and (folder / HOST).read_text(encoding="utf-8") == socket.gethostname()
 
 
 def out_of_reach(staged: Path, repository: Path) -> str | None:
-    """Why what is staged can't be renamed into a repository, in one sentence; None if it can."""
+    """Why a staged chain can't be renamed into a repository, in one sentence; None if it can."""
     if staged.stat().st_dev == repository.stat().st_dev:
         return None
     return f"{staged} must be on the same file system as {repository}: mount the folder above both."
@@ -51,7 +54,7 @@ def out_of_reach(staged: Path, repository: Path) -> str | None:
 
 @contextmanager
 def staging(area: Path, name: str) -> Iterator[Path]:
-    """A folder for one export, with a repository in it that is named as that which it will be part of."""
+    """A locked folder for one export, with an empty repository in it; removed at the end."""
     with tempfile.TemporaryDirectory(dir=area, prefix=f"{name}-") as work, FileLock(Path(work) / LOCK):
         (Path(work) / HOST).write_text(socket.gethostname(), encoding="utf-8")
         (Path(work) / REPOSITORY).mkdir()
@@ -60,7 +63,7 @@ def staging(area: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def moving(work: Path) -> Iterator[Path]:
-    """The repository in an export's folder, of which it is known meanwhile what is being moved out of it."""
+    """The repository in an export's folder. Meanwhile a file lists what is being moved out of it; see `take_back`."""
     journal = work / MOVED
     journal.write_text(json.dumps([folder.name for folder in (work / REPOSITORY).iterdir()]), encoding="utf-8")
     try:
@@ -70,17 +73,17 @@ def moving(work: Path) -> Iterator[Path]:
 
 
 def write_part(path: Path, content: bytes) -> str:
-    """Writes a file of a chain that is put together; returns its SHA-256, which the manifest has."""
+    """Writes a file of a staged chain; returns its SHA-256, for the manifest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
 def take_back(work: Path, repository: Path) -> None:
-    """Removes from a repository what somebody dead had moved there of its chain, which itself would have come last."""
+    """Removes the parts of a chain from a repository that a killed export had moved there before the chain itself."""
     chains = find_chains(work / REPOSITORY)
     if not (work / MOVED).exists() or not chains or set(chains) & set(find_chains(repository)):
-        return  # or what is there is another one's of that name
+        return  # nothing was moved; or a chain of that name is there, and the parts are its
     with suppress(ValueError):  # killed as it was written, and before anything was moved
         for name in json.loads((work / MOVED).read_text(encoding="utf-8")):
             if not (work / REPOSITORY / name).exists():

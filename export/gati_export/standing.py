@@ -1,4 +1,4 @@
-"""How the release that serves now does on the samples that certify the next one: what comes has to be better."""
+"""The standing of the live release: how it does on the samples that certify the next one, which has to do better."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from gati_export.terms import Terms
 from gati_export.trained import Judged
 
 LAPSE = 2
-"""The live release is tested like a new one, with so many times the error probability, and makes room if it fails.
+"""The live release is tested like a new one, with so many times the error probability, and is replaced if it fails.
 
-Of many releases that were certified the fastest stays, and may be so fast because it was certified by luck: each breaks
-its promise with probability δ. So what stays has to pass on samples that did not choose it. With 2,000 new
+Of many certified releases the fastest stays, and it may be so fast because it was certified by luck: each breaks its
+promise with probability δ. So the release that stays has to pass on samples that did not choose it. With 2,000 new
 samples of 20,000 a turn, what serves breaks the promise 12 % of the time where nothing is asked of it, and 3 % with
 2 δ, for three times as many publications (`scripts/simulate_refreshes.py`).
 """
@@ -43,12 +43,12 @@ class Live:
 
     Attributes:
         number: Its number.
-        heads: ONNX files of its heads, rising by cut point.
-        thresholds: Theirs.
-        report: What was learned for it; None where that is not known.
-        closed: Exits that answer nothing: audits have closed them at some replica, as far as that is known.
-        parts: How the samples were split that they were learned from.
-        until: When the newest of these was served; None where that is not known.
+        heads: ONNX files of its heads, by rising cut point.
+        thresholds: Their thresholds, by cut point.
+        report: The report of its training; None if that is not known.
+        closed: Exits that answer nothing, because audits have closed them at some replica, as far as that is known.
+        parts: How the samples were split that it was trained on.
+        until: When the newest of these samples was served; None if that is not known.
     """
 
     number: int
@@ -69,15 +69,15 @@ class Live:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a release would do with held-out samples.
+    """How a release does on held-out samples.
 
     Attributes:
-        seconds: Mean time of a request, expected.
-        differs: Share of the answers that don't agree with the backbone's.
-        broken: Whether these samples show, at the promise's own confidence, that the promise is not kept.
-        lapsed: Whether they no longer show that it is; see `LAPSE`.
-        untenable: Whether it must be shut even where there is nothing to replace it: it is broken, or it has lapsed and
-            more of these samples differ than was promised. If it has lapsed only for want of samples, it goes on.
+        seconds: Expected mean time of a request.
+        differs: Share of answers that do not agree with the backbone's.
+        broken: Whether the samples show, at the promise's own confidence, that the promise is not kept.
+        lapsed: Whether the samples do not show that it is kept; see `LAPSE`.
+        untenable: Whether it must be shut even if nothing can replace it: it is broken, or it has lapsed and more
+            samples differ than was promised. If it has lapsed only for want of samples, it goes on.
     """
 
     seconds: float
@@ -112,17 +112,17 @@ def _moment(text: str | None) -> np.datetime64 | None:
 
 
 def judge(live: Live, task: Task, judged: Judged, within: float, times: np.ndarray | None = None) -> Standing:
-    """Judges the live release by the calibration samples, as the next one is.
+    """Judges the live release by the calibration samples, as the next one is judged.
 
     Exits that audits have closed answer nothing.
 
     Args:
         live: The release.
-        task: What was learned since.
-        judged: What came of it going on from the release's heads: what these said, and the heads that want to replace
-            them, whose times tell theirs; those of other families are taken from the release's report, or measured.
-        within: How errors come in groups; see `standing`.
-        times: When samples were served, [n]: what may have trained the release is no witness to its promise.
+        task: The task of the training that went on from the release's heads.
+        judged: The result of that training. It holds the scores and answers of the release's own heads, and times of
+            heads of the same families; other times are taken from the release's report, or measured.
+        within: How errors cluster within groups; see `standing`.
+        times: When samples were served, [n]: those that may have trained the release can't testify to its promise.
     """
     candidates, split, terms = judged.candidates, task.split, task.terms
     measured = measured_in(live.report) if live.report else None
@@ -142,8 +142,8 @@ def judge(live: Live, task: Task, judged: Judged, within: float, times: np.ndarr
 def _unseen(live: Live, times: np.ndarray | None, split: Split, terms: Terms) -> np.ndarray:
     """Which of the samples that calibrate have not trained the live release, bool [calibrate].
 
-    None has where those that it was learned from were split in the same way; else, those of later runs have not. All
-    are taken where these are too few to tell.
+    If its samples were split in the same way, none of these has. Otherwise the samples of later runs have not; if these
+    are too few to tell anything, all samples are used.
     """
     everything = np.ones(len(split.calibrate), bool)
     if times is None or live.until is None or live.parts == split.way != "":
@@ -167,15 +167,15 @@ def standing(
     fresh: Fresh | None = None,
     within: float = 1.0,
 ) -> Standing:
-    """How a release stands that takes so long for each held-out sample, and is wrong on some, [n] each.
+    """The standing of a release, by its times and errors on held-out samples.
 
     Args:
-        seconds: Of each.
-        wrong: Bool.
-        groups: Of samples that depend on each other.
-        terms: What it is to keep to.
+        seconds: Time of each sample, [n].
+        wrong: Which samples it answers otherwise than the backbone, bool [n].
+        groups: The group of each sample, int [n]; samples of one group depend on each other.
+        terms: What was promised.
         fresh: See gati_export.certificate.
-        within: Likewise: errors of the live release come in groups as those of the next one do.
+        within: See gati_export.certificate; errors of the live release are taken to cluster as those of the next one.
     """
     lapsed = certify(wrong[None], groups, terms.epsilon, _lapse(terms), fresh, within) is None
     broken, differs = refuted(wrong, groups, terms), float(wrong.mean())
@@ -183,9 +183,9 @@ def standing(
 
 
 def shut(live: Live, standing: Standing, chain: Chain, calibrating: int, window: Window) -> Draft:
-    """The live release with all heads shut, so that the backbone answers until others are certified.
+    """A draft of the live release with all heads shut, so that the backbone answers until others are certified.
 
-    They stay, for the next ones to go on from. Whatever they would say, no answer differs.
+    The heads stay in it, for the next training to go on from. They never answer, so that no answer differs.
     """
     heads = {index: with_threshold(model, SHUT) for index, model in live.heads.items()}
     certificate = Certificate(
@@ -208,6 +208,6 @@ def shut(live: Live, standing: Standing, chain: Chain, calibrating: int, window:
 def served(
     said: Sequence[Said], thresholds: Sequence[float], outputs: np.ndarray, terms: Terms
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where samples exit, int [n], and which are not answered as by the backbone, bool [n]. See gati_export.replay."""
+    """The exit of each sample, int [n], and which get another answer than the backbone's, bool [n]; by a replay."""
     exits, answers = replay(said, thresholds, outputs)
     return exits, (exits < len(said)) & ~parse_agreement(terms.agreement)(answers, outputs)

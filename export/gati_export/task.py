@@ -1,4 +1,4 @@
-"""What is to be learned: a chain's heads, from samples in parts, under terms."""
+"""The task of training: heads for a chain, from samples that are split into parts, under terms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gati_export.terms import Terms
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be learned, and from what.
+    """What heads are to be trained for, and on.
 
     Attributes:
         chain: The chain.
         segment_paths: Its segments' files, in order.
-        samples: Model inputs, or recorded features in their place, by name, [n, ...], n ≥ 1; no labels.
-        split: Their parts.
-        terms: What heads are to keep to.
+        samples: Model inputs by name, [n, ...] each, n ≥ 1, or recorded features in their place. There are no labels.
+        split: Which samples train, tune and calibrate.
+        terms: The promise and limits that heads must keep.
     """
 
     chain: Chain
@@ -38,7 +38,7 @@ class Earlier:
 
     Attributes:
         heads: ONNX files, by cut point.
-        way: How the samples were split that they were learned from (`Split.way`); None for as those of the task are.
+        way: How the samples were split that they were trained on (`Split.way`); None if that is the task's own split.
     """
 
     heads: Mapping[int, bytes]

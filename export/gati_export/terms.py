@@ -1,4 +1,4 @@
-"""Terms: what heads are to keep to, from the command line to the certificate."""
+"""Terms: the promise and the limits that heads must keep, from the command line to the certificate."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from gati.chain import Chain
 from gati_export.families import AUTO
 
 MARK = 8
-"""Bytes that tell a sample from others."""
+"""Bytes of a sample's mark, which tells it from others."""
 ENOUGH = 20_000
-"""Samples to train on that are aimed at, if nothing else is asked for."""
+"""How many images to train on, by default: with fewer samples, views are added."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What heads are to keep to.
+    """The promise that heads must keep, their limits, and how they are found.
 
     Attributes:
         epsilon: Largest share of requests whose answer may differ from the backbone's.
-        delta: 1 − confidence of that.
-        agreement: When answers don't differ; see `gati.agreement`.
+        delta: 1 − confidence of that statement.
+        agreement: When answers agree; see `gati.agreement`.
         families: Names of the families of heads to try, or `auto`.
         memory: Bytes that all heads together may take; None for any.
         p99: Seconds that 99 % of requests may take at most; None for any.
         views: Images to train on at least: views are added where samples are fewer.
         seed: The same seed, samples and machine speed give the same heads.
-        key: What decides, with a sample's content, whether it trains or certifies: the chain's segments, which clients
-            don't know.
-        proof: Whether to search for a better composition until there can be none, or for some 20 s; else for a second.
-        trained: Marks of samples that train whatever part they would have by that (gati_export.splitting.marks).
+        key: Decides, together with a sample's content, whether it trains or certifies. It comes from the chain's
+            segments, which clients do not know.
+        proof: Whether to search for a better composition until it is proven that there is none, for some 20 s at most;
+            otherwise the search takes a second.
+        trained: Marks of samples that always train, whatever their part would be (gati_export.splitting.marks).
     """
 
     epsilon: float = 0.01
@@ -48,12 +49,12 @@ class Terms:
 
     @property
     def numbers(self) -> bool:
-        """Whether answers are numbers, and not which class has the largest score."""
+        """Whether answers are numbers, and not scores of classes."""
         return of_numbers(self.agreement)
 
     @classmethod
     def of(cls, chain: Chain, seed: int, trained: bytes = b"") -> Terms:
-        """What a chain's heads are to keep to, as its export had it; for `trained`, see `Chain.read_trained`."""
+        """The terms that a chain was exported with; for `trained`, see `Chain.read_trained`."""
         return cls(
             epsilon=chain.epsilon,
             delta=chain.delta,

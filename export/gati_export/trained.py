@@ -1,4 +1,4 @@
-"""What training comes to: certified heads, or the reason why there are none."""
+"""The result of training: certified heads, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Judged:
 
     Attributes:
         candidates: At least one.
-        choice: What was chosen, and why.
-        said: What each says to the calibration samples.
-        agrees: Where that is as good as the backbone's answer, bool [n] each.
-        outputs: The backbone's, [n, classes].
-        earlier: What the heads said to them that training went on from, by cut point.
+        choice: Which were chosen, and why.
+        said: Each candidate's scores and answers on the calibration samples.
+        agrees: Where these answers agree with the backbone's, bool [n] each.
+        outputs: The backbone's outputs, [n, classes].
+        earlier: The same as `said`, of the heads that training went on from, by cut point.
     """
 
     candidates: Candidates
@@ -39,7 +39,7 @@ class Judged:
         return [self.candidates.heads[place] for place in self.choice.composition.chosen]
 
     def refused(self, why: str) -> NoHeads:
-        """That these came to nothing, which is the reason of those that were chosen, too."""
+        """The result if none of them can be used; `why` is also noted as the reason of those that were chosen."""
         reasons = self.choice.reasons | dict.fromkeys(self.choice.composition.chosen, why)
         return NoHeads(why, self.candidates, replace(self, choice=replace(self.choice, reasons=reasons)))
 
@@ -50,12 +50,12 @@ class Certified:
 
     Attributes:
         judged: The candidates, of which these were chosen.
-        heads: ONNX files of the heads in use, by cut point, thresholds inside.
-        certificate: What covers them together.
+        heads: ONNX files of the heads in use, with their thresholds, by cut point.
+        certificate: The certificate that covers them together.
         seconds: Mean time of a request, on the calibration samples.
         exits: Share of these samples answered at each cut point, and last by the backbone.
-        wrong: Which of them are not answered as by the backbone, bool [n].
-        within: How errors come in groups, as tuning samples have it; see gati_export.groups.wrong_within.
+        wrong: Which calibration samples are answered otherwise than by the backbone, bool [n].
+        within: How errors cluster within groups, by the tuning samples; see gati_export.groups.wrong_within.
     """
 
     judged: Judged
@@ -68,7 +68,7 @@ class Certified:
 
     @property
     def candidates(self) -> Candidates:
-        """All that was tried."""
+        """All heads that were tried."""
         return self.judged.candidates
 
     @property
@@ -79,12 +79,12 @@ class Certified:
 
 @dataclass(frozen=True, eq=False)
 class NoHeads:
-    """A chain that answers from the backbone, until a refresh has more to learn from.
+    """No heads: the backbone answers all requests, until a refresh has more samples to learn from.
 
     Attributes:
         why: The reason, in one sentence.
-        candidates: All that was tried.
-        judged: How that did; None where nothing was tried.
+        candidates: All heads that were tried.
+        judged: How these did; None if none was tried.
     """
 
     why: str

@@ -1,7 +1,7 @@
-"""The trial of what was learned, by samples that came too late to learn from.
+"""The trial of new heads on the newest samples, which came too late to train on.
 
-A certificate speaks of traffic like that which was recorded. Where traffic has changed since, or shortly before, the
-breaker would find that out from answers that were given: here it is found out before.
+A certificate holds for traffic like that which was recorded. If traffic has changed since, or shortly before, audits
+would find that out from answers that were given. The trial finds it out before any is.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from gati_export.terms import Terms
 from gati_export.trained import Certified
 
 NEWEST = 2000
-"""Samples that a trial takes, at most: a share of errors of twice epsilon rarely passes as many."""
+"""The most samples of a trial: heads that err on twice epsilon rarely pass so many."""
 
 Used = TypeVar("Used")
 
 
 def objection(task: Task, certified: Certified, newest: Recorded | None, progress: Progress) -> str | None:
-    """Why what was learned and certified must not serve, in a sentence; None if nothing speaks against it.
+    """Why certified heads must not serve after all, in a sentence; None if nothing speaks against them.
 
-    Where the promise is kept, this objects with probability 2 delta at most.
+    If they keep the promise, this objects with a probability of 2 delta at most.
 
     Args:
-        task: What was to be learned.
-        certified: What came of it.
-        newest: Samples that were served after those that it was learned from; None if there are none.
-        progress: Told what is being done and how far that is.
+        task: What they were trained for.
+        certified: The heads.
+        newest: Samples that were served after those that they were trained on; None if there are none.
+        progress: Called with what is being done, and how far it is.
     """
     terms, wrong, groups = task.terms, certified.wrong, task.split.groups[task.split.calibrate]
     if newest is not None:
@@ -64,19 +64,19 @@ def parted(recorded: Recorded, terms: Terms) -> Split:
 
 
 def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple[Recorded, Used]:
-    """Uses recorded samples, leaving out those for which the network gives NaN or infinite numbers.
+    """Uses recorded samples without those for which the network's output is NaN or infinite.
 
-    Served samples can be such: a head may have answered them before the segments that break ran.
+    There can be such samples: a head may have answered them before the segments ran that break on them.
 
     Args:
         recorded: The samples.
-        use: What to do with them; raises BrokenSamples to have some left out, and is called again with the rest.
+        use: What to do with them. It raises BrokenSamples to have some left out, and is called again with the rest.
 
     Returns:
-        The samples that are left, and what `use` made of them.
+        The samples that are left, and the result of `use`.
 
     Raises:
-        BrokenSamples: If none would be left, or the broken rows are not among these samples.
+        BrokenSamples: If no samples would be left, or the broken rows are none of these samples.
     """
     while True:
         try:
@@ -89,7 +89,7 @@ def without_broken(recorded: Recorded, use: Callable[[Recorded], Used]) -> tuple
 
 
 def _errors(task: Task, certified: Certified, newest: Mapping[str, np.ndarray], progress: Progress) -> np.ndarray:
-    """Which of the newest samples it does not answer as the backbone does, bool [n]."""
+    """Which of the newest samples the heads answer otherwise than the backbone, bool [n]."""
     heads, thresholds = certified.judged.chosen, certified.certificate.thresholds
     sessions = open_segments(task.segment_paths)
     said, outputs = ask(task.chain, sessions, heads, newest, np.arange(count(newest)), progress)
