@@ -64,7 +64,8 @@ class Ledger:
     Args:
         path: The file of the evidence; events go into the one beside it with the suffix `.jsonl`.
         chain: The chain whose promise the breakers watch.
-        warn: Called once with why a file can't be read or written, and when it can be again; serving goes on without it.
+        warn: Called once with why a file can't be read or written, and when it can be again; serving goes on without
+            it.
     """
 
     def __init__(self, path: Path, chain: Chain, warn: Callable[[str], None]) -> None:
