@@ -47,13 +47,13 @@ from gati.settings import (
 @click.option(
     "--host", type=click.Choice([HOST, ANYWHERE]), default=HOST, show_default=True, help=f"{ANYWHERE}: all interfaces."
 )
-@click.option("--store", metavar="URL", help="Where served samples go (fsspec URL).  [default: DIR.gati/samples]")
+@click.option("--store", metavar="URL", help="Where to record samples (fsspec URL).  [default: DIR.gati/samples]")
 @click.option(
     "--record",
     metavar="WHAT",
     callback=checked(parse_record),
-    help=f"Keep {INPUTS}, {FEATURES} in their place (of the first cut point, or {FEATURES}:CUT), or {NOTHING}: "
-    f"`gati refresh` then has nothing to learn from.  [default: {INPUTS}]",
+    help=f"What to record of a request: its {INPUTS}; {FEATURES} in their place (at the first cut point, or "
+    f"{FEATURES}:CUT); or {NOTHING}, and `gati refresh` has nothing to learn from.  [default: {INPUTS}]",
 )
 @click.option("--no-record", is_flag=True, help=f"The same as --record {NOTHING}.")
 @click.option("--record-share", type=click.FloatRange(0, 1), help="Share of requests to record.  [default: 1]")
@@ -61,21 +61,23 @@ from gati.settings import (
     "--store-age",
     metavar="AGE",
     callback=checked(parse_age),
-    help=f"When samples are deleted: 30d, 12h, 90m, 45s, or {FOREVER}.  [default: {DEFAULT_AGE}]",
+    help=f"Age at which samples are deleted: 30d, 12h, 90m, 45s, or {FOREVER} for never.  [default: {DEFAULT_AGE}]",
 )
 @click.option(
     "--store-mib",
     type=click.IntRange(1),
-    help="Budget for a model's samples in MiB; of a local disk, they take half at most.  [default: 1024]",
+    help="Most MiB of samples for each model; never more than half of a local disk.  [default: 1024]",
 )
 @click.option(
     "--audit",
     type=click.FloatRange(0, 1),
-    help="Share of requests drawn to see whether the backbone agrees: hits are also run to the end. 25 times as many "
-    "are drawn until a release has shown that it keeps its promise.  [default: 0.02]",
+    help="Share of requests drawn for an audit: if a head answers one, the backbone also runs, to see whether it "
+    "agrees. 25 times as many are drawn until a release has shown that it keeps its promise.  [default: 0.02]",
 )
 @click.option(
-    "--workers", type=click.IntRange(0), help="Threads for requests; 0: Triton's own.  [default: 0 inline, 4 bls]"
+    "--workers",
+    type=click.IntRange(0),
+    help="Threads that serve requests; 0: Triton's own thread does.  [default: 0 inline, 4 bls]",
 )
 @click.option(
     "--device",
@@ -94,7 +96,7 @@ from gati.settings import (
 @click.option(
     "--log",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Triton's log; - for stderr. That of the server before is kept as FILE.1.  [default: DIR.gati/server.log]",
+    help="File for Triton's log; - for stderr. That of the server before is kept as FILE.1.  [default: DIR.gati/server.log]",
 )
 @json_option
 def serve(
@@ -120,7 +122,7 @@ def serve(
     """Serve a model repository on this machine's tritonserver.
 
     Takes the tritonserver on PATH (as in NVIDIA's container), else the one in the pip wheel nvidia-pytriton, and
-    listens on loopback; with --host 0.0.0.0, whoever reaches this machine may ask it. Models can be loaded and
+    listens on loopback; with --host 0.0.0.0, whoever reaches this machine can use it. Models can be loaded and
     unloaded only by those who can read DIR.gati/token. Ends on SIGTERM or Ctrl-C, when the requests in flight are
     answered. The file of --json is written when the server is ready.
     """

@@ -47,8 +47,8 @@ def server_option(purpose: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 takers_option = server_option(
-    "A server that is to take the release. Without it the release is only written: servers that run inline take it by "
-    "themselves."
+    "A server that is to take the release. Without it the release is only written; servers that run the chain inline "
+    "find it by themselves."
 )
 
 

@@ -42,7 +42,7 @@ def _checked_name(name: str) -> str:
     metavar="DIR",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Model repository to put the chain into; made where there is none.",
+    help="Model repository to put the chain into; made if it does not exist.",
 )
 @click.option(
     "--name",
@@ -52,7 +52,7 @@ def _checked_name(name: str) -> str:
 @click.option(
     "--outputs",
     metavar="NAMES",
-    help="Which of BACKBONE's outputs to serve, with commas between, if not all.",
+    help="Which of BACKBONE's outputs to serve, with commas between.  [default: all]",
 )
 @click.option(
     "--image",
@@ -67,32 +67,32 @@ def _checked_name(name: str) -> str:
     "extra",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="More samples to train on and never to certify with, such as those that BACKBONE itself was trained on.",
+    help="More samples, only to train on and never to certify with, such as BACKBONE's own training data.",
 )
 @click.option(
     "--explain",
     is_flag=True,
-    help="Say of every head that was tried why it is used or not, and search for some 20 s for a better choice.",
+    help="Say why each head that was tried is used or not, and search up to 20 s for a better choice.",
 )
 @click.option(
     "--mode",
     type=click.Choice(["auto", "inline", "bls"]),
     default="auto",
     show_default=True,
-    help="How the chain is run: in one process, or through Triton models, as auto does where that is clearly faster.",
+    help="Run the chain in one process (inline) or as Triton models (bls). auto: bls if that is clearly faster here.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["onnxruntime", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the segments. tensorrt: on a GPU, in mode bls; as plans where this machine can make them.",
+    help="What runs the segments. tensorrt: on a GPU, in mode bls; as plans if this machine can make them.",
 )
 @click.option(
     "--engines",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the server may keep engines that TensorRT builds; a folder that it has.  [default: DIR.gati]",
+    help="Folder on the server's machine for engines that TensorRT builds.  [default: DIR.gati]",
 )
 @device_option
 @click.option(
@@ -100,7 +100,7 @@ def _checked_name(name: str) -> str:
     type=click.IntRange(1, 12),
     default=6,
     show_default=True,
-    help="How many, at most. More may serve sooner, and take longer to train heads for.",
+    help="Most cut points. More may answer sooner, and take longer to train.",
 )
 @click.option(
     "--max-batch",
@@ -139,12 +139,15 @@ def export(
     """Cut BACKBONE into segments, train heads on its own answers to SAMPLES, and write a model repository.
 
     BACKBONE is an ONNX file, a torch.export program (.pt2), a TorchScript program (.pt), package.module:callable that
-    returns an nn.Module, or the folder of such a model in a Triton repository, whose place the chain then takes for
-    all clients: names, batches, labels. It gives scores, [batch, classes], and perhaps what follows from these alone,
-    as a label does. SAMPLES are arrays, or Parquet columns, named as its inputs, and no labels are needed; rows may be
-    of any shape that it takes, as texts are. The answers served differ from BACKBONE's on at most a share --epsilon of
-    requests like SAMPLES, with confidence 1 - --delta: that takes 299 samples held out at the defaults, so give 1,400
-    or more.
+    returns an nn.Module, or a model's folder in a Triton repository. In the last case the chain can take that model's
+    place for all clients: it has the same names, batches and labels. BACKBONE computes scores, [batch, classes], and
+    perhaps outputs that follow from these alone, such as a label.
+
+    SAMPLES are arrays, or Parquet columns, with the names of its inputs. No labels are needed. Rows may differ in
+    shape, as texts do, if BACKBONE takes that.
+
+    Served answers differ from BACKBONE's on at most a share --epsilon of requests like SAMPLES, with confidence
+    1 - --delta. With the defaults, that takes 299 samples that are held out: give 1,400 or more.
 
     \b
     gati export resnet18.onnx --samples images.npz --repository models

@@ -42,51 +42,53 @@ WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 @takers_option
 @click.option("--store", metavar="URL", help="Where the server keeps samples.  [default: DIR.gati/samples]")
 @click.option(
-    "--window", type=click.IntRange(1), default=20_000, show_default=True, help="How many of the newest samples count."
+    "--window", type=click.IntRange(1), default=20_000, show_default=True, help="How many of the newest samples to use."
 )
 @click.option(
     "--store-age",
     metavar="AGE",
     envvar=STORE_AGE,
     callback=checked(parse_age),
-    help=f"How old a sample may be: 30d, 12h, 90m, 45s, or {FOREVER}: any that are kept.  [default: {FOREVER}]",
+    help=f"Oldest samples to use: 30d, 12h, 90m, 45s, or {FOREVER} for any age.  [default: {FOREVER}]",
 )
-@click.option("--always", is_flag=True, help="Publish what is certified even where it would not be faster.")
+@click.option(
+    "--always", is_flag=True, help="Publish certified heads even if they are not faster than the live release."
+)
 @click.option(
     "--measure",
     is_flag=True,
-    help="Measure latencies anew: on another machine than the export's, say. The server should be idle meanwhile.",
+    help="Measure latencies anew, on another machine than the export's, say. The server should be idle meanwhile.",
 )
 @device_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training; same seed, same heads.")
 @click.option("--watch", is_flag=True, help="Go on, one refresh after another, until Ctrl-C or SIGTERM.")
 @click.option(
     "--every",
     type=click.FloatRange(1),
     default=300,
     show_default=True,
-    help="With --watch: seconds from the beginning of one refresh to that of the next, at least.",
+    help="With --watch: least seconds from the beginning of one refresh to that of the next.",
 )
 @click.option(
     "--fresh",
     type=click.IntRange(1),
     default=2000,
     show_default=True,
-    help="With --watch: how many samples must have come since the last refresh, or all, where a store keeps fewer.",
+    help="With --watch: how many new samples a refresh waits for. If the store keeps fewer, all of them must be new.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1),
     default=lambda: max(1, cores() // 2),
     show_default="half of the cores",
-    help="With --watch: threads to work with, so that the server beside it has cores of its own.",
+    help="With --watch: threads to use, so that cores are left to the server beside it.",
 )
 @click.option(
     "--nice",
     type=click.IntRange(0, 19),
     default=10,
     show_default=True,
-    help="With --watch: how far to stand back behind the server, as in nice(1).",
+    help="With --watch: priority below the server's, as in nice(1).",
 )
 @json_option
 @click.pass_context
@@ -110,12 +112,14 @@ def refresh(
 ) -> None:
     """Learn MODEL's heads anew from what it served, and publish them while it goes on answering.
 
-    Reads the newest recorded samples, asks the segments for the backbone's answers, trains a head per cut point,
-    certifies the chain on samples held out, and compares it with the live release on these samples.
-    The next release is published if it is faster there, or if the live one no longer keeps its promise; where nothing
-    can be certified, nothing is published and the reason is given. `gati report` shows what was decided. Ends with
-    75 where a server or the store is away, or a disk or another publisher in the way, and trying again may help; else
-    as all commands do.
+    Reads the newest recorded samples, runs the segments for the backbone's answers, trains heads at each cut point,
+    certifies the chain on held-out samples, and compares it with the live release on these.
+
+    The next release is published if it is faster there, or if the live one no longer keeps its promise. If nothing can
+    be certified, nothing is published, and the reason is given. `gati report` shows what was decided.
+
+    The exit code is 75 if trying again may help: a server or the store can't be reached, a disk is full, or another
+    publisher is at work. Other failures exit with 1, as in all commands.
 
     \b
     gati refresh resnet18 --repository models --server localhost:8001
@@ -147,7 +151,7 @@ def refresh(
 
 
 def _stand_back(nice: int, threads: int) -> None:
-    """Leaves the server cores of its own, and the first turn at all; what is started from here inherits that."""
+    """Takes fewer threads and a lower priority than the server; processes that are started from here inherit both."""
     os.nice(nice)
     os.environ.update(dict.fromkeys((THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
 
@@ -175,7 +179,7 @@ class _Away(click.ClickException):
 
 @contextmanager
 def _again_where_away() -> Iterator[None]:
-    """Ends a turn that finds a server or a store away, a lock held or a disk full such that a watch makes it again."""
+    """Exits with `AGAIN` if a server or store is away, a lock held or a disk full, so that a watch tries again."""
     try:
         yield
     except GatiError as error:
@@ -185,7 +189,7 @@ def _again_where_away() -> Iterator[None]:
 
 
 def _once(context: click.Context) -> list[str]:
-    """The arguments of `gati` that do once what a watch does again and again."""
+    """The arguments of `gati` for one turn of a watch."""
     arguments = ["refresh"]
     for option in context.command.params:
         value = context.params.get(option.name or "")

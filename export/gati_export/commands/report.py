@@ -27,7 +27,7 @@ from gati_export.scrape import Reading, read_metrics
     "--release",
     "number",
     type=click.IntRange(0),
-    help="The release; 0 for the last export or refresh that led to none.  [default: the one that is live]",
+    help="The release; 0: the last export or refresh that led to none.  [default: the live release]",
 )
 @click.option(
     "--out",
@@ -40,8 +40,8 @@ from gati_export.scrape import Reading, read_metrics
     metavar="HOST:METRICS_PORT",
     multiple=True,
     callback=lambda _ctx, option, values: checked_addresses(option, values),
-    help="A server to ask how it does now; again, or with commas, for several. What was served until a minute ago is "
-    "shown without.",
+    help="A server to ask for its state now; repeat it, or use commas, for several. Without it, the report ends a "
+    "minute ago.",
 )
 @json_option
 def report(
@@ -49,9 +49,10 @@ def report(
 ) -> None:
     """Show how MODEL was served in the last day, and what was learned for a release of it.
 
-    The promise and a table come here. The page needs no network: exits, latency and agreement of the last 24 hours,
-    releases, refreshes and closed exits on one axis of time, what refreshes decided and why; then the certificate, all
-    heads that were tried, and why not. What is shown lies beside the repository, written by server, export and refresh.
+    The promise and a table are printed; a page of HTML has the rest, and needs no network. It shows exits, latency and
+    agreement of the last 24 hours; releases, refreshes and closed exits in time; what refreshes decided and why; then
+    the certificate, and all heads that were tried, with the reasons against those that are not used. All of it is read
+    from files beside the repository, which server, export and refresh write.
 
     \b
     gati report resnet18 --repository models
@@ -77,7 +78,7 @@ def report(
 
 
 def _tell(found: Report) -> None:
-    """Prints what was learned."""
+    """Prints the certificate and the table of cut points."""
     if found.why_not and found.why_not not in found.sentence:
         click.echo(f"No head serves: {found.why_not}")
     else:
@@ -88,7 +89,7 @@ def _tell(found: Report) -> None:
 
 
 def _asked(address: str, model: str) -> Reading | str:
-    """What a server says now, or why it says nothing: the page is about the others, too."""
+    """What a server says now, or why it says nothing, which must not keep the page from being written."""
     try:
         return read_metrics(address, model)
     except UnavailableError as error:

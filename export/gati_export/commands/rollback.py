@@ -27,9 +27,9 @@ from gati_export.sync import follow
 def rollback(model: str, repository: Path, server: str | None, number: int | None, json_path: Path | None) -> None:
     """Publish an earlier release of MODEL again, under the next number.
 
-    Numbers only grow, so that servers and people see what happened when. No request fails meanwhile.
-    What audits have closed of its heads stays closed, until heads are learned anew. A replica that does not take it
-    keeps nobody else from it; it is named, and the command ends with 1.
+    Numbers only grow, so that servers and people can tell what happened when. No request fails meanwhile. Exits that
+    audits have closed stay closed, until heads are learned anew. If a replica does not take the release, the others
+    still do; the replica is named, and the command exits with 1.
     """
     chain = read_chain(repository, model)
     follow(repository, click.echo)

@@ -23,14 +23,16 @@ from gati_export.scrape import Reading, read_metrics
 
 @click.command()
 @click.argument("model", metavar="[MODEL]", required=False)
-@click.option("--repository", metavar="DIR", type=existing_folder, help="Finds the server that runs on it.")
+@click.option(
+    "--repository", metavar="DIR", type=existing_folder, help="The model repository, by which the server is found."
+)
 @click.option(
     "--metrics",
     metavar="HOST:METRICS_PORT",
     callback=lambda _ctx, option, value: checked_address(option, value),
-    help=f"The server's metrics.  [default: where the server of --repository has them, else {HOST}:{Ports.metrics}]",
+    help=f"The server's metrics.  [default: those of the server on --repository, else {HOST}:{Ports.metrics}]",
 )
-@click.option("--once", is_flag=True, help="Print one table and end, as is done where output is no terminal, too.")
+@click.option("--once", is_flag=True, help="Print one table and end. So it is, too, if the output is no terminal.")
 @click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between readings.")
 @json_option
 def status(
@@ -38,8 +40,8 @@ def status(
 ) -> None:
     """Watch MODEL as it is served: exits, hit rate, audit agreement, release, p50 and p99.
 
-    Counts are since the server's start, latencies of the last 2,000 requests; the request's way through the server is
-    not in them. MODEL may be left out where --repository has only one chain. Ctrl-C ends.
+    Counts are since the server's start. Latencies are of the last 2,000 requests, without their way through the server.
+    MODEL may be left out if --repository has only one chain. Ctrl-C ends it.
     """
     if repository is None and model is None:
         raise click.UsageError("Name a MODEL, or a --repository with one chain in it.")

@@ -24,15 +24,15 @@ OPTIONS = (
         show_default=True,
         help="Share of answers that may differ from BACKBONE's.",
     ),
-    click.option("--delta", type=SHARE, default=0.05, show_default=True, help="1 - confidence that no more differ."),
+    click.option("--delta", type=SHARE, default=0.05, show_default=True, help="1 - confidence of that promise."),
     click.option(
         "--agreement",
         metavar="RULE",
         callback=checked(parse_agreement),
         default=DEFAULT,
         show_default=True,
-        help="When an answer does not differ: 'top-1', 'top-K' (the best class is among BACKBONE's K best), 'within X' "
-        "(every number is, for regression), or package.module:function, which the server must be able to import too.",
+        help="When answers agree: 'top-1' (same best class), 'top-K' (the best class is among BACKBONE's K best), "
+        "'within X' (each number is, for regression), or package.module:function, which the server can import, too.",
     ),
     click.option(
         "--families",
@@ -40,19 +40,19 @@ OPTIONS = (
         callback=checked(named_families),
         default=AUTO,
         show_default=True,
-        help=f"Heads to try, commas between: {', '.join(FAMILIES)}. 'auto' takes those that have paid most.",
+        help=f"Heads to try, with commas between: {', '.join(FAMILIES)}. 'auto': those that have paid most.",
     ),
     click.option(
         "--budget-memory",
         metavar="SIZE",
         callback=lambda _ctx, _param, value: None if value is None else parse_size(value),
-        help="What all heads together may take: '5%' of BACKBONE, or '2MB'.  [default: any]",
+        help="Most memory for all heads together: '5%' of BACKBONE, or '2MB'.  [default: any]",
     ),
     click.option(
         "--budget-p99",
         metavar="MS",
         type=click.FloatRange(0, min_open=True),
-        help="Time in the engine, at batch 1, that 99 % of requests may take at most.  [default: any]",
+        help="Most time in the engine for 99 % of requests, at batch 1.  [default: any]",
     ),
     click.option(
         "--views",
@@ -60,10 +60,10 @@ OPTIONS = (
         type=click.IntRange(0),
         default=ENOUGH,
         show_default=True,
-        help="Images to train on: where there are fewer, shifted and mirrored ones are added, as many as BACKBONE can "
-        "answer in a minute or two, and as 2 GiB hold.",
+        help="Images to train on. If there are fewer, shifted and mirrored ones are added: as many as BACKBONE can "
+        "answer in a minute or two, and as fit into 2 GiB.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the training; same seed, same heads."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training; same seed, same heads."),
 )
 
 
