@@ -138,7 +138,7 @@ class Service:
         when_orphaned(self._leave)
         beat(os.environ)
         # Inline, loading a large release takes long, and what audits find meanwhile is to be reported: two threads. In
-        # BLS mode Triton loads releases, and one thread is enough.
+        # BLS mode Triton loads releases, and both looking and reporting call Triton: one thread.
         ticking = [(self._look,), (self._books.report,)] if inline else [(self._look, self._books.report)]
         return [Ticker(SECONDS, self._warn, *each) for each in ticking]
 
