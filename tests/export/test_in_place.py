@@ -91,6 +91,14 @@ def test_the_chain_is_named_after_the_model(model, tmp_path, export, path) -> No
     assert read_chain(tmp_path / "models", "net").model == "net"
 
 
+def test_a_file_alone_has_no_configuration_which_is_said(model, tmp_path, export) -> None:
+    assert "config.pbtxt" not in export("net/1/model.onnx", "--name", "first")[1]
+    configured(model, CONFIG)
+    _, error = export("net/1/model.onnx")
+    assert error == "production/net/config.pbtxt is not read; for a chain in that model's place, give production/net.\n"
+    assert read_chain(tmp_path / "models", "net").max_batch == 32
+
+
 def test_what_it_says_of_batches_is_taken_over(model, tmp_path, export) -> None:
     batching = 'dynamic_batching { preferred_batch_size: [4, 16] max_queue_delay_microseconds: 100 }\nname: "net"'
     tags = 'metric_tags { key: "team" value: "vision" }'

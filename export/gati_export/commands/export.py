@@ -165,6 +165,8 @@ def export(
     if config_name is not None and not (is_folder and NAME.fullmatch(config_name)):
         raise click.UsageError("--model-config-name is for a model's folder, and names a file of its configs/.")
     deployed = read_deployed(Path(backbone), config_name) if is_folder else None
+    if deployed is None:
+        _warn_of_configuration(backbone)
     served = deployed.signature.outputs if deployed else ()
     plan = ExportPlan(
         backbone=str(deployed.path) if deployed else backbone,
@@ -198,6 +200,16 @@ def _run_by(mode: str, engine: str) -> tuple[Mode | None, Engine]:
     if mode == "inline":
         raise click.UsageError("--engine tensorrt is for Triton models: leave --mode out, or say bls.")
     return "bls", "tensorrt"
+
+
+def _warn_of_configuration(backbone: str) -> None:
+    """Says that what a Triton repository says of a network's file is left alone, before hours go into it."""
+    path = Path(backbone)
+    if not (path.is_file() and path.parent.name.isdecimal()):
+        return
+    folder = path.parents[1]
+    if (folder / "config.pbtxt").is_file():
+        click.echo(f"{folder}/config.pbtxt is not read; for a chain in that model's place, give {folder}.", err=True)
 
 
 def _default_name(backbone: str, deployed: Deployed | None) -> str:
