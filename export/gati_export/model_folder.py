@@ -23,6 +23,8 @@ VERSION = re.compile(r"0|[1-9][0-9]*")
 def no_model(folder: Path) -> str:
     """Why a folder without versions is not exported, and what may have been meant."""
     why = f"{folder} is no model of a Triton repository: no version of it is served, such as 1/."
+    if VERSION.fullmatch(folder.name):
+        return f"{why} It seems to be a version of one; give {folder.parent}."
     models = sorted({path.parent.name for path in folder.glob("*/config.pbtxt")})
     return f"{why} It seems to be a repository; give one of its models, of {', '.join(models)}." if models else why
 

@@ -305,5 +305,6 @@ def test_folders_that_are_no_models(model, tmp_path, export) -> None:
     assert "production is no model of a Triton repository" in export(".")[1]
     configured(model, CONFIG)
     assert "It seems to be a repository; give one of its models, of net." in export(".")[1]
+    assert export("net/10")[1].endswith(f"It seems to be a version of one; give {model}.\n")
     assert not export()[1]
     assert "net is a chain already" in export("../models/net", "--name", "again")[1]
