@@ -96,7 +96,7 @@ from gati.settings import (
 @click.option(
     "--log",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="File for Triton's log; - for stderr. That of the server before is kept as FILE.1.  [default: DIR.gati/server.log]",
+    help="File for Triton's log; - for stderr. The last server's becomes FILE.1.  [default: DIR.gati/server.log]",
 )
 @json_option
 def serve(
