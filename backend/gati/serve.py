@@ -18,6 +18,7 @@ from gati.objects import public
 from gati.options import checked, existing_folder, json_option, port_option, write_json
 from gati.ports import ANYWHERE, HOST, Ports
 from gati.server import Server
+from gati.server_options import check_handed_on
 from gati.session import DEVICE, parse_device
 from gati.settings import (
     AUDIT,
@@ -41,6 +42,7 @@ from gati.settings import (
 
 @click.command()
 @click.argument("repository", metavar="DIR", type=existing_folder)
+@click.argument("handed_on", metavar="[-- OPTION...]", nargs=-1, callback=checked(check_handed_on))
 @port_option("grpc", Ports.grpc)
 @port_option("http", Ports.http)
 @port_option("metrics", Ports.metrics)
@@ -101,6 +103,7 @@ from gati.settings import (
 @json_option
 def serve(
     repository: Path,
+    handed_on: tuple[str, ...],
     grpc_port: int,
     http_port: int,
     metrics_port: int,
@@ -119,12 +122,17 @@ def serve(
     log: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Serve a model repository on this machine's tritonserver.
+    r"""Serve a model repository on this machine's tritonserver.
 
     Takes the tritonserver on PATH (as in NVIDIA's container), else the one in the pip wheel nvidia-pytriton, and
     listens on loopback; with --host 0.0.0.0, whoever reaches this machine can use it. Models can be loaded and
     unloaded only by those who can read DIR.gati/token. Ends on SIGTERM or Ctrl-C, when the requests in flight are
     answered. The file of --json is written when the server is ready.
+
+    What stands behind -- is handed on to tritonserver, for example:
+
+    \b
+      gati serve models -- --log-format=ISO8601 --trace-config=level=TIMESTAMPS
     """
     options = {
         STORE: store,
@@ -145,7 +153,7 @@ def serve(
     asked = [port for port in (grpc_port, http_port, metrics_port) if port]
     if len({*asked}) < len(asked):
         raise click.UsageError("gRPC, HTTP and metrics need a port each.")
-    with Server(repository, ports, environment, log, host=host, patience=patience) as server:
+    with Server(repository, ports, environment, log, handed_on, host, patience) as server:
         _announce(server, environment, json_path)
         while server.process.poll() is None:
             time.sleep(0.2)

@@ -18,20 +18,20 @@ from pathlib import Path
 from gati.chain import find_chains
 from gati.errors import PublishError, RepositoryError, UnavailableError
 from gati.heartbeat import HEARTBEATS, PATIENCE_SECONDS, UP, Heartbeats
-from gati.model_control import EXIT_SECONDS, HEADER, NOT_ANSWERED, ModelControl, is_ready
+from gati.model_control import EXIT_SECONDS, NOT_ANSWERED, ModelControl, is_ready
 from gati.parent import die_with_parent
 from gati.ports import HOST, Ports, choose, listens
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
+from gati.server_options import own_options
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, ending, running
-from gati.startup import START_SECONDS, chain_parts, is_complete, start_seconds, startup_models
+from gati.startup import START_SECONDS, chain_parts, start_seconds, startup_models
 from gati.stubs import Stubs
 from gati.temporary import TEMPORARY, held_folder, sweep
-from gati.triton import find_triton
+from gati.triton import Triton, find_triton
 from gati.triton_log import STDERR, PortTakenError, check_taken, failure
 
-RESTRICTED = "model-repository,shared-memory,logging,trace"
 TRIES = 3
 """Attempts to start on ports that were free: another program may take one before Triton listens there."""
 BEFORE = ".1"
@@ -99,7 +99,9 @@ class Server:
             given = {HEARTBEATS: str(heartbeats), TEMPORARY: str(self._temporary)}
             settings = triton.environment(backends) | dict(environment or {}) | given
             self._start(
-                lambda: [str(triton.executable), *self._options(backends), *options], settings, ports or Ports()
+                lambda: [str(triton.executable), *self._own_options(triton, backends), *options],
+                settings,
+                ports or Ports(),
             )
             undo.callback(self._end)
             for model in set(find_chains(self.repository)).intersection(self.models):
@@ -137,29 +139,9 @@ class Server:
         self._stubs = Stubs(self.process.pid)
         self._control = ModelControl(self.ports.http, self._token)
 
-    def _options(self, backends: Path) -> list[str]:
-        options = {
-            "model-repository": self.repository,
-            "backend-directory": backends,
-            "model-control-mode": "explicit",
-            # With strict readiness, a release that is being loaded in BLS mode, or was refused, would make the server
-            # unready, although the release before still serves. It listens only when all models were loaded, anyway.
-            "strict-readiness": "false",
-            "http-address": self.host,
-            "http-port": self.ports.http,
-            "grpc-address": self.host,
-            "grpc-port": self.ports.grpc,
-            "metrics-address": self.host,
-            "metrics-port": self.ports.metrics,
-            "metrics-config": "summary_latencies=true",
-            "http-restricted-api": f"{RESTRICTED}:{HEADER}={self._token}",
-            "grpc-restricted-protocol": f"{RESTRICTED}:{HEADER}={self._token}",
-            "exit-timeout-secs": EXIT_SECONDS - 5,
-        }
-        # Completing configurations would start each stub twice; those that gati exports are complete.
-        flags = ["--disable-auto-complete-config"] if is_complete(self.repository) else []
-        return (
-            [f"--{key}={value}" for key, value in options.items()] + [f"--load-model={m}" for m in self.models] + flags
+    def _own_options(self, triton: Triton, backends: Path) -> list[str]:
+        return own_options(
+            self.repository, backends, triton.caches, self.models, host=self.host, ports=self.ports, token=self._token
         )
 
     def _wait(self) -> None:

@@ -37,6 +37,11 @@ class Triton:
     stub: Path | None = None
     libraries: Path | None = None
 
+    @property
+    def caches(self) -> Path:
+        """Response caches that came with it: a server looks for them elsewhere, unless it is told."""
+        return self.backends.with_name("caches")
+
     def prepare(self, folder: Path) -> None:
         """Fills an empty folder with the backends, as links: those that came with it, and gati's.
 

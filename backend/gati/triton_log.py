@@ -27,6 +27,7 @@ def failure(log: Path) -> str:
     for pattern in (
         r"Poll failed for model directory ('[^']+': .+)",
         r"load failed for model ('[^']+'): version \d+ is at UNAVAILABLE state: (?:[\w ]+: )?(.+)",
+        r"tritonserver: ((?:unrecognized|ambiguous) option .+|option .+)\nUsage: ",
         r"error: creating server: (?:Internal - )?(.+)",
         r"\nerror: (.+)",
         # Triton may die while it unloads the others, before it gives the reason once more as above.

@@ -346,6 +346,46 @@ def test_a_port_that_is_taken_is_told_with_its_option(exported: Exported, tmp_pa
     assert f"--{protocol}-port" in said
 
 
+# Options that are handed on to tritonserver
+
+
+def test_what_stands_behind_two_dashes_is_handed_on(exported: Exported, start: Start, tmp_path: Path) -> None:
+    repository, traces = exported.copy(tmp_path), tmp_path / "traces.json"
+    setting = [f"--trace-config=triton,file={traces}", "--trace-config", "level=TIMESTAMPS", "--trace-config=rate=1"]
+    running = start(repository, "--", *setting, "--log-format=ISO8601", "--cache-config=local,size=1048576")
+    running.images(exported.images[:4])
+    running.process.terminate()
+    running.process.communicate(timeout=SECONDS)
+    assert any(line.get("model_name") == MODEL for line in json.loads(traces.read_text()))
+    assert "T" in (workspace(repository) / "server.log").read_text().split(" ")[0], "a date of ISO 8601"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--http-port=1", "tritonserver gets --http-port from gati serve itself"),
+        ("--load-model=other", "tritonserver gets --load-model from gati serve itself"),
+        ("other", "'other' is no option of tritonserver"),
+    ],
+)
+def test_what_is_not_to_be_handed_on_is_wrong_use(exported: Exported, option: str, said: str) -> None:
+    command = [*GATI, "serve", str(exported.repository), *FREE, "--", option]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"Error: Invalid value for '[-- OPTION...]': {said}."
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--no-such-option", "unrecognized option '--no-such-option'"),
+        ("--trace-config=level", "--trace-config option format is"),
+    ],
+)
+def test_what_triton_says_of_an_option_is_told(exported: Exported, tmp_path: Path, option: str, said: str) -> None:
+    assert said in refused("serve", str(exported.copy(tmp_path)), *FREE, "--", option)
+
+
 @pytest.mark.triton
 def test_a_process_that_dies_before_anybody_has_seen_it_is_started_again(exported: Exported, tmp_path: Path) -> None:
     """A request that made it end waited for it, or came again at once."""

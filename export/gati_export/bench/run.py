@@ -23,7 +23,6 @@ from gati.ports import HOST, Ports
 from gati.server import Server
 from gati.session import open_session, run
 from gati.settings import Settings, workspace
-from gati.triton import find_triton
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.arena import Arena, Contender
 from gati_export.bench.audits import audited, eager
@@ -87,7 +86,7 @@ def bench(plan: BenchPlan, progress: Progress) -> Result:
         add_studies(arena, traffic.take(SCORED))
         first = [c.name for c in arena.contenders if serves(c.name)][:2]  # the plain model, and the chain
         starts = seconds_to_answer(arena, first, Path(work, "start"), rows_at(traffic.take(1), [0]), log)
-        options = _cache_options() if "cache" in plan.against else []
+        options = [f"--cache-config=local,size={CACHE_BYTES}"] if "cache" in plan.against else []
         with Server(arena.repository, Ports(0, 0, 0), arena.environment, log, options) as server:
             rows = _Run(plan, arena, traffic, session, server, analyzer, Path(work, "inputs.json"), progress).rows()
         result = Result(conditions(plan, arena, traffic, starts), tuple(rows), tuple(arena.notes))
@@ -116,12 +115,6 @@ def _peers(plan: BenchPlan, progress: Progress) -> tuple[dict[str, dict[int, byt
         raise SamplesError("The peers' heads have to learn from samples: give those of the export with --samples.")
     segments = plan.chain.segment_paths(plan.repository)
     return peer_heads(plan.chain, segments, plan.learn_from, plan.extra, progress)
-
-
-def _cache_options() -> list[str]:
-    """Triton's own response cache, for the model that asks for it."""
-    caches = find_triton().backends.with_name("caches")
-    return [f"--cache-directory={caches}", f"--cache-config=local,size={CACHE_BYTES}"]
 
 
 def outputs_of(session: ort.InferenceSession, chain: Chain, requests: Mapping[str, np.ndarray]) -> np.ndarray:
