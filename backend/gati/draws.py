@@ -13,7 +13,7 @@ from gati.breaker import Breaker
 EAGER = 25
 """How many times the usual share is drawn while the breaker is eager: a new release is soon known, and bad heads soon
 found out, and else audits cost little. By default each second request is drawn: heads that differ on 2 % where 1 % is
-promised close after some 1,200 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
+promised close after some 1,300 requests, and 5 % are drawn of the first 20,000 to heads that differ on 0.2 %
 (`scripts/simulate_audits.py`)."""
 NEW = 1_000
 """Requests, one after another, after which a good release is mostly known to be good: compare times after these."""

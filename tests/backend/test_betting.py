@@ -39,5 +39,13 @@ def test_twice_the_share_is_found_out_after_as_many_of_them_whichever_share_that
     assert refuted(share, np.array([15 / share]), np.array([30]), ONE, 0.05)
 
 
+@pytest.mark.parametrize("share", [0.0005, 0.01, 0.2])
+def test_little_more_than_the_share_is_found_out_too_if_late(share: float) -> None:
+    """A bet on twice the share alone would lose on 1.3 times as large a one, and for ever."""
+    for errors, found in ((30, False), (600, True)):
+        assert bool(refuted(share, np.array([errors / (1.3 * share)]), np.array([errors]), ONE, 0.05)) == found
+    assert not refuted(share, np.array([600 / (1.3 * share)]), np.array([600]), ONE, 0.05, MORE[MORE >= 2])
+
+
 def test_of_nothing_nothing_is_known() -> None:
     assert (lower_bound(0 * ONE, 0 * ONE, ONE, 0.05), upper_bound(0 * ONE, 0 * ONE, ONE, 0.05)) == (0, 1)
