@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -408,6 +409,25 @@ def test_an_empty_memory_is_sure_of_nothing_and_a_full_one_forgets_the_oldest(me
     said = look(memory, scenes.hidden, state.feeds())
     same = (said.logits == scenes.logits).all(1)
     assert same[5:].all() and not same[:5].any()
+
+
+def test_a_memory_that_knows_one_answer_is_no_surer_than_one_that_knows_another_further_off(
+    memory: recent.Recent,
+) -> None:
+    """Else it answers so whatever comes, and for ever: it learns from nothing that it answers."""
+    scenes, memory = course(CUTS["vector"], 200, 6), deepcopy(memory)
+    memory.weight.fill_(1 / recent.SIGNALS)
+    keys = look(memory, scenes.hidden, HeadState(dict(memory.state)).feeds()).key
+    assert keys is not None
+    other = int(np.flatnonzero(scenes.labels != scenes.labels[0])[0])
+    said = []
+    for known in ([0], [0, other]):
+        state = HeadState(dict(memory.state))
+        state.remember(keys[known].numpy(), scenes.logits[known].numpy())
+        said.append(look(memory, scenes.hidden, state.feeds()))
+    nearer = said[1].logits.argmax(1) == int(scenes.labels[0])
+    assert nearer.sum() > 20
+    assert (said[0].score <= said[1].score)[nearer].all()
 
 
 def test_a_memory_is_surer_of_what_is_nearer_and_of_what_was_further_ahead(memory: recent.Recent) -> None:

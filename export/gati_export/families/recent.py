@@ -89,7 +89,8 @@ class Recent(Lookup):
         """What is known of the nearest entry, [batch, 3], and its answer, [batch, classes].
 
         That is its distance, the logarithm of how many times as far the nearest with another answer is, and by how much
-        its answer is ahead of the second best.
+        its answer is ahead of the second best. While no other answer is remembered, it counts as just as far: the first
+        few entries would else answer whatever comes, and a memory learns from nothing that it answers.
         """
         ring, said = state[MEMORY_KEYS], state[MEMORY_ANSWERS]
         distance = torch.linalg.vector_norm(keys[:, None] - ring, dim=2).clamp(NEAR, FAR)
@@ -97,6 +98,7 @@ class Recent(Lookup):
         answers = said.index_select(0, distance.argmin(1))
         others = said.argmax(1) != answers.argmax(1, keepdim=True)
         rival = torch.where(others, distance, FAR).amin(1, keepdim=True)
+        rival = torch.where(rival < FAR, rival, near)
         apart = torch.log(rival / near).clamp(0.0, 5.0)
         return torch.cat([near, apart, answers.topk(len(self.ahead), 1).values @ self.ahead], 1), answers
 
