@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from gati_export.staging import out_of_reach
 
 HEAD_VERSIONS = 2
 """Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
+PART = re.compile(r"(.+)-(?:segment|head)-\d+")
+"""Names of a chain's segments and heads."""
 TUNABLE = ("instance_group", "dynamic_batching", "version_policy", "metric_tags")
 """Fields of a configuration that change nothing but how a model is run."""
 
@@ -192,8 +195,7 @@ def models_of(repository: Path, name: str) -> list[Path]:
     return [
         folder
         for folder in sorted(repository.glob(f"{name}*"))
-        if folder.name == name
-        or (folder.name.startswith((f"{name}-segment-", f"{name}-head-")) and folder.name.rsplit("-", 1)[1].isdecimal())
+        if folder.name == name or ((part := PART.fullmatch(folder.name)) and part[1] == name)
     ]
 
 
@@ -206,6 +208,9 @@ def check_room(staging: Path, repository: Path, name: str, plain: bool) -> None:
     taken = models_of(repository, name) + [p for p in [repository / plain_name(name)] if plain and p.exists()]
     if taken:
         raise RepositoryError(f"{repository} holds {taken[0].name!r} already; choose another --name, or remove it.")
+    part = PART.fullmatch(name)
+    if part and chain_path(repository, part[1]).exists():  # it may not be there yet, as a head without a version
+        raise RepositoryError(f"{name!r} is a name for a part of {part[1]!r} in {repository}; choose another --name.")
     if repository.exists() and (reason := out_of_reach(staging, repository)) is not None:
         raise RepositoryError(reason)
 

@@ -22,7 +22,7 @@ from gati.session import CPU, Device, open_session, run
 from gati_client import Client
 from gati_export.accelerator import Accelerator, profile
 from gati_export.latency import measured_on
-from gati_export.repository import write_plain, write_repository
+from gati_export.repository import head_config, write_plain, write_repository
 from gati_export.tensorrt_plans import why_no_plans
 
 ENGINES = Path("/srv/cache")
@@ -102,10 +102,12 @@ def test_engines_are_for_every_batch(tmp_path: Path) -> None:
 
 
 def test_segments_get_a_gpu_where_there_is_one_and_all_else_the_processor(tmp_path: Path) -> None:
-    kinds = {name: config.instance_group[0].kind for name, config in Two(tmp_path).configs().items()}
+    two = Two(tmp_path)
+    kinds = {name: config.instance_group[0].kind for name, config in two.configs().items()}
     automatic, processor = ModelInstanceGroup.KIND_AUTO, ModelInstanceGroup.KIND_CPU
     segments = {"two-segment-0": automatic, "two-segment-1": automatic, "two-plain": automatic}
-    assert kinds == {"two": processor, "two-head-0": processor, **segments}
+    assert kinds == {"two": processor, **segments}
+    assert head_config(two.chain, 0).instance_group[0].kind == processor
 
 
 def test_what_takes_zeros_is_warm_before_it_is_ready(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from gati_export.commands import common
 from gati_export.heads import weights_of
 from gati_export.images import parse_decode
 from gati_export.mode import CLEARLY, faster
+from gati_export.repository import head_config
 from gati_export.staging import staging_area
 from gati_export.terms import Terms
 
@@ -239,7 +240,7 @@ def test_segments_are_prepared_for_tensorrt(gati, tmp_path):
     for model in ("net-segment-0", "net-plain"):
         text = (tmp_path / "models" / model / "config.pbtxt").read_text()
         assert any(way in text for way in ("/var/cache/engines-net-", 'backend: "tensorrt"'))
-    assert "accelerator" not in (tmp_path / "models/net-head-0/config.pbtxt").read_text()
+    assert "accelerator" not in str(head_config(chain, 0))
 
 
 @pytest.mark.skipif(usable(Device("cuda")), reason="there is a GPU here")
@@ -819,8 +820,9 @@ def test_names_that_are_refused(gati, tmp_path, name):
 def test_a_name_that_is_taken_stays_with_its_model(gati, tmp_path):
     assert gati().code == 0
     before = {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()}
-    for options in ([], ["--name", "net-segment-0"], ["--name", "net-head-1"]):
-        assert "already; choose another --name" in one_error(gati("net.onnx", *options))
+    for name in ([], ["--name", "net-segment-0"]):
+        assert "already; choose another --name" in one_error(gati("net.onnx", *name))
+    assert "is a name for a part of 'net'" in one_error(gati("net.onnx", "--name", "net-head-1"))
     assert before == {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()}
     (tmp_path / "models" / "other-plain").mkdir()
     assert "'other-plain' already" in one_error(gati("net.onnx", "--plain", name="other"))
