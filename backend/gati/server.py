@@ -265,6 +265,6 @@ def _put_aside(log: Path) -> None:
             log.replace(log.with_name(f"{log.name}{BEFORE}"))
 
 
-def running_ports(repository: Path) -> Ports | None:
-    """Ports of a server that `gati serve` runs on a repository on this host; None if there is none."""
-    return next((Ports(**ports) for ports in running(repository)), None)
+def running_ports(repository: Path) -> list[Ports]:
+    """Ports of the servers that `gati serve` runs on a repository on this host."""
+    return [Ports(**ports) for ports in running(repository)]

@@ -291,7 +291,16 @@ def test_nothing_is_published_where_no_replica_answers(three: Fleet) -> None:
 def test_servers_of_one_repository_have_a_log_each_and_are_found(three: Fleet) -> None:
     assert len({server.log for server in three.servers}) == 3
     assert all(f"{HOST}:{server.ports.grpc}" in server.log.read_text() for server in three.servers)
-    assert running_ports(three.repository) in [server.ports for server in three.servers]
+    assert {*running_ports(three.repository)} == {server.ports for server in three.servers}
+
+
+def test_the_status_of_one_server_of_several_names_the_others(three: Fleet, capsys: pytest.CaptureFixture) -> None:
+    assert gati("status", "--repository", three.repository, "--once") == 0
+    said = capsys.readouterr()
+    addresses = {f"{HOST}:{server.ports.metrics}" for server in three.servers}
+    shown, named = ({address for address in addresses if address in text} for text in (said.out, said.err))
+    assert len(shown) == 1
+    assert named == addresses - shown
 
 
 # What a killed publisher leaves

@@ -30,7 +30,7 @@ from gati_export.scrape import Reading, read_metrics
     "--metrics",
     metavar="HOST:METRICS_PORT",
     callback=lambda _ctx, option, value: checked_address(option, value),
-    help=f"The server's metrics.  [default: those of the server on --repository, else {HOST}:{Ports.metrics}]",
+    help=f"The server's metrics.  [default: those of the first server on --repository, else {HOST}:{Ports.metrics}]",
 )
 @click.option("--once", is_flag=True, help="Print one table and end. So it is, too, if the output is no terminal.")
 @click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between readings.")
@@ -58,10 +58,16 @@ def status(
 
 
 def _address(repository: Path | None) -> str:
-    ports = running_ports(repository) if repository is not None else None
-    if repository is not None and ports is None:
+    if repository is None:
+        return f"{HOST}:{Ports.metrics}"
+    running = [f"{HOST}:{ports.metrics}" for ports in running_ports(repository)]
+    if not running:
         raise UnavailableError(f"No server of `gati serve` runs on {repository}; name its --metrics HOST:PORT.")
-    return f"{HOST}:{ports.metrics if ports else Ports.metrics}"
+    if len(running) > 1:
+        click.echo(
+            f"{len(running)} servers run on {repository}; --metrics {' or '.join(running[1:])} shows another.", err=True
+        )
+    return running[0]
 
 
 def _watch(model: str, address: str, first: Reading, every: float, console: Console) -> None:
