@@ -81,7 +81,6 @@ def test_it_serves_and_takes_releases(exported: Exported, started, tmp_path: Pat
 
 
 ALL = [("inline", []), ("bls", []), ("inline", ["--model-control-mode=poll"])]
-ALL += [("bls", ["--model-control-mode=explicit", "--load-model=*"])]
 
 
 @pytest.mark.triton
