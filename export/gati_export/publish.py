@@ -26,7 +26,7 @@ from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_li
 from gati.head import SEGMENTS_KEY
 from gati.inspection import inspect
 from gati.lock import publisher_lock
-from gati.quarantine import clear, forget, move_out, next_number, refused, remove_empty
+from gati.quarantine import CONFIG, clear, forget, move_out, next_number, refused, remove_empty
 from gati.release import (
     ROLLBACK,
     Certificate,
@@ -243,9 +243,9 @@ def _land_head(repository: Path, chain: Chain, staging: Path, index: int, number
         write_config(staging, head_config(chain, index))
         _fsync(staged.parent)
         target, staged = target.parent, staged.parent
-    elif not (target.parent / "config.pbtxt").exists():
-        write_config(repository, head_config(chain, index))
     else:
+        if not (target.parent / CONFIG).exists():
+            write_config(repository, head_config(chain, index))
         _be_newest(staged, target.parent)
     os.rename(staged, target)
     _fsync(target.parent)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from running import gati
 from gati import lock, quarantine, release, tryout
 from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
-from gati.release import Release, head_path, numbers_on_disk, read_release, valid_releases
+from gati.release import Release, head_folder, head_path, numbers_on_disk, read_release, valid_releases
 from gati.settings import workspace
 from gati.tryout import check_release
 from gati_export.publish import KEPT, OvertakenError, earlier, publish, withdraw
@@ -110,7 +111,10 @@ def test_what_others_put_into_a_heads_folder_stays(repository: Path, chain: Chai
 
 def test_a_head_whose_configuration_is_missing_gets_it_with_the_next_release(repository: Path, chain: Chain) -> None:
     (repository / chain.head_model(0) / "config.pbtxt").unlink()
+    ahead = time.time() + 3600
+    os.utime(head_folder(repository, chain, 0, 1), (ahead, ahead))
     put(repository, chain, 2)
+    assert head_folder(repository, chain, 0, 2).stat().st_mtime > ahead, "or Triton would pass over it"
     assert read_config(repository, chain.head_model(0)) == head_config(chain, 0)
 
 
