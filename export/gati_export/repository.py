@@ -25,7 +25,6 @@ from gati_export.staging import out_of_reach
 HEAD_VERSIONS = 2
 """Versions of a head that BLS mode keeps loaded: requests in flight finish on the release they began with."""
 PART = re.compile(r"(.+)-(?:segment|head)-\d+")
-"""Names of a chain's segments and heads."""
 TUNABLE = ("instance_group", "dynamic_batching", "version_policy", "metric_tags")
 """Fields of a configuration that change nothing but how a model is run."""
 
@@ -190,13 +189,15 @@ def write_config(repository: Path, config: ModelConfig) -> None:
     replace(folder / "config.pbtxt", text_format.MessageToString(config))
 
 
+def chain_of(name: str) -> str | None:
+    """The chain that a model of this name would be a segment or a head of; None if it would be neither."""
+    part = PART.fullmatch(name)
+    return part and part[1]
+
+
 def models_of(repository: Path, name: str) -> list[Path]:
     """Folders of a chain's models: itself, its segments, its heads."""
-    return [
-        folder
-        for folder in sorted(repository.glob(f"{name}*"))
-        if folder.name == name or ((part := PART.fullmatch(folder.name)) and part[1] == name)
-    ]
+    return [folder for folder in sorted(repository.glob(f"{name}*")) if name in (folder.name, chain_of(folder.name))]
 
 
 def check_room(staging: Path, repository: Path, name: str, plain: bool) -> None:
@@ -208,9 +209,9 @@ def check_room(staging: Path, repository: Path, name: str, plain: bool) -> None:
     taken = models_of(repository, name) + [p for p in [repository / plain_name(name)] if plain and p.exists()]
     if taken:
         raise RepositoryError(f"{repository} holds {taken[0].name!r} already; choose another --name, or remove it.")
-    part = PART.fullmatch(name)
-    if part and chain_path(repository, part[1]).exists():  # it may not be there yet, as a head without a version
-        raise RepositoryError(f"{name!r} is a name for a part of {part[1]!r} in {repository}; choose another --name.")
+    whole = chain_of(name)
+    if whole and chain_path(repository, whole).exists():  # the part may not be there yet, as a head without a version
+        raise RepositoryError(f"{name!r} is a name for a part of {whole!r} in {repository}; choose another --name.")
     if repository.exists() and (reason := out_of_reach(staging, repository)) is not None:
         raise RepositoryError(reason)
 

@@ -29,11 +29,10 @@ from gati.tryout import check_release
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of
 from gati_export.publish import KEPT, land, prune, put_away
 from gati_export.refusals import Refusals
-from gati_export.repository import check_config, configs, move_in
+from gati_export.repository import chain_of, check_config, configs, move_in, plain_name
 from gati_export.staging import REPOSITORY, moving, take_back
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-PART = re.compile(r"(.+)-(?:segment|head)-\d+|(.+)-plain")
 LARGEST_SEGMENT = 2 << 30
 """Bytes: what one ONNX file can hold."""
 
@@ -154,7 +153,7 @@ class Copy:
         names = [name for name in self._origin.names() if name != ".gati"]
         bad = [name for name in names if not NAME.fullmatch(name)]
         done.refused += [f"{name!r} in {self._origin.url} is no name of a model." for name in bad]
-        parts = {name for name in names if (part := PART.fullmatch(name)) and (part[1] or part[2]) in names}
+        parts = {name for name in names if chain_of(name) in names or name in map(plain_name, names)}
         return [name for name in names if name not in parts and name not in bad]
 
     def _pull(self, chain: Chain, staging: Path, done: Synced) -> None:
