@@ -155,15 +155,24 @@ def serve(
         raise click.UsageError("gRPC, HTTP and metrics need a port each.")
     with Server(repository, ports, environment, log, handed_on, host, patience) as server:
         _announce(server, environment, json_path)
-        while server.process.poll() is None:
-            time.sleep(0.2)
-            for model in server.end_hung():
-                click.echo(f"The process of {model!r} hangs; it is killed.", err=True)
-            for model in server.revive():
-                click.echo(f"The process of {model!r} was killed; it is loaded again.", err=True)
-        raise UnavailableError(
-            f"tritonserver ended by itself (exit code {server.process.returncode}); its log is {server.log}."
-        )
+        _watch(server)
+
+
+def _watch(server: Server) -> None:
+    """Loads models again whose processes hang or were killed, as long as the server runs.
+
+    Raises:
+        UnavailableError: When it has ended by itself.
+    """
+    while server.process.poll() is None:
+        time.sleep(0.2)
+        for model in server.end_hung():
+            click.echo(f"The process of {model!r} hangs; it is killed.", err=True)
+        for model in server.revive():
+            click.echo(f"The process of {model!r} was killed; it is loaded again.", err=True)
+    raise UnavailableError(
+        f"tritonserver ended by itself (exit code {server.process.returncode}); its log is {server.log}."
+    )
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

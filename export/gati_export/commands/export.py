@@ -156,17 +156,11 @@ def export(
     gati export net.pt2 --samples photos.parquet --image "224x224 rgb mean=.485,.456,.406 std=.229,.224,.225" \\
         --repository models
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    # these bring PyTorch, which takes seconds: not for those who ask how
-    from gati_export.deployed import read_deployed
+    # it brings PyTorch, which takes seconds: not for those who ask how
     from gati_export.export import ExportPlan, export_chain
 
     way, kind = _run_by(mode, engine)
-    is_folder = Path(backbone).is_dir()
-    if config_name is not None and not (is_folder and NAME.fullmatch(config_name)):
-        raise click.UsageError("--model-config-name is for a model's folder, and names a file of its configs/.")
-    deployed = read_deployed(Path(backbone), config_name) if is_folder else None
-    if deployed is None:
-        _warn_of_configuration(backbone)
+    deployed = _deployed(backbone, config_name)
     served = deployed.signature.outputs if deployed else ()
     plan = ExportPlan(
         backbone=str(deployed.path) if deployed else backbone,
@@ -200,6 +194,19 @@ def _run_by(mode: str, engine: str) -> tuple[Mode | None, Engine]:
     if mode == "inline":
         raise click.UsageError("--engine tensorrt is for Triton models: leave --mode out, or say bls.")
     return "bls", "tensorrt"
+
+
+def _deployed(backbone: str, config_name: str | None) -> Deployed | None:
+    """What Triton serves in a model's folder; None where BACKBONE is none."""
+    from gati_export.deployed import read_deployed
+
+    is_folder = Path(backbone).is_dir()
+    if config_name is not None and not (is_folder and NAME.fullmatch(config_name)):
+        raise click.UsageError("--model-config-name is for a model's folder, and names a file of its configs/.")
+    if is_folder:
+        return read_deployed(Path(backbone), config_name)
+    _warn_of_configuration(backbone)
+    return None
 
 
 def _warn_of_configuration(backbone: str) -> None:
