@@ -95,11 +95,11 @@ class Heartbeats:
                 self._drop(pid, path)
         return hung
 
-    def silent(self, pid: int, seconds: float) -> bool:
-        """Whether a process that has a heartbeat has not given one for so many seconds, however busy it is."""
+    def touched(self, pid: int) -> int | None:
+        """When the last heartbeat of a process was, as the file system's clock has it; None if it has none."""
         with suppress(OSError):
-            return time.time() - (self._folder / str(pid)).stat().st_mtime > seconds
-        return False
+            return (self._folder / str(pid)).stat().st_mtime_ns
+        return None
 
     def _silence(self, pid: int, path: Path, passed: float) -> float:
         """Notes what a process did in the seconds that passed; returns its silence so far."""

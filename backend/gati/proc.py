@@ -6,6 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def pids() -> list[int]:
+    """All processes."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process has started, as long as they are not waited for."""
     found: list[int] = []

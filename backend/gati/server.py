@@ -27,7 +27,7 @@ from gati.server_options import own_options
 from gati.settings import NO_STORE, REPLICA, STORE, workspace
 from gati.slot import Slot, ending, running
 from gati.startup import START_SECONDS, chain_parts, start_seconds, startup_models
-from gati.stubs import Stubs
+from gati.stubs import Stubs, end_orphans
 from gati.temporary import TEMPORARY, held_folder, sweep
 from gati.triton import Triton, find_triton
 from gati.triton_log import STDERR, PortTakenError, check_taken, failure
@@ -74,6 +74,7 @@ class Server:
         self.repository = repository.resolve()
         self.host = host
         self.refused = clear_before_start(self.repository)
+        end_orphans(self.repository)
         self.models = startup_models(self.repository)
         self._in_turn = _in_turn(self.repository, self.models)
         self.keeps_nothing = not _writable(workspace(self.repository))

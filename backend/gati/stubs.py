@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gati.proc import arguments, children, pids
 from gati.heartbeat import Heartbeats
-from gati.proc import arguments, children
 
 NAME = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
@@ -78,35 +79,83 @@ class Stubs:
         model = self._models.get(pid)
         if model is None or not self._is_ours(pid):
             return None
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        _kill(pid)
         return model
 
     def clean(self, heartbeats: Heartbeats) -> None:
         """Ends stubs that a server has left behind, and removes its shared memory. The server must have ended.
 
         Stubs end by themselves, after they have written what they recorded. One that holds the GIL while it waits for
-        its server can't; it is killed.
+        its server can't, nor can one that was just being started: it is killed.
 
         Args:
             heartbeats: Heartbeats of the stubs.
         """
-        deadline = time.monotonic() + ENDING_SECONDS
-        while (left := [pid for pid in self._models if self._is_ours(pid)]) and time.monotonic() < deadline:
+        started = now = time.monotonic()
+        heard: dict[int, tuple[int | None, float]] = {}
+        while (left := self._left()) and now < started + ENDING_SECONDS:
+            now = time.monotonic()
             for pid in left:
-                if heartbeats.silent(pid, SILENT_SECONDS):
-                    self.end(pid)
+                touched = heartbeats.touched(pid)
+                before, since = heard.get(pid, (None, started))
+                if touched != before:
+                    heard[pid] = touched, now
+                elif now > since + SILENT_SECONDS:
+                    _kill(pid)
             time.sleep(0.05)
         for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill(pid)
         for region in self._regions:
             (SHARED_MEMORY / region).unlink(missing_ok=True)
 
+    def _left(self) -> list[int]:
+        """Stubs of the server, which has ended: any that it had, also those that no look has seen."""
+        left = {pid: words[2] for pid, words in _stubs().items() if server_of(words) == self._server}
+        self._regions.update(left.values())
+        return list(left)
+
     def _is_ours(self, pid: int) -> bool:
-        """Whether a process is still a stub of this server, and not another one that got the same number."""
-        words = arguments(pid)
-        return model_of(words) is not None and words[2] in self._regions
+        """Whether a process is a stub of this server, and not another one that got the same number."""
+        return server_of(arguments(pid)) == self._server
+
+
+def end_orphans(repository: Path) -> None:
+    """Ends stubs of a repository whose server was killed, and what would have ended them, too; returns at once.
+
+    They get a while to end by themselves.
+    """
+    orphans = _orphans(repository)
+    if not orphans:
+        return
+
+    def end() -> None:
+        for pid, region in _orphans(repository).items() & orphans.items():
+            _kill(pid)
+            (SHARED_MEMORY / region).unlink(missing_ok=True)
+
+    timer = threading.Timer(ENDING_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _orphans(repository: Path) -> dict[int, str]:
+    """Stubs of a repository whose server is gone, and the shared memory of each."""
+    return {
+        pid: words[2]
+        for pid, words in _stubs().items()
+        if Path(words[1]).is_relative_to(repository) and pid not in children(server_of(words) or 0)
+    }
+
+
+def _stubs() -> dict[int, list[str]]:
+    """Stubs of all servers, and the command line of each."""
+    found = {pid: arguments(pid) for pid in pids()}
+    return {pid: words for pid, words in found.items() if server_of(words) is not None}
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def model_of(words: Sequence[str]) -> str | None:
@@ -117,3 +166,8 @@ def model_of(words: Sequence[str]) -> str | None:
     if len(words) < 3 or Path(words[0]).name != NAME:
         return None
     return Path(words[1]).parents[1].name
+
+
+def server_of(words: Sequence[str]) -> int | None:
+    """The process id of the server that started a stub with this command line; None if it is no stub."""
+    return int(words[5]) if len(words) > 5 and model_of(words) and words[5].isdecimal() else None

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from running import eventually
 
+from gati import stubs
 from gati.proc import arguments, children, descendants
-from gati.stubs import NAME, Stubs, model_of
+from gati.stubs import NAME, Stubs, end_orphans, model_of
 from gati_export.bench.processes import peak_mib
 
-Start = Callable[[str, str], subprocess.Popen[bytes]]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
@@ -21,11 +23,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts what looks like the process of an instance of a model, and waits until told to end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(model: str, instance: str) -> subprocess.Popen[bytes]:
+    def run(model: str, instance: str, server: int = os.getpid()) -> subprocess.Popen[bytes]:
         file = tmp_path / "models" / model / "1" / "model.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("echo\nread _\n")  # it is the shell that reads it
-        words = [str(tmp_path / NAME), str(file), f"region-{instance}", "1048576", "1", instance, "DEFAULT"]
+        sizes, rest = ("1048576", "1"), (str(server), "backends", "1", instance)
+        words = [str(tmp_path / NAME), str(file), f"region-{instance}", *sizes, *rest]
         process = subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         started.append(process)
         assert process.stdout is not None and process.stdout.readline() == b"\n"
@@ -50,27 +53,47 @@ def test_the_model_of_a_process_is_known_whatever_its_instance_is_named(start: S
 
 def test_of_two_processes_of_a_model_each_that_is_killed_is_told_once(start: Start) -> None:
     first, second, other = start("toy", "toy_0_0"), start("toy", "toy_0_1"), start("other", "other_0_0")
-    stubs = Stubs(os.getpid())
-    assert stubs.killed() == []
+    seen = Stubs(os.getpid())
+    assert seen.killed() == []
     first.kill()
     os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
-    assert stubs.killed() == [], "Triton may be about to wait for it"
-    assert stubs.killed() == ["toy"]
-    assert stubs.killed() == []
-    assert stubs.end(second.pid) == "toy" and stubs.end(first.pid) is None
+    assert seen.killed() == [], "Triton may be about to wait for it"
+    assert seen.killed() == ["toy"]
+    assert seen.killed() == []
+    assert seen.end(second.pid) == "toy" and seen.end(first.pid) is None
     os.waitid(os.P_PID, second.pid, os.WEXITED | os.WNOWAIT)
-    assert [stubs.killed() for _ in range(3)] == [[], ["toy"], []]
+    assert [seen.killed() for _ in range(3)] == [[], ["toy"], []]
     assert other.poll() is None
 
 
 def test_a_process_that_was_killed_before_anybody_saw_it_is_told_once(start: Start) -> None:
-    stubs = Stubs(os.getpid())
-    stubs.expect("toy")
-    assert [stubs.killed() for _ in range(2)] == [["toy"], []]
+    seen = Stubs(os.getpid())
+    seen.expect("toy")
+    assert [seen.killed() for _ in range(2)] == [["toy"], []]
     process = start("toy", "toy_0_0")
-    stubs.expect("toy")
-    assert stubs.killed() == [], "it is there"
+    seen.expect("toy")
+    assert seen.killed() == [], "it is there"
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    stubs.expect("toy")
-    assert [stubs.killed() for _ in range(3)] == [[], ["toy"], []], "it was seen, and may be waited for"
+    seen.expect("toy")
+    assert [seen.killed() for _ in range(3)] == [[], ["toy"], []], "it was seen, and may be waited for"
+
+
+def test_what_a_killed_server_leaves_is_ended_if_it_does_not_end_by_itself(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stubs, "ENDING_SECONDS", 0.2)
+    monkeypatch.setattr(stubs, "SHARED_MEMORY", tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, ours, other = start("toy", "toy_0_0", gone.pid), start("toy", "toy_0_1"), start("toy", "toy_1_0", gone.pid)
+    regions = [tmp_path / f"region-toy_{instance}" for instance in ("0_0", "0_1")]
+    for region in regions:
+        region.touch()
+    end_orphans(tmp_path / "elsewhere")
+    assert not eventually(lambda: any(process.poll() for process in (left, ours, other)), 0.5)
+    other.kill()
+    end_orphans(tmp_path / "models")
+    assert left.poll() is None, "it may be writing what it has recorded"
+    assert eventually(lambda: left.poll() is not None and not regions[0].exists(), 5)
+    assert ours.poll() is None and regions[1].exists(), "its server is there"

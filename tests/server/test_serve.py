@@ -405,6 +405,24 @@ def test_a_process_that_dies_before_anybody_has_seen_it_is_started_again(exporte
 
 
 @pytest.mark.triton
+def test_a_process_that_nobody_has_seen_does_not_outlive_its_server(exported: Exported, tmp_path: Path) -> None:
+    with server.Server(exported.copy(tmp_path), Ports(0, 0, 0), {"GATI_STORE": "none"}) as served:
+
+        def ours() -> set[int]:
+            return {pid for pid in children(served.process.pid) if model_of(arguments(pid)) == MODEL}
+
+        before = ours()
+        served._control.unload(MODEL)
+        served._control.load(MODEL, 60)
+        (stub,) = ours() - before
+        os.kill(stub, signal.SIGSTOP)  # as one that waits for its server with the GIL held: it does not end by itself
+        served.process.kill()
+        region = SHARED_MEMORY / arguments(stub)[2]
+        assert region.exists()
+    assert not arguments(stub) and not region.exists()
+
+
+@pytest.mark.triton
 def test_a_free_port_that_is_taken_before_triton_listens_is_left_to_who_took_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
