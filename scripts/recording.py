@@ -26,7 +26,8 @@ from gati.chain import find_chains
 from gati.options import existing_folder, json_option, write_json
 from gati.ports import HOST, Ports
 from gati.server import Server
-from gati.settings import RECORD, RECORD_SHARE, workspace
+from gati.settings import RECORD, RECORD_SHARE
+from gati.workspace import workspace
 from gati_client import Client
 from gati_client.load import summary
 from gati_export.bench.processes import cpu_seconds, resident_mib

@@ -33,8 +33,8 @@ from world import World
 from gati.chain import find_chains, read_chain
 from gati.errors import GatiError
 from gati.options import existing_folder, json_option, write_json
-from gati.settings import workspace
 from gati.tryout import newest_release
+from gati.workspace import workspace
 from gati_export.day import Day, read_day
 from gati_export.history import Turn, turns
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gati.chain import Chain
 from gati.head import SEGMENTS_KEY
 from gati.release import HeadFile, Release, head_folder, head_path, valid_releases
-from gati.settings import workspace
+from gati.workspace import workspace
 from gati_export.activations import open_segments
 from gati_export.headfile import CLOSED, stamp, with_threshold
 from gati_export.publish import Draft

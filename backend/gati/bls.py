@@ -22,7 +22,6 @@ from gati.device import Hidden
 from gati.engine import Shortcuts, Stage
 from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError, first_line
 from gati.head import HIT, KEY, HeadSpec, Prediction, open_head
-from gati.live import LiveRelease
 from gati.release import Release, head_path
 
 CHAIN_VERSION = SEGMENT_VERSION = 1
@@ -79,13 +78,12 @@ class BlsEngine:
         except GatiError:  # Triton may have run it with rows of others, of which some can't be
             return self._calls.run(name, SEGMENT_VERSION, sent, [output])[0]
 
-    def detached(self, live: LiveRelease) -> LiveRelease:
-        """A release whose stages may run after the answers have left, when no request keeps the chain loaded.
+    def detached(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Stages that may run after the answers have left, when no request keeps the chain loaded.
 
         They raise an UnavailableError once it is being unloaded.
         """
-        stages = (replace(stage, run=partial(self._run_while_loaded, stage.run)) for stage in live.stages)
-        return replace(live, stages=tuple(stages))
+        return tuple(replace(stage, run=partial(self._run_while_loaded, stage.run)) for stage in stages)
 
     def _run_while_loaded(self, run: Callable[[Mapping[str, Hidden]], Hidden], feeds: Mapping[str, Hidden]) -> Hidden:
         if not self.stays:

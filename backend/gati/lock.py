@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gati.errors import PublishError
-from gati.settings import workspace
+from gati.workspace import workspace
 
 LOCK_SECONDS = 60
 

@@ -16,8 +16,8 @@ from gati.chain import Chain, find_chains, read_chain
 from gati.errors import ReleaseRefused
 from gati.lock import publisher_lock
 from gati.release import head_path, numbers_on_disk, release_number
-from gati.settings import workspace
 from gati.tryout import check_release
+from gati.workspace import workspace
 
 REFUSED_KEPT = 10
 """How many of a chain's refused releases are kept for people to look at, the last ones."""

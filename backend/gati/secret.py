@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gati.errors import PublishError
 from gati.lock import publisher_lock
-from gati.settings import workspace
+from gati.workspace import workspace
 
 
 def read_or_create_token(repository: Path) -> str:

@@ -36,8 +36,8 @@ from gati.settings import (
     WORKERS,
     Settings,
     parse_record,
-    workspace,
 )
+from gati.workspace import workspace
 
 
 @click.command()

@@ -24,13 +24,14 @@ from gati.ports import HOST, Ports, choose, listens
 from gati.quarantine import clear_before_start
 from gati.secret import read_or_create_token
 from gati.server_options import own_options
-from gati.settings import NO_STORE, REPLICA, STORE, workspace
+from gati.settings import NO_STORE, REPLICA, STORE
 from gati.slot import Slot, ending, running
 from gati.startup import START_SECONDS, chain_parts, start_seconds, startup_models
 from gati.stubs import Stubs, end_orphans
 from gati.temporary import TEMPORARY, held_folder, sweep
 from gati.triton import Triton, find_triton
 from gati.triton_log import STDERR, PortTakenError, check_taken, failure
+from gati.workspace import workspace
 
 TRIES = 3
 """Attempts to start on ports that were free: another program may take one before Triton listens there."""

@@ -43,12 +43,13 @@ from gati.minutes import Minutes
 from gati.orchestrator import Orchestrator
 from gati.parent import when_orphaned
 from gati.samples import Samples
-from gati.settings import Settings, workspace
+from gati.settings import Settings
 from gati.tail import Tail
 from gati.ticker import Ticker
 from gati.watch import SECONDS, ReleaseWatch
 from gati.wire import NONE_CLOSED
 from gati.workers import Job, Workers
+from gati.workspace import workspace
 
 AUDIT_SECONDS = 5.0
 """How long to wait for audits, in BLS mode, when the chain is being unloaded: samples are still to be written then."""
@@ -208,9 +209,10 @@ class Service:
 
     def _audit(self, audit: Audit) -> None:
         """Runs an audit. If that fails, its hits are recorded as if they had not been drawn."""
-        release = audit.release if self._bls is None else self._bls.detached(audit.release)
+        if self._bls is not None:
+            audit = replace(audit, release=replace(audit.release, stages=self._bls.detached(audit.release.stages)))
         try:
-            self._orchestrator.audit(replace(audit, release=release))
+            self._orchestrator.audit(audit)
         except Exception:
             self._samples.audited(audit, None)
             if self._bls is None or self._bls.stays:

@@ -15,6 +15,7 @@ from gati.chain import Mode
 from gati.errors import RepositoryError
 from gati.expiry import parse_age
 from gati.session import CPU, DEVICE, Device, parse_device
+from gati.workspace import workspace
 
 STORE, STORE_BYTES, AUDIT, WORKERS = "GATI_STORE", "GATI_STORE_BYTES", "GATI_AUDIT", "GATI_WORKERS"
 STORE_AGE, RECORD, RECORD_SHARE = "GATI_STORE_AGE", "GATI_RECORD", "GATI_RECORD_SHARE"
@@ -111,13 +112,3 @@ def _flag(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError(f"{text!r} is not 0 or 1")
     return text == "1"
-
-
-def workspace(repository: Path) -> Path:
-    """The folder beside a repository for what belongs to it but is no model: samples, staging, token, log.
-
-    Beside, because Triton takes every folder inside for a model; and so on the same file system, where a staged
-    release can be renamed into place.
-    """
-    repository = repository.resolve()
-    return repository.with_name(repository.name + ".gati")

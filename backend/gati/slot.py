@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gati.files import replace
-from gati.settings import workspace
+from gati.workspace import workspace
 
 RUNNING = "server*.json"
 

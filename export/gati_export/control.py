@@ -18,8 +18,8 @@ from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError, first_line
 from gati.model_control import HEADER
 from gati.release import Release
-from gati.settings import workspace
 from gati.wire import ASKED, EXIT, MODE, PROBE, RELEASE
+from gati.workspace import workspace
 
 LOAD_SECONDS = 60.0
 """How long a server may take to load a head as a model of Triton's."""

@@ -14,7 +14,7 @@ from gati.histogram import quantile
 from gati.journal import decoded
 from gati.ledger import Event
 from gati.minutes import Minute
-from gati.settings import workspace
+from gati.workspace import workspace
 
 Line = TypeVar("Line", Minute, Event)
 

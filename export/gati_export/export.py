@@ -12,7 +12,7 @@ import numpy as np
 from gati.chain import Chain, Engine, Mode
 from gati.errors import SamplesError
 from gati.release import Release, Window
-from gati.settings import workspace
+from gati.workspace import workspace
 from gati_export.accelerator import Accelerator
 from gati_export.backbone import Backbone, load_backbone
 from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gati.journal import Journal, decoded
-from gati.settings import workspace
+from gati.workspace import workspace
 
 KEPT = 1000
 """How many turns are kept, at least; see gati.journal."""

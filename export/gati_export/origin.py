@@ -20,7 +20,7 @@ from gati.errors import PublishError, ReleaseRefused, RepositoryError
 from gati.files import replace
 from gati.objects import is_object_store, open_store, public, reaching
 from gati.release import LARGEST_MANIFEST, Release, head_folder, release_number
-from gati.settings import workspace
+from gati.workspace import workspace
 from gati_export.surplus import surplus
 
 FILES = ("model.onnx", "release.json")

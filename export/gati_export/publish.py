@@ -37,8 +37,8 @@ from gati.release import (
     head_path,
     valid_releases,
 )
-from gati.settings import workspace
 from gati.tryout import newest_release, servable, try_out
+from gati.workspace import workspace
 from gati_export.headfile import stamp
 from gati_export.origin import Origin, origin_of
 from gati_export.repository import head_config, write_config

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from gati.errors import GatiError, PublishError, UnavailableError
 from gati.release import Release, valid_releases
-from gati.settings import workspace
+from gati.workspace import workspace
 from gati_export.decision import Decision, decide
 from gati_export.history import Turn, note
 from gati_export.learned import Learned, learn

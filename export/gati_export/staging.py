@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gati.chain import find_chains
-from gati.settings import workspace
+from gati.workspace import workspace
 
 REPOSITORY, LOCK, HOST, MOVED = "repository", ".lock", ".host", ".moved"
 NEW_SECONDS, OLD_SECONDS = 10, 86_400

@@ -23,8 +23,8 @@ from gati.errors import SamplesError
 from gati.expiry import number_of
 from gati.objects import is_object_store, open_store, public, reaching
 from gati.release import Window
-from gati.settings import workspace
 from gati.shard import SHAPE, TIME
+from gati.workspace import workspace
 from gati_export.parquet import rows_of
 from gati_export.ragged import count, each, joined, shapes
 

@@ -24,8 +24,8 @@ from gati.errors import PublishError, RepositoryError
 from gati.lock import LOCK_SECONDS, publisher_lock
 from gati.quarantine import clear, refused
 from gati.release import LARGEST_FILE, LARGEST_MANIFEST, Release, head_folder, numbers_on_disk, valid_releases
-from gati.settings import workspace
 from gati.tryout import check_release
+from gati.workspace import workspace
 from gati_export.origin import Origin, bind, check_bound, digest, origin_of
 from gati_export.publish import KEPT, land, prune, put_away
 from gati_export.refusals import Refusals

@@ -13,10 +13,8 @@ from handmade import toy_chain
 
 from gati import bls
 from gati.bls import BlsCalls, BlsEngine, BlsHeads
-from gati.breaker import Breaker
 from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError
 from gati.head import HIT, HeadSpec
-from gati.live import LiveRelease
 
 CODES = SimpleNamespace(INTERNAL=1, NOT_FOUND=2, INVALID_ARG=3, UNAVAILABLE=4)
 BROKEN = (CODES.INTERNAL, "onnx runtime error 6: Non-zero status code while running MatMul")
@@ -94,13 +92,13 @@ def test_while_a_chain_is_unloaded_audits_begin_no_call(tmp_path: Path, monkeypa
     chain = toy_chain()
     engine = BlsEngine(tmp_path, chain, server)
     stages = tuple(replace(stage, run=lambda _: called.append(1)) for stage in engine.load_stages([]))
-    live = engine.detached(LiveRelease(1, stages, None, {}, Breaker(0.01, 0.05)))
+    detached = engine.detached(stages)
     for _ in range(8):
-        live.stages[0].run({})
+        detached[0].run({})
         now[0] += bls.STAYS_SECONDS / 2
     assert asked == [chain.model] * 4 and len(called) == 8
     with pytest.raises(UnavailableError, match="toy is being unloaded"):
-        live.stages[1].run({})
+        detached[1].run({})
     assert len(called) == 8 and not engine.stays
     now[0] = 100.0
     assert engine.stays

@@ -10,7 +10,8 @@ import pytest
 from gati.errors import RepositoryError
 from gati.serve import _samples
 from gati.session import Device
-from gati.settings import Settings, workspace
+from gati.settings import Settings
+from gati.workspace import workspace
 
 
 def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:

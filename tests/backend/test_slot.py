@@ -13,8 +13,8 @@ import pytest
 
 from gati.errors import PublishError
 from gati.secret import read_or_create_token
-from gati.settings import workspace
 from gati.slot import Slot, running
+from gati.workspace import workspace
 
 PORTS = {"grpc": 1, "http": 2, "metrics": 3}
 

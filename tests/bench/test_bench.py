@@ -31,8 +31,8 @@ from gati.head import SCORE
 from gati.ledger import Event
 from gati.release import head_path
 from gati.session import DEVICE, Device, open_session
-from gati.settings import workspace
 from gati.startup import startup_models
+from gati.workspace import workspace
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure

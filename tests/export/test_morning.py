@@ -25,7 +25,7 @@ from gati.chain import chain_path
 from gati.histogram import bucket
 from gati.ledger import Event
 from gati.minutes import Minute
-from gati.settings import workspace
+from gati.workspace import workspace
 from gati_export.commands.report import report as command
 from gati_export.day import Day, latency, read_day
 from gati_export.history import Turn, note, turns

@@ -26,8 +26,8 @@ from gati import lock, quarantine, release, tryout
 from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.release import Release, head_folder, head_path, numbers_on_disk, read_release, valid_releases
-from gati.settings import workspace
 from gati.tryout import check_release
+from gati.workspace import workspace
 from gati_export.publish import KEPT, OvertakenError, earlier, publish, withdraw
 from gati_export.repository import head_config, read_config, write_config
 from gati_export.rollout import publish_to

@@ -20,8 +20,9 @@ from gati.fuse import LARGEST
 from gati.minutes import KEPT, Minutes
 from gati.ports import Ports
 from gati.serve import serve
-from gati.settings import STORE, workspace
+from gati.settings import STORE
 from gati.startup import BUILD_SECONDS, START_SECONDS
+from gati.workspace import workspace
 from gati_export.commands.refresh import refresh
 from gati_export.commands.sync import sync
 from gati_export.store import default_store

@@ -32,8 +32,9 @@ from tritonclient.utils import InferenceServerException
 from gati.errors import GatiError
 from gati.ports import HOST, Ports, choose
 from gati.release import numbers_on_disk, valid_releases
-from gati.settings import STORE, workspace
+from gati.settings import STORE
 from gati.stubs import NAME, SHARED_MEMORY
+from gati.workspace import workspace
 from gati_client import Client, ClientError
 from gati_export.control import Control
 from gati_export.rollout import publish_to

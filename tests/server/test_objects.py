@@ -40,9 +40,9 @@ from gati.cli import main
 from gati.errors import GatiError, PublishError, RepositoryError, UnavailableError
 from gati.recorder import Recorder
 from gati.release import Release, numbers_on_disk, valid_releases
-from gati.settings import workspace
 from gati.shard import shard
 from gati.watch import GRACE_SECONDS
+from gati.workspace import workspace
 from gati_export import control, refusals
 from gati_export.origin import Origin
 from gati_export.publish import OvertakenError, earlier, prune, publish, withdraw

@@ -16,9 +16,9 @@ from gati.chain import Mode
 from gati.errors import PublishError
 from gati.model_control import is_ready
 from gati.ports import HOST, Ports, choose
-from gati.settings import workspace
 from gati.startup import startup_models
 from gati.triton import find_triton
+from gati.workspace import workspace
 from gati_client import Client
 from gati_export.publish import publish, withdraw
 from gati_export.rollout import publish_to

@@ -20,8 +20,8 @@ from gati.errors import PublishError, ReleaseRefused, UnavailableError
 from gati.model_control import HEADER, is_ready
 from gati.release import numbers_on_disk, valid_releases
 from gati.secret import read_or_create_token
-from gati.settings import workspace
 from gati.watch import GRACE_SECONDS
+from gati.workspace import workspace
 from gati_export import control
 from gati_export.control import Control
 from gati_export.rollout import publish_to

@@ -24,7 +24,7 @@ from gati.chain import chain_path
 from gati.errors import PublishError
 from gati.proc import children
 from gati.release import Release, valid_releases
-from gati.settings import workspace
+from gati.workspace import workspace
 from gati_client import Client
 from gati_export.activations import open_segments, run_batches
 from gati_export.history import turns

@@ -32,10 +32,10 @@ from gati.model_control import HEADER, ModelControl, is_ready
 from gati.ports import HOST, Ports, choose
 from gati.proc import arguments, children, descendants
 from gati.server import running_ports
-from gati.settings import workspace
 from gati.slot import Slot
 from gati.stubs import SHARED_MEMORY, Stubs, model_of
 from gati.triton_log import failure
+from gati.workspace import workspace
 from gati_client import Client
 from gati_export.store import default_store, read_recent
 

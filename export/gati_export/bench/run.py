@@ -22,7 +22,8 @@ from gati.errors import SamplesError, first_line
 from gati.ports import HOST, Ports
 from gati.server import Server
 from gati.session import open_session, run
-from gati.settings import Settings, workspace
+from gati.settings import Settings
+from gati.workspace import workspace
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.arena import Arena, Contender
 from gati_export.bench.audits import audited, eager

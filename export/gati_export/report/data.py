@@ -14,7 +14,7 @@ from gati.decode import decode
 from gati.errors import RepositoryError
 from gati.files import replace
 from gati.release import Certificate, release_number
-from gati.settings import workspace
+from gati.workspace import workspace
 
 FORMAT = 1
 NONE = 0
