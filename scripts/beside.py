@@ -12,15 +12,15 @@ from pathlib import Path
 import click
 import numpy as np
 
-from gati.chain import read_chain
-from gati.draws import NEW
-from gati.ports import HOST, Ports
-from gati.server import Server
+from gati.promise.draws import NEW
+from gati.repository.chain import read_chain
 from gati.settings import NO_STORE, STORE
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 from gati_client import Client
 from gati_client.load import alternate, summary
-from gati_export.ragged import count, rows_at
-from gati_export.samples import check_samples, load_samples
+from gati_export.samples.ragged import count, rows_at
+from gati_export.samples.samples import check_samples, load_samples
 
 
 @click.command()

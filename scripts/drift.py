@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from world import World
 
-from gati.chain import find_chains, read_chain
 from gati.options import existing_folder, json_option, write_json
+from gati.repository.chain import find_chains, read_chain
 from gati_client import Client
 from gati_client.workload import hot
 from gati_export.demo.digits import pools, views
-from gati_export.history import turns
+from gati_export.report.history import turns
 
 DEMO = Path(__file__).parents[1] / "demo" / "model_repository"
 BLOCK = 250

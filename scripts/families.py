@@ -23,33 +23,33 @@ import onnxruntime as ort
 from families_table import Row, from_json, show
 from rich.console import Console
 
-from gati.chain import Chain
 from gati.errors import GatiError
-from gati.flight import Answer, Request
-from gati.inline import InlineEngine
+from gati.inference.inline import InlineEngine
+from gati.inference.session import open_session, run
 from gati.options import json_option, write_json
-from gati.orchestrator import Observer, Orchestrator
-from gati.release import Window
-from gati.session import open_session, run
-from gati.watch import ReleaseWatch
-from gati_export.activations import open_segments
-from gati_export.backbone import load_backbone
-from gati_export.candidates import Candidates, Heard, ask, fit_candidates
+from gati.repository.chain import Chain
+from gati.repository.release import Window
+from gati.serving.flight import Answer, Request
+from gati.serving.orchestrator import Observer, Orchestrator
+from gati.serving.watch import ReleaseWatch
+from gati_export.backbones.backbone import load_backbone
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.segments import cut, write_segments
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.splitting import Split, split
+from gati_export.certificates.train_samples import with_train_samples
+from gati_export.certificates.views import with_views
 from gati_export.commands.common import shown_progress
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.latency import Measured, measure_segments
+from gati_export.composition.latency import Measured, measure_segments
+from gati_export.learning.candidates import Candidates, Heard, ask, fit_candidates
+from gati_export.learning.task import Task
+from gati_export.learning.trained import Certified, NoHeads, Trained
+from gati_export.learning.training import decide
 from gati_export.progress import Progress
-from gati_export.publish import Draft, publish
-from gati_export.runs import find_runs
-from gati_export.samples import check_samples, load_samples
-from gati_export.segments import cut, write_segments
-from gati_export.splitting import Split, split
-from gati_export.task import Task
+from gati_export.releases.publish import Draft, publish
+from gati_export.samples.activations import open_segments
+from gati_export.samples.samples import check_samples, load_samples
 from gati_export.terms import ENOUGH, Terms
-from gati_export.train_samples import with_train_samples
-from gati_export.trained import Certified, NoHeads, Trained
-from gati_export.training import decide
-from gati_export.views import with_views
 
 OURS = ("pooled", "spatial", "recent")
 TURN = 100

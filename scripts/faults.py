@@ -20,9 +20,9 @@ import onnx
 from onnx import TensorProto
 from world import PATIENCE_SECONDS, Replica, World
 
-from gati.proc import children
-from gati.release import head_folder, head_path, numbers_on_disk
-from gati.tryout import newest_release
+from gati.repository.release import head_folder, head_path, numbers_on_disk
+from gati.system.proc import children
+from gati.triton.tryout import newest_release
 
 RECOVERY_SECONDS = 20.0
 """After a server or an orchestrator was killed, within which requests to it may fail."""

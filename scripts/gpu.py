@@ -3,7 +3,7 @@
 Chains of four segments with a pooled linear head each (the mechanism of `gati bench`), on ResNets for 224 x 224
 pictures with untrained weights: time does not depend on these. In one process, without a server; inputs come from the
 host, and answers go there. All ways are run in turns: the plain backbone; the same as a CUDA graph; the chain without
-heads; with heads that all miss, or hit at an exit, by stages (`sync`), joined (`joined`: gati.ladder), and
+heads; with heads that all miss, or hit at an exit, by stages (`sync`), joined (`joined`: gati.inference.ladder), and
 with lookups in a thread of their own, beside the next stage (`async`).
 """
 
@@ -26,29 +26,29 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gati.chain import Chain, read_chain
-from gati.device import DeviceRunner, Hidden, Runner, runner_on
-from gati.flight import Answer, Request
-from gati.head import Prediction
-from gati.inline import InlineEngine
-from gati.ladder import Ladder, sizes_up_to
-from gati.live import LiveRelease
+from gati.inference.device import DeviceRunner, Hidden, Runner, runner_on
+from gati.inference.head import Prediction
+from gati.inference.inline import InlineEngine
+from gati.inference.ladder import Ladder, sizes_up_to
+from gati.inference.session import open_session, parse_device, run
+from gati.inference.steps import Step
 from gati.options import json_option, write_json
-from gati.orchestrator import Observer, Orchestrator
-from gati.release import Window
-from gati.session import open_session, parse_device, run
-from gati.steps import Step
-from gati.watch import ReleaseWatch
-from gati_export.backbone import Backbone, load_backbone
+from gati.repository.chain import Chain, read_chain
+from gati.repository.release import Window
+from gati.serving.flight import Answer, Request
+from gati.serving.live import LiveRelease
+from gati.serving.orchestrator import Observer, Orchestrator
+from gati.serving.watch import ReleaseWatch
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.segments import cut, write_segments
 from gati_export.bench.contenders import CERTAIN
 from gati_export.bench.linear import linear_head
-from gati_export.certificate import uncertified
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.headfile import with_threshold
-from gati_export.publish import Draft, publish
-from gati_export.ragged import count
-from gati_export.samples import check_samples, load_samples
-from gati_export.segments import cut, write_segments
+from gati_export.certificates.certificate import uncertified
+from gati_export.learning.headfile import with_threshold
+from gati_export.releases.publish import Draft, publish
+from gati_export.samples.ragged import count
+from gati_export.samples.samples import check_samples, load_samples
 
 LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 """Blocks of a ResNet's four groups, by its depth."""

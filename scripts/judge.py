@@ -20,15 +20,15 @@ from scipy.stats import binom
 from traffic import BLOCK, Asked, Traffic
 from world import GATI, Replica
 
-from gati.chain import Chain
-from gati.fuse import fuse
-from gati.proc import arguments
-from gati.resources import cores
-from gati.session import THREADS, open_session
-from gati.stubs import SHARED_MEMORY
-from gati_export.activations import run_segments
-from gati_export.day import Day
-from gati_export.history import Turn
+from gati.inference.fuse import fuse
+from gati.inference.session import THREADS, open_session
+from gati.repository.chain import Chain
+from gati.system.proc import arguments
+from gati.system.resources import cores
+from gati.triton.stubs import SHARED_MEMORY
+from gati_export.report.day import Day
+from gati_export.report.history import Turn
+from gati_export.samples.activations import run_segments
 
 SURE = 0.999
 BATCH = 8

@@ -18,22 +18,22 @@ from typing import Any
 import click
 import numpy as np
 
-from gati.chain import Chain, find_chains, read_chain
-from gati.flight import Request
-from gati.inline import InlineEngine
-from gati.live import LiveRelease
-from gati.orchestrator import Orchestrator
-from gati.ports import HOST, Ports
-from gati.release import Window, head_path
-from gati.server import Server
-from gati.session import open_session, run
+from gati.inference.inline import InlineEngine
+from gati.inference.session import open_session, run
+from gati.repository.chain import Chain, find_chains, read_chain
+from gati.repository.release import Window, head_path
+from gati.serving.flight import Request
+from gati.serving.live import LiveRelease
+from gati.serving.orchestrator import Orchestrator
+from gati.serving.watch import ReleaseWatch
 from gati.settings import NO_STORE, STORE
-from gati.watch import ReleaseWatch
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 from gati_client import Client
 from gati_client.load import alternate, summary
-from gati_export.certificate import uncertified
-from gati_export.headfile import CLOSED, with_threshold
-from gati_export.publish import Draft, publish
+from gati_export.certificates.certificate import uncertified
+from gati_export.learning.headfile import CLOSED, with_threshold
+from gati_export.releases.publish import Draft, publish
 
 ROUNDS, REQUESTS, BLOCK = 600, 3000, 300
 

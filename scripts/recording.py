@@ -22,16 +22,16 @@ from rich.console import Console
 from rich.table import Table
 from soak_releases import CLONE, requests
 
-from gati.chain import find_chains
 from gati.options import existing_folder, json_option, write_json
-from gati.ports import HOST, Ports
-from gati.server import Server
+from gati.repository.chain import find_chains
+from gati.repository.workspace import workspace
 from gati.settings import RECORD, RECORD_SHARE
-from gati.workspace import workspace
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 from gati_client import Client
 from gati_client.load import summary
 from gati_export.bench.processes import cpu_seconds, resident_mib
-from gati_export.scrape import read_metrics
+from gati_export.report.scrape import read_metrics
 
 WAYS: dict[str, dict[str, str]] = {
     "nothing": {RECORD: "nothing"},

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from gati.breaker import Breaker
-from gati.draws import Draws
+from gati.promise.breaker import Breaker
+from gati.promise.draws import Draws
 from gati.settings import Settings
-from gati_export.splitting import together
+from gati_export.certificates.splitting import together
 from gati_export.terms import Terms
 
 USUAL = Settings.audit_share

@@ -22,8 +22,8 @@ import numpy as np
 
 from gati.errors import GatiError, SamplesError
 from gati.options import json_option, write_json
-from gati_export.certificate import certify
-from gati_export.groups import upper_bound, wrong_within
+from gati_export.certificates.certificate import certify
+from gati_export.certificates.groups import upper_bound, wrong_within
 
 STEPS = 256
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import click
 import numpy as np
 
-from gati_export.certificate import certify
-from gati_export.decision import verdict
-from gati_export.refutation import refuted_since
-from gati_export.standing import standing
+from gati_export.certificates.certificate import certify
+from gati_export.certificates.refutation import refuted_since
+from gati_export.refreshing.decision import verdict
+from gati_export.refreshing.standing import standing
 from gati_export.terms import Terms
 
 TERMS = Terms()

@@ -30,13 +30,13 @@ from rich.table import Table
 from traffic import Asked, Traffic, ask
 from world import World
 
-from gati.chain import find_chains, read_chain
 from gati.errors import GatiError
 from gati.options import existing_folder, json_option, write_json
-from gati.tryout import newest_release
-from gati.workspace import workspace
-from gati_export.day import Day, read_day
-from gati_export.history import Turn, turns
+from gati.repository.chain import find_chains, read_chain
+from gati.repository.workspace import workspace
+from gati.triton.tryout import newest_release
+from gati_export.report.day import Day, read_day
+from gati_export.report.history import Turn, turns
 
 CLONE = Path(__file__).parents[1] / "model_repository"
 REPLICAS = 2

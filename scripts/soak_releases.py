@@ -22,18 +22,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gati.chain import Chain, find_chains, read_chain
 from gati.options import existing_folder, json_option, write_json
-from gati.ports import HOST, Ports
-from gati.release import valid_releases
-from gati.server import Server
+from gati.repository.chain import Chain, find_chains, read_chain
+from gati.repository.release import valid_releases
 from gati.settings import NO_STORE, STORE
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 from gati_client import Client
 from gati_client.load import Observations, drive, summary
 from gati_export.bench.processes import resident_mib, shared_memory
 from gati_export.demo.digits import pools, views
-from gati_export.publish import earlier
-from gati_export.rollout import publish_to
+from gati_export.releases.publish import earlier
+from gati_export.releases.rollout import publish_to
 
 CLONE = Path(__file__).parents[1] / "model_repository"
 FIRST = 10

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gati.chain import Chain
-from gati.model_control import is_ready
-from gati.ports import HOST
-from gati.proc import arguments, children
-from gati.stubs import model_of
-from gati.temporary import TEMPORARY
-from gati_export.control import Control
+from gati.repository.chain import Chain
+from gati.system.proc import arguments, children
+from gati.system.temporary import TEMPORARY
+from gati.triton.model_control import is_ready
+from gati.triton.ports import HOST
+from gati.triton.stubs import model_of
+from gati_export.releases.control import Control
 
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]
 REFRESHER = "refresh"

@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from gati.errors import GatiError
-from gati_export.backbone import load_backbone
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.equality import check_segments
-from gati_export.exporter import exporting
-from gati_export.prepare import prepare
-from gati_export.segments import cut, write_segments
+from gati_export.backbones.backbone import load_backbone
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import check_segments
+from gati_export.backbones.exporter import exporting
+from gati_export.backbones.prepare import prepare
+from gati_export.backbones.segments import cut, write_segments
 
 ROWS, LENGTH, WORDS = 16, 32, 100
 SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}

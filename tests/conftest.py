@@ -16,12 +16,12 @@ from filelock import FileLock
 sys.path.insert(0, str(Path(__file__).parent))  # shared helpers: networks, graphs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads wait busily else, on the servers' cores
 
-from gati.chain import Chain, Mode, chain_path, read_chain
 from gati.errors import UnavailableError
-from gati.ports import HOST, Ports
-from gati.server import Server
-from gati.triton import find_triton
-from gati_export import latency
+from gati.repository.chain import Chain, Mode, chain_path, read_chain
+from gati.triton.installation import find_triton
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
+from gati_export.composition import latency
 
 latency.SECONDS = 0.0  # a hundred rounds are enough where no test hangs on how long parts take
 latency.PAUSE = 0.0

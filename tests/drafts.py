@@ -15,13 +15,13 @@ import onnx
 from hostile import HARMS
 from onnx import TensorProto, helper, numpy_helper
 
-from gati.chain import Chain
-from gati.head import SEGMENTS_KEY
-from gati.release import HeadFile, Release, head_folder, head_path, valid_releases
-from gati.workspace import workspace
-from gati_export.activations import open_segments
-from gati_export.headfile import CLOSED, stamp, with_threshold
-from gati_export.publish import Draft
+from gati.inference.head import SEGMENTS_KEY
+from gati.repository.chain import Chain
+from gati.repository.release import HeadFile, Release, head_folder, head_path, valid_releases
+from gati.repository.workspace import workspace
+from gati_export.learning.headfile import CLOSED, stamp, with_threshold
+from gati_export.releases.publish import Draft
+from gati_export.samples.activations import open_segments
 
 ALWAYS = -np.inf
 """A threshold that every row reaches."""

@@ -13,13 +13,13 @@ import onnx
 import pyarrow as pa
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from gati.chain import Chain, Segment, Tensor
-from gati.head import HIT, KEY, SCORE, SEGMENTS_KEY
-from gati.release import Certificate, HeadFile, Release, Window
-from gati.shard import Sample
-from gati.shard_folder import ShardFolder
-from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
-from gati_export.publish import Draft
+from gati.inference.head import HIT, KEY, SCORE, SEGMENTS_KEY
+from gati.inference.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
+from gati.recording.shard import Sample
+from gati.recording.shard_folder import ShardFolder
+from gati.repository.chain import Chain, Segment, Tensor
+from gati.repository.release import Certificate, HeadFile, Release, Window
+from gati_export.releases.publish import Draft
 
 CERTIFICATE = Certificate(500, 500, 0, 0.006, 0.01, 0.05, {0: 0.9, 1: 0.8}, 0.7, "by hand", "0" * 64, "top-1")
 WINDOW = Window("by hand", 500)

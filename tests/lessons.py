@@ -11,11 +11,11 @@ import torch
 from onnx import numpy_helper
 from scipy.stats import rankdata
 
-from gati.chain import Chain, Segment, Tensor
-from gati.head import SEGMENTS_KEY, THRESHOLD
+from gati.inference.head import SEGMENTS_KEY, THRESHOLD
+from gati.repository.chain import Chain, Segment, Tensor
 from gati_export.families.family import Lesson, Lookup
 from gati_export.families.layout import channel_axis
-from gati_export.headfile import stamp
+from gati_export.learning.headfile import stamp
 
 CLASSES = 6
 OUTPUT = Tensor("output", "FP32", (CLASSES,))

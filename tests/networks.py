@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gati_export.exporter import exporting
+from gati_export.backbones.exporter import exporting
 
 CLASSES = 5
 

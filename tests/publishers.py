@@ -16,15 +16,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gati.chain import Chain
 from gati.errors import GatiError
-from gati_export.publish import Draft, publish
-from gati_export.refresh import refreshed
-from gati_export.refresh_plan import RefreshPlan
-from gati_export.rollout import publish_to
+from gati.repository.chain import Chain
+from gati_export.refreshing.plan import RefreshPlan
+from gati_export.refreshing.refresh import refreshed
+from gati_export.releases.publish import Draft, publish
+from gati_export.releases.rollout import publish_to
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["gati_export.rollout", "gati_export.refresh"])
+PROCESSES.set_forkserver_preload(["gati_export.releases.rollout", "gati_export.refreshing.refresh"])
 
 SECONDS = 60
 

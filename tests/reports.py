@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from handmade import toy_chain, toy_release
 
-from gati.chain import Chain
-from gati.release import Certificate
+from gati.repository.chain import Chain
+from gati.repository.release import Certificate
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, ParetoPoint, Report, TriedHead
 from gati_export.report.live import LiveChain

@@ -13,13 +13,13 @@ import pytest
 from conftest import MODEL, Exported, Serve, Served
 from drafts import in_mode, marked_draft
 
-from gati.chain import Chain, Mode
 from gati.cli import main
-from gati.release import Release, numbers_on_disk
+from gati.repository.chain import Chain, Mode
+from gati.repository.release import Release, numbers_on_disk
 from gati_client import Client
-from gati_export.control import Control
-from gati_export.rollout import publish_to
-from gati_export.scrape import Reading, read_metrics
+from gati_export.releases.control import Control
+from gati_export.releases.rollout import publish_to
+from gati_export.report.scrape import Reading, read_metrics
 
 MODES: tuple[Mode, ...] = ("inline", "bls")
 GATI = [sys.executable, "-c", "from gati.cli import main; main()"]

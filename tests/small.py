@@ -12,12 +12,12 @@ from networks import export_onnx
 from torch import nn
 from torch.nn import functional
 
-from gati.session import threads
-from gati_export import candidates, training
+from gati.inference.session import threads
+from gati_export.composition.latency import Times
 from gati_export.demo.digits import Pool, pools, views
-from gati_export.distillation import torch_threads
 from gati_export.export import ExportPlan, export_chain
-from gati_export.latency import Times
+from gati_export.families.distillation import torch_threads
+from gati_export.learning import candidates, training
 from gati_export.terms import Terms
 
 TIMES = Times(np.array([0.1, 0.2, 0.3, 0.4]) * 1e-3, np.full(3, 1e-5))

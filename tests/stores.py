@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 from moto.server import ThreadedMotoServer
 
-from gati.ports import HOST
+from gati.triton.ports import HOST
 
 SECRET = "never-to-be-seen"
 KEY = "KEYNEVERTOBESEEN"

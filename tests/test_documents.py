@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gati.metrics import FAMILIES
+from gati.telemetry.metrics import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
@@ -28,7 +28,9 @@ def test_each_row_names_a_test_that_exists(document: str, least: int) -> None:
 
 def test_each_metric_and_each_setting_is_told_to_operators() -> None:
     told = (ROOT / "OPERATING.md").read_text()
-    sources = "".join((ROOT / "backend" / "gati" / name).read_text() for name in ("settings.py", "session.py"))
+    sources = "".join(
+        (ROOT / "backend" / "gati" / name).read_text() for name in ("settings.py", "inference/session.py")
+    )
     settings = set(re.findall(r'"(GATI_[A-Z_]+)"', sources))
     assert len(settings) >= 10
     metrics = {name.removesuffix("_sum").removesuffix("_count") for name in FAMILIES}

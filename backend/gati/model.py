@@ -8,10 +8,10 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from gati.configuration import check_configuration
 from gati.errors import GatiError, printable
+from gati.repository.configuration import check_configuration
 from gati.service import Service
-from gati.wire import Wire
+from gati.serving.wire import Wire
 
 SWITCH_SECONDS = 0.0002
 """How long a thread may keep Python's lock (the GIL) while another waits. The default, 5 ms, is a whole request."""
@@ -20,7 +20,7 @@ SWITCH_SECONDS = 0.0002
 class TritonPythonModel:
     """What Triton's Python backend calls; see its own documentation for the methods.
 
-    A request goes from `execute` through gati.wire to gati.service, which says what runs on which thread.
+    A request goes from `execute` through gati.serving.wire to gati.service, which says what runs on which thread.
     """
 
     def initialize(self, args: dict[str, str]) -> None:

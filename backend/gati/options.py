@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gati.errors import GatiError
-from gati.files import replace
+from gati.system.files import replace
 
 existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 

@@ -12,14 +12,11 @@ from types import FrameType
 import click
 
 from gati.errors import UnavailableError
-from gati.expiry import FOREVER, parse_age
-from gati.heartbeat import PATIENCE_SECONDS
-from gati.objects import public
+from gati.inference.session import DEVICE, parse_device
 from gati.options import checked, existing_folder, json_option, port_option, write_json
-from gati.ports import ANYWHERE, HOST, Ports
-from gati.server import Server
-from gati.server_options import check_handed_on
-from gati.session import DEVICE, parse_device
+from gati.recording.expiry import FOREVER, parse_age
+from gati.recording.objects import public
+from gati.repository.workspace import workspace
 from gati.settings import (
     AUDIT,
     BYPASS,
@@ -37,7 +34,10 @@ from gati.settings import (
     Settings,
     parse_record,
 )
-from gati.workspace import workspace
+from gati.triton.heartbeat import PATIENCE_SECONDS
+from gati.triton.options import check_handed_on
+from gati.triton.ports import ANYWHERE, HOST, Ports
+from gati.triton.server import Server
 
 
 @click.command()

@@ -5,16 +5,16 @@ Threads of a chain's process:
     Triton's                calls `execute`; serves requests itself where there are no workers (inline, by default)
     gati-worker-N           serve requests, in BLS mode by default; `Settings.workers` of them
     gati-auditor-0          runs audits when their answers have left
-    gati-counter-0          counts and records what was served (gati.bookkeeping)
+    gati-counter-0          counts and records what was served (gati.telemetry.bookkeeping)
     gati-ticker             looks for releases, and writes down how things stand; inline, two threads
-    gati-recorder           writes samples (gati.recorder)
-    gati-load               opens heads while stages are opened (gati.inline); ends with the load
-    gati-ladder             runs CUDA graphs, on a GPU (gati.ladder)
-    gati-heartbeat          shows `gati serve` that the process does not hang (gati.heartbeat)
-    gati-parent             ends the process when its server is gone (gati.parent)
+    gati-recorder           writes samples (gati.recording.recorder)
+    gati-load               opens heads while stages are opened (gati.inference.inline); ends with the load
+    gati-ladder             runs CUDA graphs, on a GPU (gati.inference.ladder)
+    gati-heartbeat          shows `gati serve` that the process does not hang (gati.triton.heartbeat)
+    gati-parent             ends the process when its server is gone (gati.system.parent)
 
-They share the live release, which is swapped as a whole (gati.watch), and what it holds; the books; and the recorder's
-queue. Each of these has a lock of its own, or says why it needs none.
+They share the live release, which is swapped as a whole (gati.serving.watch), and what it holds; the books; and the
+recorder's queue. Each of these has a lock of its own, or says why it needs none.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gati.audits import Audit
-from gati.bls import BlsEngine
-from gati.bookkeeping import Bookkeeper
-from gati.chain import read_chain
-from gati.device import runner_on
-from gati.draws import NO_PROMISE, Draws
 from gati.errors import printable
-from gati.flight import Request
-from gati.heartbeat import beat, is_up
-from gati.inline import InlineEngine
-from gati.ledger import Ledger
-from gati.metrics import Metrics
-from gati.minutes import Minutes
-from gati.orchestrator import Orchestrator
-from gati.parent import when_orphaned
-from gati.samples import Samples
+from gati.inference.bls import BlsEngine
+from gati.inference.device import runner_on
+from gati.inference.inline import InlineEngine
+from gati.inference.tail import Tail
+from gati.promise.draws import NO_PROMISE, Draws
+from gati.promise.ledger import Ledger
+from gati.recording.samples import Samples
+from gati.repository.chain import read_chain
+from gati.repository.workspace import workspace
+from gati.serving.audits import Audit
+from gati.serving.flight import Request
+from gati.serving.orchestrator import Orchestrator
+from gati.serving.watch import SECONDS, ReleaseWatch
+from gati.serving.wire import NONE_CLOSED
 from gati.settings import Settings
-from gati.tail import Tail
-from gati.ticker import Ticker
-from gati.watch import SECONDS, ReleaseWatch
-from gati.wire import NONE_CLOSED
-from gati.workers import Job, Workers
-from gati.workspace import workspace
+from gati.system.parent import when_orphaned
+from gati.system.ticker import Ticker
+from gati.system.workers import Job, Workers
+from gati.telemetry.bookkeeping import Bookkeeper
+from gati.telemetry.metrics import Metrics
+from gati.telemetry.minutes import Minutes
+from gati.triton.heartbeat import beat, is_up
 
 AUDIT_SECONDS = 5.0
 """How long to wait for audits, in BLS mode, when the chain is being unloaded: samples are still to be written then."""

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gati.chain import Mode
 from gati.errors import RepositoryError
-from gati.expiry import parse_age
-from gati.session import CPU, DEVICE, Device, parse_device
-from gati.workspace import workspace
+from gati.inference.session import CPU, DEVICE, Device, parse_device
+from gati.recording.expiry import parse_age
+from gati.repository.chain import Mode
+from gati.repository.workspace import workspace
 
 STORE, STORE_BYTES, AUDIT, WORKERS = "GATI_STORE", "GATI_STORE_BYTES", "GATI_AUDIT", "GATI_WORKERS"
 STORE_AGE, RECORD, RECORD_SHARE = "GATI_STORE_AGE", "GATI_RECORD", "GATI_RECORD_SHARE"

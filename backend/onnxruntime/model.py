@@ -21,9 +21,9 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from gati.errors import first_line
-from gati.heartbeat import beat
-from gati.parent import when_orphaned
-from gati.session import INTRA_OP, SPIN, Device, open_alone, open_session, run, threads
+from gati.inference.session import INTRA_OP, SPIN, Device, open_alone, open_session, run, threads
+from gati.system.parent import when_orphaned
+from gati.triton.heartbeat import beat
 
 
 class TritonPythonModel:

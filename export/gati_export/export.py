@@ -9,38 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from gati.chain import Chain, Engine, Mode
 from gati.errors import SamplesError
-from gati.release import Release, Window
-from gati.workspace import workspace
-from gati_export.accelerator import Accelerator
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.deployed import Deployed
-from gati_export.equality import check_segments
-from gati_export.evidence import backbone_bytes, report_of
-from gati_export.images import Decode
-from gati_export.latency import measured_on
-from gati_export.mode import faster_mode
-from gati_export.onnxfile import shorten
-from gati_export.prepare import prepare
+from gati.repository.chain import Chain, Engine, Mode
+from gati.repository.release import Release, Window
+from gati.repository.workspace import workspace
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import check_segments
+from gati_export.backbones.onnxfile import shorten
+from gati_export.backbones.prepare import prepare
+from gati_export.backbones.segments import cut, with_shares, write_segments
+from gati_export.backbones.signature import UNKNOWN
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.splitting import marks, split
+from gati_export.composition.latency import measured_on
+from gati_export.composition.replay import has_state
+from gati_export.learning.evidence import backbone_bytes, report_of
+from gati_export.learning.task import Task
+from gati_export.learning.trained import Certified, Trained
+from gati_export.learning.training import train_heads
 from gati_export.progress import Progress
-from gati_export.publish import Draft, publish
-from gati_export.ragged import Samples, batches, count, few, is_ragged, rows_at
-from gati_export.replay import has_state
+from gati_export.releases.accelerator import Accelerator
+from gati_export.releases.deployed import Deployed
+from gati_export.releases.mode import faster_mode
+from gati_export.releases.publish import Draft, publish
+from gati_export.releases.repository import check_room, install, write_plain, write_repository
+from gati_export.releases.tensorrt_plans import compiled
 from gati_export.report.data import Report, write
-from gati_export.repository import check_room, install, write_plain, write_repository
-from gati_export.runs import find_runs
-from gati_export.samples import ARRAYS, cast_notes, check_samples, load_samples
-from gati_export.segments import cut, with_shares, write_segments
-from gati_export.signature import UNKNOWN
-from gati_export.splitting import marks, split
+from gati_export.samples.images import Decode
+from gati_export.samples.ragged import Samples, batches, count, few, is_ragged, rows_at
+from gati_export.samples.samples import ARRAYS, cast_notes, check_samples, load_samples
 from gati_export.staging import REPOSITORY, moving, staging, staging_area, write_part
-from gati_export.task import Task
-from gati_export.tensorrt_plans import compiled
 from gati_export.terms import Terms
-from gati_export.trained import Certified, Trained
-from gati_export.training import train_heads
 
 MEASURE_THERE = "`gati refresh --measure` and `gati bench` say what they are on the serving machine."
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gati.chain import find_chains
-from gati.workspace import workspace
+from gati.repository.chain import find_chains
+from gati.repository.workspace import workspace
 
 REPOSITORY, LOCK, HOST, MOVED = "repository", ".lock", ".host", ".moved"
 NEW_SECONDS, OLD_SECONDS = 10, 86_400

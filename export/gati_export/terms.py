@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from gati.agreement import DEFAULT, of_numbers
-from gati.chain import Chain
+from gati.repository.agreement import DEFAULT, of_numbers
+from gati.repository.chain import Chain
 from gati_export.families import AUTO
 
 MARK = 8
@@ -22,7 +22,7 @@ class Terms:
     Attributes:
         epsilon: Largest share of requests whose answer may differ from the backbone's.
         delta: 1 − confidence of that statement.
-        agreement: When answers agree; see `gati.agreement`.
+        agreement: When answers agree; see `gati.repository.agreement`.
         families: Names of the families of heads to try, or `auto`.
         memory: Bytes that all heads together may take; None for any.
         p99: Seconds that 99 % of requests may take at most; None for any.
@@ -32,7 +32,8 @@ class Terms:
             segments, which clients do not know.
         proof: Whether to search for a better composition until it is proven that there is none, for some 20 s at most;
             otherwise the search takes a second.
-        trained: Marks of samples that always train, whatever their part would be (gati_export.splitting.marks).
+        trained: Marks of samples that always train, whatever their part would be
+            (gati_export.certificates.splitting.marks).
     """
 
     epsilon: float = 0.01

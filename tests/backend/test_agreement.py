@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gati.agreement import difference, of_numbers, parse_agreement
 from gati.errors import AgreementError
+from gati.repository.agreement import difference, of_numbers, parse_agreement
 
 BACKBONE = np.array([[3.0, 2, 1, 0], [0, 1, 2, 3], [5, 5, 0, 0], [0, 0, 7, 7]])
 SERVED = np.array([[9.0, 0, 0, 0], [0, 0, 1, 0], [0, 9, 0, 0], [1, 0, 0, 0]])

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gati import backoff
-from gati.backoff import Backoff
+from gati.system import backoff
+from gati.system.backoff import Backoff
 
 
 def test_each_wait_is_twice_the_one_before_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati.betting import LESS, MORE, log_gains, lower_bound, refuted, upper_bound
+from gati.promise.betting import LESS, MORE, log_gains, lower_bound, refuted, upper_bound
 
 ONE = np.ones(1)
 SHARES = np.array([1e-4, 0.001, 0.01, 0.02, 0.1, 0.5, 0.9, 0.999])

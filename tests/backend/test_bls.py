@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from handmade import toy_chain
 
-from gati import bls
-from gati.bls import BlsCalls, BlsEngine, BlsHeads
 from gati.errors import GatiError, NotLoadedError, RequestError, UnavailableError
-from gati.head import HIT, HeadSpec
+from gati.inference import bls
+from gati.inference.bls import BlsCalls, BlsEngine, BlsHeads
+from gati.inference.head import HIT, HeadSpec
 
 CODES = SimpleNamespace(INTERNAL=1, NOT_FOUND=2, INVALID_ARG=3, UNAVAILABLE=4)
 BROKEN = (CODES.INTERNAL, "onnx runtime error 6: Non-zero status code while running MatMul")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from handmade import toy_chain
 
-from gati.bookkeeping import Bookkeeper
-from gati.breaker import Alarm
-from gati.flight import StageRun
+from gati.promise.breaker import Alarm
+from gati.serving.flight import StageRun
+from gati.telemetry.bookkeeping import Bookkeeper
 
 
 class Metrics:

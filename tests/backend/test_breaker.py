@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gati.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
-from gati.doubt import LEAST
-from gati.draws import EAGER
+from gati.promise.breaker import BLOCK, MOST_BLOCKS, Alarm, Breaker
+from gati.promise.doubt import LEAST
+from gati.promise.draws import EAGER
 
 EPSILON, DELTA = 0.01, 0.05
 STREAMS = 1000

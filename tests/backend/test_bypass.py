@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati.bypass import LOOKED_UP, PERIOD, Bypass
+from gati.serving.bypass import LOOKED_UP, PERIOD, Bypass
 
 COSTS = {0: 0.2, 1: 0.7, 2: 1.2}
 MISS = 2

@@ -12,19 +12,19 @@ from conftest import Exported
 from handmade import draft, mixing_head, remembering_head, sure_head
 from onnx import TensorProto, helper, numpy_helper
 
-from gati import shortcuts
-from gati.cascade import Cascade, assemble
-from gati.chain import Tensor
-from gati.flight import Answer, Request
-from gati.head import HeadSpec
-from gati.inline import InlineEngine
-from gati.live import LiveRelease
-from gati.orchestrator import Orchestrator
-from gati.session import open_session
-from gati.steps import Leave, MissedRows, Step, UnjoinableError
-from gati.watch import ReleaseWatch
-from gati_export.headfile import with_threshold
-from gati_export.publish import publish
+from gati.inference import shortcuts
+from gati.inference.cascade import Cascade, assemble
+from gati.inference.head import HeadSpec
+from gati.inference.inline import InlineEngine
+from gati.inference.session import open_session
+from gati.inference.steps import Leave, MissedRows, Step, UnjoinableError
+from gati.repository.chain import Tensor
+from gati.serving.flight import Answer, Request
+from gati.serving.live import LiveRelease
+from gati.serving.orchestrator import Orchestrator
+from gati.serving.watch import ReleaseWatch
+from gati_export.learning.headfile import with_threshold
+from gati_export.releases.publish import publish
 
 OUTPUT = Tensor("y", "FP32", (2,))
 

@@ -13,8 +13,8 @@ from handmade import toy_chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gati.chain import DTYPES, Chain, Segment, Tensor, chain_path, find_chains, read_chain, sha256_of
 from gati.errors import RepositoryError
+from gati.repository.chain import DTYPES, Chain, Segment, Tensor, chain_path, find_chains, read_chain, sha256_of
 
 names = st.text(min_size=1, max_size=12)
 tensors = st.builds(

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from gati.configuration import check_configuration
 from gati.errors import RepositoryError
+from gati.repository.configuration import check_configuration
 
 
 def test_what_gati_writes_is_taken() -> None:

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import toy_chain, write_shard
 
-from gati.content import features_at
 from gati.errors import SamplesError
-from gati.flight import Flight, Request
-from gati.recorder import Recorder
-from gati.samples import Samples
+from gati.recording.content import features_at
+from gati.recording.recorder import Recorder
+from gati.recording.samples import Samples
+from gati.recording.shard import Sample, shard
+from gati.serving.flight import Flight, Request
 from gati.settings import Settings
-from gati.shard import Sample, shard
-from gati_export import store
-from gati_export.store import read_recent
+from gati_export.samples import store
+from gati_export.samples.store import read_recent
 
 CHAIN = toy_chain()
 

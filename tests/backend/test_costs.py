@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gati import costs
-from gati.costs import MOST, Costs
+from gati.inference import costs
+from gati.inference.costs import MOST, Costs
 
 SHARES = {0: 0.1, 2: 0.4, 5: 1.0}
 

@@ -17,22 +17,22 @@ from drafts import marked_draft, spread_thresholds
 from handmade import draft, remembering_head
 from onnx import helper
 
-from gati.audits import Audit
-from gati.chain import Chain
-from gati.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
-from gati.draws import Draws
 from gati.errors import RepositoryError, RequestError, UnavailableError
-from gati.flight import Answer, Flight, Request, StageRun
-from gati.inline import InlineEngine
-from gati.ladder import Ladder, _SizedRungs, sizes_up_to
-from gati.layout import nearly_equal
-from gati.orchestrator import Orchestrator
-from gati.ports import Ports
-from gati.server import Server
-from gati.session import CPU, Device, open_session, parse_device
-from gati.steps import UnjoinableError
-from gati.watch import ReleaseWatch
-from gati_export.publish import publish
+from gati.inference.device import DeviceArray, DeviceRunner, Runner, runner_on, usable
+from gati.inference.inline import InlineEngine
+from gati.inference.ladder import Ladder, _SizedRungs, sizes_up_to
+from gati.inference.layout import nearly_equal
+from gati.inference.session import CPU, Device, open_session, parse_device
+from gati.inference.steps import UnjoinableError
+from gati.promise.draws import Draws
+from gati.repository.chain import Chain
+from gati.serving.audits import Audit
+from gati.serving.flight import Answer, Flight, Request, StageRun
+from gati.serving.orchestrator import Orchestrator
+from gati.serving.watch import ReleaseWatch
+from gati.triton.ports import Ports
+from gati.triton.server import Server
+from gati_export.releases.publish import publish
 
 GPU = Device("cuda")
 

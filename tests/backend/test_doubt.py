@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gati.doubt import LEAST, Doubt
+from gati.promise.doubt import LEAST, Doubt
 
 EPSILON, DELTA = 0.01, 0.05
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati.breaker import Breaker
-from gati.budget import MOST, START, Budget
-from gati.draws import EAGER, NONE, Draws
+from gati.promise.breaker import Breaker
+from gati.promise.budget import MOST, START, Budget
+from gati.promise.draws import EAGER, NONE, Draws
 
 EPSILON, DELTA = 0.01, 0.05
 USUAL = 0.02

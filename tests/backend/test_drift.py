@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gati.drift import WINDOW, Drift
+from gati.promise.drift import WINDOW, Drift
 from gati_client.workload import hot
 
 POOL = np.arange(1000) % 10

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gati.files import replace
+from gati.system.files import replace
 
 
 def test_what_was_there_is_replaced(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati.chain import Tensor
 from gati.errors import GatiError
-from gati.flight import BACKBONE, Answer, Flight, Request, finite_rows
+from gati.repository.chain import Tensor
+from gati.serving.flight import BACKBONE, Answer, Flight, Request, finite_rows
 
 OUTPUT = Tensor("y", "FP32", (2,))
 

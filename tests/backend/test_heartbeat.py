@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from running import eventually
 
-from gati import heartbeat
-from gati.heartbeat import HEARTBEATS, Heartbeats
+from gati.triton import heartbeat
+from gati.triton.heartbeat import HEARTBEATS, Heartbeats
 
 LIVES = "import time; time.sleep(600)"
 WORKS = "import re; time.sleep(0.5); re.match(r'(a+)+$', 'a' * 60 + 'b')"  # for years, and holds Python's lock
@@ -23,7 +23,7 @@ PATIENCE = 3.0
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Three processes: the first two live, the third works."""
-    begin = "import os, time; from gati.heartbeat import beat; beat(os.environ); "
+    begin = "import os, time; from gati.triton.heartbeat import beat; beat(os.environ); "
     running = [
         subprocess.Popen([sys.executable, "-c", begin + rest], env={**os.environ, HEARTBEATS: str(tmp_path)})
         for rest in (LIVES, LIVES, WORKS)

@@ -11,13 +11,13 @@ from conftest import Exported
 from handmade import draft, sure_head
 from onnx import TensorProto, helper, numpy_helper
 
-from gati import inline
-from gati.chain import Tensor
-from gati.inline import InlineEngine
-from gati.layout import InseparableError, cut_optimised, open_on_substitute
-from gati.release import read_release
-from gati.session import open_session, run
-from gati_export.publish import publish
+from gati.inference import inline
+from gati.inference.inline import InlineEngine
+from gati.inference.layout import InseparableError, cut_optimised, open_on_substitute
+from gati.inference.session import open_session, run
+from gati.repository.chain import Tensor
+from gati.repository.release import read_release
+from gati_export.releases.publish import publish
 
 SIZE = 6
 

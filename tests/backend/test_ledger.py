@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from handmade import CERTIFICATE, toy_chain, toy_release
 
-from gati import ledger
-from gati.breaker import Breaker
-from gati.journal import FORGOTTEN_SECONDS, Journal, decoded
-from gati.ledger import Event, Ledger
-from gati.release import ROLLBACK, Certificate, HeadFile, Release
+from gati.promise import ledger
+from gati.promise.breaker import Breaker
+from gati.promise.ledger import Event, Ledger
+from gati.repository.release import ROLLBACK, Certificate, HeadFile, Release
+from gati.system.journal import FORGOTTEN_SECONDS, Journal, decoded
 
 CHAIN = toy_chain()
 RELEASE = toy_release(CHAIN, 3)

@@ -11,8 +11,8 @@ from graphs import Graph
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from gati.errors import RequestError
-from gati.loaded import _run
-from gati.session import open_session, run
+from gati.inference.loaded import _run
+from gati.inference.session import open_session, run
 
 
 def test_inputs_that_do_not_go_together_are_the_clients_to_change() -> None:

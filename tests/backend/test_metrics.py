@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gati.metrics import FAMILIES, QUANTILES, WINDOW, Metrics
+from gati.telemetry.metrics import FAMILIES, QUANTILES, WINDOW, Metrics
 
 
 class Page:

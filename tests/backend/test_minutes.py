@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gati import minutes
-from gati.histogram import bucket, quantile
-from gati.journal import FORGOTTEN_SECONDS, Journal, decoded, entries
-from gati.minutes import Minute, Minutes
+from gati.system.journal import FORGOTTEN_SECONDS, Journal, decoded, entries
+from gati.telemetry import minutes
+from gati.telemetry.histogram import bucket, quantile
+from gati.telemetry.minutes import Minute, Minutes
 
 
 @pytest.fixture

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from handmade import toy_chain
 
-from gati.audits import Audit
-from gati.breaker import Breaker
-from gati.bypass import Bypass
-from gati.chain import Segment
-from gati.draws import EAGER, Draws
-from gati.engine import Shortcuts, Stage
 from gati.errors import GatiError, RequestError, UnavailableError
-from gati.flight import BACKBONE, Answer, Flight, Request, StageRun
-from gati.head import Prediction
-from gati.live import LiveRelease
-from gati.orchestrator import Orchestrator
-from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
-from gati.steps import Leave, MissedRows
+from gati.inference.engine import Shortcuts, Stage
+from gati.inference.head import Prediction
+from gati.inference.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
+from gati.inference.steps import Leave, MissedRows
+from gati.promise.breaker import Breaker
+from gati.promise.draws import EAGER, Draws
+from gati.repository.chain import Segment
+from gati.serving.audits import Audit
+from gati.serving.bypass import Bypass
+from gati.serving.flight import BACKBONE, Answer, Flight, Request, StageRun
+from gati.serving.live import LiveRelease
+from gati.serving.orchestrator import Orchestrator
 
 CHAIN = toy_chain()
 LAST = len(CHAIN.segments) - 1

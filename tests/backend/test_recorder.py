@@ -25,15 +25,15 @@ from handmade import toy_chain, write_shard
 from handmade import toy_sample as sample
 from running import until
 
-from gati import recorder as module
-from gati import shard_folder as folders
-from gati.expiry import parse_age
-from gati.recorder import Recorder
-from gati.shard import Sample, shard
-from gati.shard_folder import ShardFolder
-from gati_export import store as reading
-from gati_export.samples import load_samples
-from gati_export.store import count_since, read_recent
+from gati.recording import recorder as module
+from gati.recording import shard_folder as folders
+from gati.recording.expiry import parse_age
+from gati.recording.recorder import Recorder
+from gati.recording.shard import Sample, shard
+from gati.recording.shard_folder import ShardFolder
+from gati_export.samples import store as reading
+from gati_export.samples.samples import load_samples
+from gati_export.samples.store import count_since, read_recent
 
 CHAIN = toy_chain()
 
@@ -200,7 +200,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from handmade import toy_chain, toy_sample
-from gati.recorder import Recorder
+from gati.recording.recorder import Recorder
 dropped, log = [], []
 recorder = Recorder(toy_chain(), sys.argv[1], 1 << 20, dropped.append, log.append)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
@@ -212,7 +212,7 @@ print(sum(dropped), len(log), len(list(Path(sys.argv[1], "toy").iterdir())))
 KILLED = """
 import sys
 from handmade import toy_chain, toy_sample, write_shard
-from gati.shard import shard
+from gati.recording.shard import shard
 table = shard(toy_chain(), [toy_sample(0, 20_000)])
 print("ready", flush=True)
 while True:

@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gati.errors import ReleaseRefused
-from gati.head import SEGMENTS_KEY
-from gati.quarantine import clear
-from gati.release import (
+from gati.inference.head import SEGMENTS_KEY
+from gati.repository.release import (
     LARGEST_FILE,
     ROLLBACK,
     Release,
@@ -30,8 +29,9 @@ from gati.release import (
     read_release,
     valid_releases,
 )
-from gati.tryout import check_release
-from gati_export.publish import publish
+from gati.triton.quarantine import clear
+from gati.triton.tryout import check_release
+from gati_export.releases.publish import publish
 
 TEXT = toy_release(toy_chain()).to_json()
 CERTIFICATE = json.loads(TEXT)["certificate"]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gati import resources
-from gati.resources import GROUPS, cores, memory
+from gati.system import resources
+from gati.system.resources import GROUPS, cores, memory
 
 MANY = 64
 Groups = dict[str, dict[str, str]]
 Contain = Callable[[str | None, Groups], None]
-SAID = "from gati.resources import cores; print(cores())"
+SAID = "from gati.system.resources import cores; print(cores())"
 
 
 def group(path: Path, files: dict[str, str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import Exported
 
-from gati.ports import HOST, Ports
-from gati.server_options import OWN, check_handed_on, own_options
+from gati.triton.options import OWN, check_handed_on, own_options
+from gati.triton.ports import HOST, Ports
 
 SHARED = {"--cache-directory", "--metrics-config"}
 """Options that gati gives, and that users may give too."""

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from graphs import Graph
 
-from gati.session import MOST_THREADS, THREADS, open_session, run_chain, threads
+from gati.inference.session import MOST_THREADS, THREADS, open_session, run_chain, threads
 
 SIDE = 1024
 PAUSES = """
 import sys, time
 import numpy as np
-from gati.session import open_session, run
+from gati.inference.session import open_session, run
 
 session = open_session(sys.argv[1])
 row = {"x": np.ones((8, int(sys.argv[2])), np.float32)}
@@ -44,7 +44,7 @@ def test_threads_are_as_many_as_asked_for_else_one_a_core(monkeypatch: pytest.Mo
     assert threads() == 3
     monkeypatch.delenv(THREADS)
     for cores, expected in ((5, 5), (100, MOST_THREADS)):
-        monkeypatch.setattr("gati.session.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("gati.inference.session.cores", lambda cores=cores: cores)
         assert threads() == expected
 
 
@@ -64,14 +64,14 @@ def test_a_chain_reads_what_was_given_at_first_and_what_those_before_gave(tmp_pa
     assert feeds.keys() == {"x", "mask"}
 
 
-@pytest.mark.parametrize("module", ["gati.session", "gati_export.activations"])
+@pytest.mark.parametrize("module", ["gati.inference.session", "gati_export.samples.activations"])
 def test_nobody_is_told_of_models_that_are_opened(tmp_path: Path, module: str) -> None:
     """ONNX Runtime puts a file into the temporary folder as soon as it may tell its makers."""
     graph = Graph()
     graph.linear(graph.input("x", ["batch", 2]), 2, 2, name="y")
     path, home = graph.save(tmp_path / "net.onnx", "y"), tmp_path / "home"
     home.mkdir()
-    code = f"import sys, {module}; from pathlib import Path; from gati.session import open_session\n"
+    code = f"import sys, {module}; from pathlib import Path; from gati.inference.session import open_session\n"
     code += "open_session(Path(sys.argv[1]))"
     silencing = {"ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI"}
     environment = {name: value for name, value in os.environ.items() if name not in silencing}

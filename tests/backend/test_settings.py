@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gati.errors import RepositoryError
+from gati.inference.session import Device
+from gati.repository.workspace import workspace
 from gati.serve import _samples
-from gati.session import Device
 from gati.settings import Settings
-from gati.workspace import workspace
 
 
 def test_without_variables_the_defaults_hold(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from conftest import Exported
 from drafts import closed_heads
 from handmade import draft, sure_head
 
-from gati import shortcuts
-from gati.cascade import Cascade
-from gati.flight import Answer, Request
-from gati.inline import InlineEngine
-from gati.live import LiveRelease
-from gati.loaded import stage_of
-from gati.orchestrator import Orchestrator
-from gati.watch import ReleaseWatch
-from gati_export.publish import publish
+from gati.inference import shortcuts
+from gati.inference.cascade import Cascade
+from gati.inference.inline import InlineEngine
+from gati.inference.loaded import stage_of
+from gati.serving.flight import Answer, Request
+from gati.serving.live import LiveRelease
+from gati.serving.orchestrator import Orchestrator
+from gati.serving.watch import ReleaseWatch
+from gati_export.releases.publish import publish
 
 
 class Silent:

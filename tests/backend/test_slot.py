@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from gati.errors import PublishError
-from gati.secret import read_or_create_token
-from gati.slot import Slot, running
-from gati.workspace import workspace
+from gati.repository.secret import read_or_create_token
+from gati.repository.workspace import workspace
+from gati.triton.slot import Slot, running
 
 PORTS = {"grpc": 1, "http": 2, "metrics": 3}
 
@@ -55,7 +55,7 @@ def test_every_server_has_a_place_of_its_own_and_the_first_free_one(repository: 
 
 def test_a_place_is_free_again_when_its_holder_was_killed(repository: Path) -> None:
     code = (
-        "import os, sys, pathlib; from gati.slot import Slot\n"
+        "import os, sys, pathlib; from gati.triton.slot import Slot\n"
         f"slot = Slot(pathlib.Path(sys.argv[1])); slot.announce(os.getpid(), {PORTS})\n"
         "os.kill(os.getpid(), 9)"
     )

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from handmade import metadata, mixing_head, remembering_head, sure_head, toy_chain
 
-from gati.chain import Chain
 from gati.errors import ReleaseRefused
-from gati.head import KEY, open_head
-from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
-from gati_export.headfile import stamp
+from gati.inference.head import KEY, open_head
+from gati.inference.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS, HeadState
+from gati.repository.chain import Chain
+from gati_export.learning.headfile import stamp
 
 ANSWERS = np.eye(4, dtype=np.float32)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from running import eventually
 
-from gati import stubs
-from gati.proc import arguments, children, descendants
-from gati.stubs import NAME, Stubs, end_orphans, model_of
+from gati.system.proc import arguments, children, descendants
+from gati.triton import stubs
+from gati.triton.stubs import NAME, Stubs, end_orphans, model_of
 from gati_export.bench.processes import peak_mib
 
 Start = Callable[..., subprocess.Popen[bytes]]

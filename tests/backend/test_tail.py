@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from handmade import label_tail, toy_chain
 
-from gati.chain import Chain, Tensor
 from gati.errors import GatiError, RepositoryError
-from gati.tail import Tail
+from gati.inference.tail import Tail
+from gati.repository.chain import Chain, Tensor
 
 SCORES = np.array([[0, 3, 1, 2], [9, 3, 1, 2]], np.float32)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gati.temporary import LOCK, TEMPORARY, YOUNG_SECONDS, held_folder, sweep, temporary_folder
+from gati.system.temporary import LOCK, TEMPORARY, YOUNG_SECONDS, held_folder, sweep, temporary_folder
 
 LEAVE = """
 import os
 from pathlib import Path
-from gati.temporary import temporary_folder
+from gati.system.temporary import temporary_folder
 
 with temporary_folder() as folder:
     Path(folder, "weights").write_bytes(bytes(1000))
@@ -23,7 +23,7 @@ with temporary_folder() as folder:
 """
 
 HOLD = """
-from gati.temporary import held_folder
+from gati.system.temporary import held_folder
 
 with held_folder() as folder:
     print(folder, flush=True)

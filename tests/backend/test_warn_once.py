@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gati import warn_once as module
-from gati.warn_once import WarnOnce
+from gati.system import warn_once as module
+from gati.system.warn_once import WarnOnce
 
 
 def test_a_thing_is_mentioned_once_until_it_is_forgotten() -> None:

@@ -11,14 +11,15 @@ import pytest
 from conftest import Exported
 from handmade import draft, remembering_head, sure_head
 
-from gati import backoff, watch
 from gati.errors import NotLoadedError, ReleaseRefused
-from gati.head import HeadSpec
-from gati.inline import InlineEngine, InlineHeads
-from gati.release import Release, head_folder, head_path
-from gati.ticker import Ticker
-from gati.watch import ReleaseWatch
-from gati_export.publish import publish
+from gati.inference.head import HeadSpec
+from gati.inference.inline import InlineEngine, InlineHeads
+from gati.repository.release import Release, head_folder, head_path
+from gati.serving import watch
+from gati.serving.watch import ReleaseWatch
+from gati.system import backoff
+from gati.system.ticker import Ticker
+from gati_export.releases.publish import publish
 
 
 class Watched:

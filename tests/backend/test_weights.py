@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gati.session import run
-from gati.weights import ALIGNED, LEAST, Weights
+from gati.inference.session import run
+from gati.inference.weights import ALIGNED, LEAST, Weights
 
 SIZE = 64
 LARGE = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gati.errors import RequestError
-from gati.wire import parse_parameters
+from gati.serving.wire import parse_parameters
 
 
 @pytest.mark.parametrize(

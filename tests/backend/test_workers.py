@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from gati.workers import Workers
+from gati.system.workers import Workers
 
 
 def test_jobs_are_done_at_the_same_time_and_further_ones_wait() -> None:

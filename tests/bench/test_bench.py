@@ -22,17 +22,17 @@ from lessons import threshold_of
 from rich.console import Console
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from gati.agreement import parse_agreement
-from gati.breaker import Alarm
-from gati.chain import Chain, Tensor
-from gati.device import usable
 from gati.errors import BenchError, RepositoryError, SamplesError, UnavailableError
-from gati.head import SCORE
-from gati.ledger import Event
-from gati.release import head_path
-from gati.session import DEVICE, Device, open_session
-from gati.startup import startup_models
-from gati.workspace import workspace
+from gati.inference.device import usable
+from gati.inference.head import SCORE
+from gati.inference.session import DEVICE, Device, open_session
+from gati.promise.breaker import Alarm
+from gati.promise.ledger import Event
+from gati.repository.agreement import parse_agreement
+from gati.repository.chain import Chain, Tensor
+from gati.repository.release import head_path
+from gati.repository.workspace import workspace
+from gati.triton.startup import startup_models
 from gati_export.bench import analyzer, contenders, peers, processes, startup, traffic
 from gati_export.bench import run as bench_run
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
@@ -61,9 +61,9 @@ from gati_export.bench.run import _closed, _under
 from gati_export.bench.tally import Answers, Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
-from gati_export.distillation import Schedule
 from gati_export.families import selfxit
-from gati_export.scrape import Reading
+from gati_export.families.distillation import Schedule
+from gati_export.report.scrape import Reading
 
 IMAGE = Tensor("image", "FP32", (3, 8, 8))
 

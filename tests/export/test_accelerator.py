@@ -15,15 +15,15 @@ from google.protobuf import text_format
 from graphs import Graph
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from gati.chain import Chain, Segment, Tensor, sha256_of
-from gati.device import usable
 from gati.errors import RepositoryError
-from gati.session import CPU, Device, open_session, run
+from gati.inference.device import usable
+from gati.inference.session import CPU, Device, open_session, run
+from gati.repository.chain import Chain, Segment, Tensor, sha256_of
 from gati_client import Client
-from gati_export.accelerator import Accelerator, profile
-from gati_export.latency import measured_on
-from gati_export.repository import head_config, write_plain, write_repository
-from gati_export.tensorrt_plans import why_no_plans
+from gati_export.composition.latency import measured_on
+from gati_export.releases.accelerator import Accelerator, profile
+from gati_export.releases.repository import head_config, write_plain, write_repository
+from gati_export.releases.tensorrt_plans import why_no_plans
 
 ENGINES = Path("/srv/cache")
 KINDS = {"FP32": np.float32, "FP16": np.float16}

@@ -12,9 +12,9 @@ import torch
 from graphs import Graph
 from onnx import helper
 
-from gati.chain import Tensor
 from gati.errors import BackboneError, SamplesError
-from gati_export.backbone import load_backbone
+from gati.repository.chain import Tensor
+from gati_export.backbones.backbone import load_backbone
 
 MODULES = '''
 import torch

@@ -13,12 +13,12 @@ import torch
 from graphs import Graph
 from torch import nn
 
-from gati.session import open_session
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.batch_first import batch_first
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.equality import check_segments
-from gati_export.segments import cut, write_segments
+from gati.inference.session import open_session
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.batch_first import batch_first
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import check_segments
+from gati_export.backbones.segments import cut, write_segments
 
 ROWS = {"x": np.random.default_rng(0).normal(size=(12, 7, 6)).astype(np.float32)}
 

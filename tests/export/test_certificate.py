@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gati.errors import SamplesError
-from gati_export.certificate import (
+from gati_export.certificates.certificate import (
     Fresh,
     certify,
     refusal,
     there_and_needed,
 )
-from gati_export.groups import errors_allowed, samples_needed, upper_bound, wrong_within
-from gati_export.splitting import split
+from gati_export.certificates.groups import errors_allowed, samples_needed, upper_bound, wrong_within
+from gati_export.certificates.splitting import split
 
 EPSILON, DELTA = 0.01, 0.05
 

@@ -7,13 +7,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from gati.agreement import parse_agreement
-from gati_export.candidates import Candidate, Candidates
-from gati_export.choice import REPLAYED_STEPS, Choice, choose
-from gati_export.compose import Composition, Limits
-from gati_export.latency import Times
-from gati_export.replay import Rows, Said
-from gati_export.trained import Judged
+from gati.repository.agreement import parse_agreement
+from gati_export.composition.compose import Composition, Limits
+from gati_export.composition.latency import Times
+from gati_export.composition.replay import Rows, Said
+from gati_export.learning.candidates import Candidate, Candidates
+from gati_export.learning.choice import REPLAYED_STEPS, Choice, choose
+from gati_export.learning.trained import Judged
 
 RUN, SCENES, CLASSES = 10, 60, 3
 ANSWERS = np.eye(CLASSES, dtype=np.float32)[np.arange(SCENES).repeat(RUN) % CLASSES]

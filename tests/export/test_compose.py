@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from gati.errors import BackboneError, SamplesError
-from gati_export import compose as composing
-from gati_export import descent, prices
-from gati_export import tree as trees
-from gati_export.compose import Composition, Limits, Option, compose, evaluate, seconds_until
-from gati_export.pareto import explain, oracle, pareto
-from gati_export.threshold_path import _thresholds as prices_to_thresholds
-from gati_export.threshold_path import threshold_path
+from gati_export.composition import compose as composing
+from gati_export.composition import descent, prices
+from gati_export.composition import tree as trees
+from gati_export.composition.compose import Composition, Limits, Option, compose, evaluate, seconds_until
+from gati_export.composition.pareto import explain, oracle, pareto
+from gati_export.learning.threshold_path import _thresholds as prices_to_thresholds
+from gati_export.learning.threshold_path import threshold_path
 
 
 def walk(options, chosen, thresholds, segments) -> tuple[list[int], list[float], int]:

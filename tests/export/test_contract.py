@@ -11,13 +11,13 @@ import torch
 from lessons import CLASSES, CUTS, course
 from torch import Tensor as Torch
 
-from gati.chain import Tensor
 from gati.errors import FamilyError
-from gati.state import MEMORY_ANSWERS, MEMORY_KEYS
+from gati.inference.state import MEMORY_ANSWERS, MEMORY_KEYS
+from gati.repository.chain import Tensor
 from gati_export import families
 from gati_export.families.contract import blamed, check_trained, check_untrained
 from gati_export.families.family import Found, Lookup
-from gati_export.lessons import Lessons
+from gati_export.learning.lessons import Lessons
 
 CUT = CUTS["vector"]
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.graph import Kind, classify, nodes_between, reads, separators
+from gati.repository.chain import Tensor
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.backbones.graph import Kind, classify, nodes_between, reads, separators
 
 
 def load(graph: Graph, output: str, folder: Path) -> Backbone:

@@ -11,10 +11,10 @@ import pytest
 from graphs import Graph
 from onnx import TensorProto, helper
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati.session import open_session
-from gati_export.backbone import Backbone, load_backbone
+from gati.inference.session import open_session
+from gati.repository.chain import Tensor
+from gati_export.backbones.backbone import Backbone, load_backbone
 
 ROWS = {"x": np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)}
 

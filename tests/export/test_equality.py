@@ -15,11 +15,11 @@ from graphs import Graph
 from onnx import helper
 
 from gati.errors import BackboneError
-from gati.session import open_session
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.equality import ROUNDING, TOLERANCE, check_segments, difference, usual_score
-from gati_export.segments import cut, write_segments
+from gati.inference.session import open_session
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import ROUNDING, TOLERANCE, check_segments, difference, usual_score
+from gati_export.backbones.segments import cut, write_segments
 
 Loaded = tuple[Backbone, dict[str, np.ndarray]]
 

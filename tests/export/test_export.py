@@ -29,17 +29,17 @@ from handmade import write_shard
 from onnx import TensorProto
 from PIL import Image
 
-from gati.chain import Chain, Segment, Tensor, read_chain
 from gati.cli import main
-from gati.device import usable
-from gati.release import head_path, valid_releases
-from gati.session import Device
-from gati.shard import Sample, shard
+from gati.inference.device import usable
+from gati.inference.session import Device
+from gati.recording.shard import Sample, shard
+from gati.repository.chain import Chain, Segment, Tensor, read_chain
+from gati.repository.release import head_path, valid_releases
 from gati_export.commands import common
-from gati_export.heads import weights_of
-from gati_export.images import parse_decode
-from gati_export.mode import CLEARLY, faster
-from gati_export.repository import head_config
+from gati_export.learning.heads import weights_of
+from gati_export.releases.mode import CLEARLY, faster
+from gati_export.releases.repository import head_config
+from gati_export.samples.images import parse_decode
 from gati_export.staging import staging_area
 from gati_export.terms import Terms
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from lessons import CLASSES, CUTS, OUTPUT, Course, auc, course, fitted_to, hidden_rows, one_cut_chain
 
-from gati.chain import Tensor
 from gati.errors import BackboneError, SamplesError
-from gati.head import KEY, open_head
-from gati.state import CLASS_MIX, FORGET, MEMORY_KEYS, HeadState
-from gati_export.distillation import Predictor, Scale, Schedule
+from gati.inference.head import KEY, open_head
+from gati.inference.state import CLASS_MIX, FORGET, MEMORY_KEYS, HeadState
+from gati.repository.chain import Tensor
 from gati_export.families import (
     FAMILIES,
     chosen_families,
@@ -29,10 +28,11 @@ from gati_export.families import (
     spatial,
 )
 from gati_export.families.adaptive import FLOOR, TEMPERATURES, Adaptable, Adaptive, mixes_before, temperature
+from gati_export.families.distillation import Predictor, Scale, Schedule
 from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
-from gati_export.headfile import with_threshold
-from gati_export.heads import Head, head_model, weights_of
-from gati_export.selector import Certainty, Confidence, Learned
+from gati_export.families.selector import Certainty, Confidence, Learned
+from gati_export.learning.headfile import with_threshold
+from gati_export.learning.heads import Head, head_model, weights_of
 
 CHANCE = 1 / CLASSES
 LOGITS = Scale("logits")

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lessons import CLASSES, CUTS, OUTPUT, auc, hidden_rows, threshold_of
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati.session import open_session
-from gati_export.distillation import Predictor, Scale, distil
+from gati.inference.session import open_session
+from gati.repository.chain import Tensor
+from gati_export.composition.latency import measure
 from gati_export.families import pooled
+from gati_export.families.distillation import Predictor, Scale, distil
 from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
+from gati_export.families.selector import Confidence, Learned, Scores, Selector
 from gati_export.families.spatial import Tower
-from gati_export.headfile import stamp, with_threshold
-from gati_export.heads import Head, head_model, weights_of
-from gati_export.latency import measure
-from gati_export.selector import Confidence, Learned, Scores, Selector
+from gati_export.learning.headfile import stamp, with_threshold
+from gati_export.learning.heads import Head, head_model, weights_of
 
 
 def make_head(cut: Tensor, output: Tensor = OUTPUT, scale: Scale | None = None) -> Head:

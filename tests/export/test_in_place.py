@@ -16,11 +16,11 @@ from graphs import Graph
 from torch import nn
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput
 
-from gati.chain import Tensor, chain_path, read_chain
 from gati.cli import main
 from gati.errors import RepositoryError
-from gati_export.deployed import read_deployed
-from gati_export.repository import chain_config, check_config
+from gati.repository.chain import Tensor, chain_path, read_chain
+from gati_export.releases.deployed import read_deployed
+from gati_export.releases.repository import chain_config, check_config
 
 CONFIG = """
 max_batch_size: 16

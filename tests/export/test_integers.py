@@ -13,14 +13,14 @@ import torch
 from lessons import CLASSES, OUTPUT, course, one_cut_chain
 from torch import nn
 
-from gati.chain import Tensor
-from gati.session import DEVICE, open_session, run
-from gati_export import candidates
-from gati_export.distillation import Scale, Schedule
+from gati.inference.session import DEVICE, open_session, run
+from gati.repository.chain import Tensor
 from gati_export.families import spatial
+from gati_export.families.distillation import Scale, Schedule
 from gati_export.families.family import Distilled
 from gati_export.families.integers import LARGEST, Integers, weights_before
-from gati_export.heads import Head, head_model
+from gati_export.learning import candidates
+from gati_export.learning.heads import Head, head_model
 
 CUTS = [
     Tensor("early", "FP32", (12, 32, 32)),

@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 from scripted import load_script
 
-from gati.minutes import Minute
-from gati_export.day import Day
-from gati_export.history import Turn
+from gati.telemetry.minutes import Minute
+from gati_export.report.day import Day
+from gati_export.report.history import Turn
 
 EARLY, LATE = 0.0, 500.0
 

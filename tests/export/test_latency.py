@@ -13,26 +13,26 @@ from handmade import mixing_head, remembering_head
 from networks import export_onnx
 from torch import nn
 
-from gati.chain import Chain
-from gati.device import DeviceRunner
-from gati.inline import cut_as_run
-from gati.session import CPU
-from gati.substitute import TO_PLANES
-from gati_export import latency
-from gati_export.backbone import load_backbone
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.gpu_latency import GpuLatency
-from gati_export.latency import _Halves as Halves
-from gati_export.latency import _undisturbed as undisturbed
-from gati_export.latency import measure_heads
-from gati_export.segments import cut, write_segments
+from gati.inference.device import DeviceRunner
+from gati.inference.inline import cut_as_run
+from gati.inference.session import CPU
+from gati.inference.substitute import TO_PLANES
+from gati.repository.chain import Chain
+from gati_export.backbones.backbone import load_backbone
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.segments import cut, write_segments
+from gati_export.composition import latency
+from gati_export.composition.gpu_latency import GpuLatency
+from gati_export.composition.latency import _Halves as Halves
+from gati_export.composition.latency import _undisturbed as undisturbed
+from gati_export.composition.latency import measure_heads
 
 CHANNELS = 32
 
 
 @pytest.fixture
 def convolutions(tmp_path: Path) -> tuple[Chain, list[Path], dict[str, np.ndarray]]:
-    """A chain cut where what passes is blocks of channels (gati.layout), its files, and samples."""
+    """A chain cut where what passes is blocks of channels (gati.inference.layout), its files, and samples."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, CHANNELS, 3), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3), nn.ReLU()]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 5)).eval()
@@ -78,7 +78,7 @@ def test_rungs_are_measured_on_a_device(
     """The processor's, by the same bindings as a GPU's."""
     chain, paths, samples = convolutions
     one = {name: rows[:1] for name, rows in samples.items()}
-    monkeypatch.setattr("gati_export.gpu_latency.ROUNDS", 3)
+    monkeypatch.setattr("gati_export.composition.gpu_latency.ROUNDS", 3)
     gpu = GpuLatency(chain, [path.read_bytes() for path in paths], one, DeviceRunner(CPU))
     segments, cuts = gpu.segments()
     assert len(segments) == 2 and segments.sum() > 0 and (segments >= 0).all()

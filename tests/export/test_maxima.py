@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gati.session import open_session, run
-from gati_export.maxima import pool_maxima
+from gati.inference.session import open_session, run
+from gati_export.learning.maxima import pool_maxima
 
 
 def largest(shape: tuple[int, ...], axes: list[int], keep: int, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:

@@ -20,17 +20,17 @@ import pytest
 from click.testing import CliRunner
 from reports import MODEL, chain_of, live, realistic
 
-from gati.breaker import Alarm
-from gati.chain import chain_path
-from gati.histogram import bucket
-from gati.ledger import Event
-from gati.minutes import Minute
-from gati.workspace import workspace
+from gati.promise.breaker import Alarm
+from gati.promise.ledger import Event
+from gati.repository.chain import chain_path
+from gati.repository.workspace import workspace
+from gati.telemetry.histogram import bucket
+from gati.telemetry.minutes import Minute
 from gati_export.commands.report import report as command
-from gati_export.day import Day, latency, read_day
-from gati_export.history import Turn, note, turns
 from gati_export.report.data import reports_folder, write
+from gati_export.report.day import Day, latency, read_day
 from gati_export.report.drawing import Scale
+from gati_export.report.history import Turn, note, turns
 from gati_export.report.hours import panels, time_ticks
 from gati_export.report.lanes import lanes
 from gati_export.report.morning import morning, short

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from graphs import Graph
 
-from gati_export import opset
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.cutpoints import find_cutpoints
-from gati_export.equality import check_segments
-from gati_export.opset import OPSET, up_to_date
-from gati_export.segments import cut, write_segments
+from gati_export.backbones import opset
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import find_cutpoints
+from gati_export.backbones.equality import check_segments
+from gati_export.backbones.opset import OPSET, up_to_date
+from gati_export.backbones.segments import cut, write_segments
 
 ROWS = {"x": np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32)}
 

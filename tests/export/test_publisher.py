@@ -22,15 +22,16 @@ from drafts import ALWAYS, DAMAGES, Damage, damaged, marked_draft, place, releas
 from publishers import publish_changes, publish_limited, publish_until, race, run
 from running import gati
 
-from gati import lock, quarantine, release, tryout
-from gati.chain import Chain
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
-from gati.release import Release, head_folder, head_path, numbers_on_disk, read_release, valid_releases
-from gati.tryout import check_release
-from gati.workspace import workspace
-from gati_export.publish import KEPT, OvertakenError, earlier, publish, withdraw
-from gati_export.repository import head_config, read_config, write_config
-from gati_export.rollout import publish_to
+from gati.repository import lock, release
+from gati.repository.chain import Chain
+from gati.repository.release import Release, head_folder, head_path, numbers_on_disk, read_release, valid_releases
+from gati.repository.workspace import workspace
+from gati.triton import quarantine, tryout
+from gati.triton.tryout import check_release
+from gati_export.releases.publish import KEPT, OvertakenError, earlier, publish, withdraw
+from gati_export.releases.repository import head_config, read_config, write_config
+from gati_export.releases.rollout import publish_to
 
 STEPS = ["clear", "stage", "write 0", "write 2", "check", "rename 0", "rename 2", "prune", "done"]
 FILES = ("model.onnx", "release.json")

@@ -13,20 +13,20 @@ import pytest
 from graphs import Graph
 from handmade import draft, sure_head
 
-from gati.chain import Chain
-from gati.fuse import fuse
-from gati.inline import InlineEngine
-from gati.release import read_release
-from gati.session import open_session, run
-from gati_export.backbone import load_backbone
+from gati.inference.fuse import fuse
+from gati.inference.inline import InlineEngine
+from gati.inference.session import open_session, run
+from gati.repository.chain import Chain
+from gati.repository.release import read_release
+from gati_export.backbones.backbone import load_backbone
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import TOLERANCE, check_segments
+from gati_export.backbones.quantised import DEQUANTISE, QUANTISE
+from gati_export.backbones.segments import cut, write_segments
 from gati_export.bench.int8 import quantise
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.equality import TOLERANCE, check_segments
-from gati_export.headfile import CLOSED, with_threshold
-from gati_export.publish import publish
-from gati_export.quantised import DEQUANTISE, QUANTISE
-from gati_export.repository import write_repository
-from gati_export.segments import cut, write_segments
+from gati_export.learning.headfile import CLOSED, with_threshold
+from gati_export.releases.publish import publish
+from gati_export.releases.repository import write_repository
 
 FAMILIES = {"resnet": networks.resnet, "text": networks.text_transformer, "mlp": networks.mlp}
 CUTS = {"resnet": 4, "text": 5, "mlp": 2}

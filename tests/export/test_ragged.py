@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati_export.ragged import (
+from gati_export.samples.ragged import (
     Samples,
     apart,
     batches,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from gati_export.refutation import refuted, refuted_since
+from gati_export.certificates.refutation import refuted, refuted_since
 from gati_export.terms import Terms
 
 TERMS = Terms(epsilon=0.01, delta=0.05)

@@ -16,25 +16,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lessons import fitted_to
 
-from gati.audits import Audit
-from gati.breaker import Breaker
-from gati.chain import Chain, Segment, Tensor, sha256_of
-from gati.flight import Answer, Flight, Request, StageRun
-from gati.inline import InlineEngine
-from gati.live import LiveRelease
-from gati.orchestrator import Orchestrator
-from gati.release import HeadFile, head_path
-from gati.session import open_session, run
-from gati.state import HeadState
-from gati_export import activations, candidates
-from gati_export.activations import Activations, open_segments
-from gati_export.candidates import Candidate, ask, fit_candidates
+from gati.inference.inline import InlineEngine
+from gati.inference.session import open_session, run
+from gati.inference.state import HeadState
+from gati.promise.breaker import Breaker
+from gati.repository.chain import Chain, Segment, Tensor, sha256_of
+from gati.repository.release import HeadFile, head_path
+from gati.serving.audits import Audit
+from gati.serving.flight import Answer, Flight, Request, StageRun
+from gati.serving.live import LiveRelease
+from gati.serving.orchestrator import Orchestrator
+from gati_export.certificates.splitting import Split
+from gati_export.composition.latency import Measured, measure_segments
+from gati_export.composition.replay import Rows, Said, finite_scores, has_state, part, rehearse, replay
 from gati_export.families import adaptive
-from gati_export.headfile import with_threshold
-from gati_export.latency import Measured, measure_segments
-from gati_export.replay import Rows, Said, finite_scores, has_state, part, rehearse, replay
-from gati_export.splitting import Split
-from gati_export.task import Task
+from gati_export.learning import candidates
+from gati_export.learning.candidates import Candidate, ask, fit_candidates
+from gati_export.learning.headfile import with_threshold
+from gati_export.learning.task import Task
+from gati_export.samples import activations
+from gati_export.samples.activations import Activations, open_segments
 from gati_export.terms import Terms
 
 CLASSES, INPUTS, WIDTH, SAMPLES = 5, 8, 12, 300

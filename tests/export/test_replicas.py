@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from gati_export.replicas import resolved
+from gati_export.releases.replicas import resolved
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 

@@ -21,15 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import FAMILIES, MODEL, SAVES, SLOWER, chain_of, realistic, refused, without_heads
 
-from gati.chain import chain_path, read_chain
 from gati.errors import GatiError, RepositoryError
-from gati.release import ROLLBACK, head_path
+from gati.repository.chain import chain_path, read_chain
+from gati.repository.release import ROLLBACK, head_path
 from gati_export.commands.report import report as command
-from gati_export.history import Turn
-from gati_export.publish import Draft
+from gati_export.releases.publish import Draft
 from gati_export.report.curve import agreement_curve, covered
 from gati_export.report.data import Cut, ParetoPoint, Report, numbers, read, reports_folder, write
 from gati_export.report.drawing import Scale, spread
+from gati_export.report.history import Turn
 from gati_export.report.live import ELSEWHERE
 from gati_export.report.page import page
 from gati_export.report.plots import PANEL, curves

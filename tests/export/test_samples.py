@@ -15,11 +15,11 @@ import pytest
 from handmade import toy_chain, toy_sample, write_shard
 from PIL import Image
 
-from gati.chain import Tensor
 from gati.errors import SamplesError
-from gati.shard import shard
-from gati_export.images import parse_decode
-from gati_export.samples import cast_notes, check_samples, load_samples
+from gati.recording.shard import shard
+from gati.repository.chain import Tensor
+from gati_export.samples.images import parse_decode
+from gati_export.samples.samples import cast_notes, check_samples, load_samples
 
 X = Tensor("x", "FP32", (3, 4, 5))
 IDS, MASK = Tensor("ids", "INT64", (-1,)), Tensor("mask", "FP32", (-1,))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gati_client.workload import film, hot
+from gati_export.certificates.runs import find_runs
 from gati_export.demo.digits import pools, views
-from gati_export.ragged import gathered
-from gati_export.runs import find_runs
+from gati_export.samples.ragged import gathered
 
 
 def in_turns(cameras: int, stay: int, rounds: int, *, seed: int = 0, others: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from gati.chain import Segment, Tensor, sha256_of
 from gati.errors import BackboneError
-from gati.fuse import LARGEST, fuse, stage_ranges
-from gati.session import open_session
-from gati_export.activations import run_segments
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
-from gati_export.equality import check_segments
-from gati_export.segments import cut, with_shares, write_segments
+from gati.inference.fuse import LARGEST, fuse, stage_ranges
+from gati.inference.session import open_session
+from gati.repository.chain import Segment, Tensor, sha256_of
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import CutPoint, choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import check_segments
+from gati_export.backbones.segments import cut, with_shares, write_segments
+from gati_export.samples.activations import run_segments
 
 FAMILIES = {
     "resnet": networks.resnet,

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from gati_export.ragged import gathered
-from gati_export.runs import find_runs
-from gati_export.similarity import Numbers, Words, kinds_of
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.similarity import Numbers, Words, kinds_of
+from gati_export.samples.ragged import gathered
 
 RUNS, LENGTH = 150, 8
 

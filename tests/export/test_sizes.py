@@ -11,11 +11,11 @@ import pytest
 import torch
 from graphs import Graph
 
-from gati_export.backbone import Backbone, load_backbone
-from gati_export.cutpoints import choose_cutpoints, find_cutpoints
-from gati_export.equality import check_segments
-from gati_export.segments import cut, write_segments
-from gati_export.sizes import ask_inputs
+from gati_export.backbones.backbone import Backbone, load_backbone
+from gati_export.backbones.cutpoints import choose_cutpoints, find_cutpoints
+from gati_export.backbones.equality import check_segments
+from gati_export.backbones.segments import cut, write_segments
+from gati_export.backbones.sizes import ask_inputs
 
 ROWS = {"x": np.random.default_rng(0).normal(size=(9, 6, 4)).astype(np.float32), "mask": np.ones((9, 6), np.float32)}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gati_export.runs import find_runs
-from gati_export.sketch import sketches
-from gati_export.splitting import split
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.sketch import sketches
+from gati_export.certificates.splitting import split
 
 
 @pytest.mark.parametrize("shape", [(64, 16, 16), (10, 32), (16,)])

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gati_client.workload import film, frames, hot
-from gati_export.certificate import certify
+from gati_export.certificates.certificate import certify
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.splitting import MARK, Split, digests, fingerprint, marks, split
 from gati_export.demo.digits import pools, views
-from gati_export.ragged import gathered, joined
-from gati_export.runs import find_runs
-from gati_export.splitting import MARK, Split, digests, fingerprint, marks, split
+from gati_export.samples.ragged import gathered, joined
 from gati_export.terms import Terms
 
 RUN = 30

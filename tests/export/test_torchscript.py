@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.backbone import load_backbone
-from gati_export.signature import Signature
+from gati.repository.chain import Tensor
+from gati_export.backbones.backbone import load_backbone
+from gati_export.backbones.signature import Signature
 
 
 class Two(nn.Module):

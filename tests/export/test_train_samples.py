@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gati_export.splitting import Split, split
-from gati_export.train_samples import with_train_samples
+from gati_export.certificates.splitting import Split, split
+from gati_export.certificates.train_samples import with_train_samples
 
 
 def some(rows: int, seed: int) -> dict[str, np.ndarray]:

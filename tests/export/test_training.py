@@ -16,28 +16,28 @@ import torch
 from graphs import Graph
 from lessons import threshold_of
 
-from gati.chain import Chain, Segment, Tensor, sha256_of
-from gati.content import inputs_of
 from gati.errors import AgreementError, BackboneError, SamplesError
-from gati.release import Window
-from gati.session import open_session
-from gati_export import lessons, training
-from gati_export.activations import collect, open_segments, run_batches
-from gati_export.candidates import Candidate, ask
-from gati_export.evidence import measured_in, report_of
+from gati.inference.session import open_session
+from gati.recording.content import inputs_of
+from gati.repository.chain import Chain, Segment, Tensor, sha256_of
+from gati.repository.release import Window
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.splitting import Split, fingerprint, split
+from gati_export.certificates.train_samples import with_train_samples
 from gati_export.families.family import Found, Lesson, Lookup
-from gati_export.lessons import Lessons
-from gati_export.ragged import count
-from gati_export.runs import find_runs
-from gati_export.splitting import Split, fingerprint, split
-from gati_export.standing import Live, judge
-from gati_export.store import Recorded
-from gati_export.task import Earlier, Task
+from gati_export.learning import lessons, training
+from gati_export.learning.candidates import Candidate, ask
+from gati_export.learning.evidence import measured_in, report_of
+from gati_export.learning.lessons import Lessons
+from gati_export.learning.task import Earlier, Task
+from gati_export.learning.trained import Certified, Judged, NoHeads, Trained
+from gati_export.learning.training import decide, train_heads
+from gati_export.refreshing.standing import Live, judge
+from gati_export.refreshing.trial import without_broken
+from gati_export.samples.activations import collect, open_segments, run_batches
+from gati_export.samples.ragged import count
+from gati_export.samples.store import Recorded
 from gati_export.terms import Terms
-from gati_export.train_samples import with_train_samples
-from gati_export.trained import Certified, Judged, NoHeads, Trained
-from gati_export.training import decide, train_heads
-from gati_export.trial import without_broken
 
 CLASSES, INPUTS, WIDTH = 4, 16, 1024
 EPSILON, DELTA = 0.02, 0.05

@@ -8,15 +8,15 @@ import numpy as np
 from handmade import CERTIFICATE, toy_chain
 from scipy.stats import binom
 
-from gati_export.candidates import Candidates
-from gati_export.choice import Choice
-from gati_export.compose import Composition
-from gati_export.latency import Times
-from gati_export.splitting import Split
-from gati_export.task import Task
+from gati_export.certificates.splitting import Split
+from gati_export.composition.compose import Composition
+from gati_export.composition.latency import Times
+from gati_export.learning.candidates import Candidates
+from gati_export.learning.choice import Choice
+from gati_export.learning.task import Task
+from gati_export.learning.trained import Certified, Judged
+from gati_export.refreshing.trial import objection
 from gati_export.terms import Terms
-from gati_export.trained import Certified, Judged
-from gati_export.trial import objection
 
 TERMS = Terms(epsilon=0.01, delta=0.05)
 CHAIN = toy_chain()

@@ -24,20 +24,19 @@ from handmade import toy_chain, toy_sample, write_shard
 from reports import realistic
 
 from gati.errors import PublishError, SamplesError, UnavailableError
-from gati.release import valid_releases
-from gati.shard import Sample, shard
-from gati_export import history
+from gati.recording.shard import Sample, shard
+from gati.repository.release import valid_releases
 from gati_export.commands.refresh import _again_where_away
-from gati_export.decision import verdict
-from gati_export.history import Turn, last_turn, note, turns
-from gati_export.refresh import _alone, refreshed
-from gati_export.refresh_plan import RefreshPlan
-from gati_export.refresh_watch import AGAIN, RefreshWatch
-from gati_export.report import data
+from gati_export.refreshing.decision import verdict
+from gati_export.refreshing.plan import RefreshPlan
+from gati_export.refreshing.refresh import _alone, refreshed
+from gati_export.refreshing.standing import Standing, standing
+from gati_export.refreshing.watch import AGAIN, RefreshWatch
+from gati_export.releases.rollout import publish_to
+from gati_export.report import data, history
 from gati_export.report.data import reports_folder
-from gati_export.rollout import publish_to
-from gati_export.standing import Standing, standing
-from gati_export.store import count_since
+from gati_export.report.history import Turn, last_turn, note, turns
+from gati_export.samples.store import count_since
 from gati_export.terms import Terms
 
 TOY = toy_chain()
@@ -145,7 +144,7 @@ def test_why_a_refresh_failed_is_told_where_it_cannot_be_written_down_and_a_watc
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = RefreshPlan(exported.copy(tmp_path), exported.chain, str(tmp_path / "nothing"))
-    monkeypatch.setattr("gati_export.refresh.note", full)
+    monkeypatch.setattr("gati_export.refreshing.refresh.note", full)
     told = r"^No samples of 'digits' are recorded.* That could not be written down \(No space left on device\)\.$"
     with pytest.raises(click.ClickException, match=told) as away, _again_where_away():
         refreshed(plan, quiet)
@@ -187,7 +186,7 @@ def test_a_release_that_breaks_its_promise_is_shut_though_that_cannot_be_written
     if fault == "reports":
         reports_folder(repository).write_text("no folder")
     else:
-        monkeypatch.setattr("gati_export.refresh.note", full)
+        monkeypatch.setattr("gati_export.refreshing.refresh.note", full)
     done = refreshed(plan, quiet)
     assert done.release == next(valid_releases(repository, chain)) and done.release.number == liar.number + 1
     assert str(done.release.certificate) == "All heads are shut: the backbone answers every request."

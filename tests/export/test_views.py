@@ -7,10 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gati.chain import Tensor
-from gati_export import views as module
-from gati_export.splitting import Split
-from gati_export.views import MOST, image_axes, with_views
+from gati.repository.chain import Tensor
+from gati_export.certificates import views as module
+from gati_export.certificates.splitting import Split
+from gati_export.certificates.views import MOST, image_axes, with_views
 
 
 def halves(count: int) -> Split:

@@ -16,16 +16,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gati.fuse import LARGEST
-from gati.minutes import KEPT, Minutes
-from gati.ports import Ports
+from gati.inference.fuse import LARGEST
+from gati.repository.workspace import workspace
 from gati.serve import serve
 from gati.settings import STORE
-from gati.startup import BUILD_SECONDS, START_SECONDS
-from gati.workspace import workspace
+from gati.telemetry.minutes import KEPT, Minutes
+from gati.triton.ports import Ports
+from gati.triton.startup import BUILD_SECONDS, START_SECONDS
 from gati_export.commands.refresh import refresh
 from gati_export.commands.sync import sync
-from gati_export.store import default_store
+from gati_export.samples.store import default_store
 
 DOCKER = Path(__file__).parents[2] / "docker"
 BIN = Path(sys.executable).parent

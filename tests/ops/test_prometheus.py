@@ -21,9 +21,9 @@ import yaml
 from conftest import MODEL, Exported, Serve
 from running import Running, eventually, started
 
-from gati.ports import HOST
+from gati.triton.ports import HOST
 from gati_client import Client
-from gati_export.scrape import Reading
+from gati_export.report.scrape import Reading
 
 DOCKER = Path(__file__).parents[2] / "docker"
 PROMETHEUS = DOCKER / "prometheus"

@@ -24,15 +24,15 @@ from running import eventually
 from scipy import stats
 from tritonclient.grpc import model_config_pb2
 
-from gati.chain import Chain, chain_path, read_chain
 from gati.cli import main
-from gati.release import head_path, valid_releases
-from gati.session import open_session
+from gati.inference.session import open_session
+from gati.repository.chain import Chain, chain_path, read_chain
+from gati.repository.release import head_path, valid_releases
 from gati_export.bench.int8 import quantise
-from gati_export.ragged import count
-from gati_export.refresh import refreshed
-from gati_export.refresh_plan import RefreshPlan
-from gati_export.store import count_since, default_store, read_recent
+from gati_export.refreshing.plan import RefreshPlan
+from gati_export.refreshing.refresh import refreshed
+from gati_export.samples.ragged import count
+from gati_export.samples.store import count_since, default_store, read_recent
 
 ENOUGH, FEW = 1500, 40
 MODULE = """

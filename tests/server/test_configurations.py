@@ -12,12 +12,12 @@ from conftest import MODEL, Exported, Serve, killed
 from graphs import Graph
 from running import MODES
 
-from gati.chain import Mode
 from gati.errors import RepositoryError
-from gati.ports import Ports
-from gati.secret import read_or_create_token
-from gati.server import Server
-from gati_export.deployed import read_deployed
+from gati.repository.chain import Mode
+from gati.repository.secret import read_or_create_token
+from gati.triton.ports import Ports
+from gati.triton.server import Server
+from gati_export.releases.deployed import read_deployed
 
 CONFIG = """
 backend: "onnxruntime"

@@ -30,15 +30,15 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from gati.errors import GatiError
-from gati.ports import HOST, Ports, choose
-from gati.release import numbers_on_disk, valid_releases
+from gati.repository.release import numbers_on_disk, valid_releases
+from gati.repository.workspace import workspace
 from gati.settings import STORE
-from gati.stubs import NAME, SHARED_MEMORY
-from gati.workspace import workspace
+from gati.triton.ports import HOST, Ports, choose
+from gati.triton.stubs import NAME, SHARED_MEMORY
 from gati_client import Client, ClientError
-from gati_export.control import Control
-from gati_export.rollout import publish_to
-from gati_export.store import default_store, read_recent
+from gati_export.releases.control import Control
+from gati_export.releases.rollout import publish_to
+from gati_export.samples.store import default_store, read_recent
 
 pytestmark = pytest.mark.triton
 

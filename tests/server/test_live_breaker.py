@@ -13,18 +13,18 @@ from conftest import MODEL, PLAIN, Exported, Serve
 from handmade import draft, remembering_head, sure_head
 from running import MODES, Running, eventually, started
 
-from gati.chain import Mode, chain_path
-from gati.model_control import EXIT_SECONDS
-from gati.release import head_path, valid_releases
+from gati.repository.chain import Mode, chain_path
+from gati.repository.release import head_path, valid_releases
+from gati.triton.model_control import EXIT_SECONDS
 from gati_client import Client
 from gati_client.client import Answer
-from gati_export.day import latency, read_day
-from gati_export.learned import _as_it_serves
-from gati_export.publish import earlier, publish
-from gati_export.refresh_plan import RefreshPlan
-from gati_export.rollout import publish_to
-from gati_export.standing import live_release
-from gati_export.store import default_store
+from gati_export.refreshing.learned import _as_it_serves
+from gati_export.refreshing.plan import RefreshPlan
+from gati_export.refreshing.standing import live_release
+from gati_export.releases.publish import earlier, publish
+from gati_export.releases.rollout import publish_to
+from gati_export.report.day import latency, read_day
+from gati_export.samples.store import default_store
 
 TOLD = "breaks its promise"
 

@@ -10,9 +10,9 @@ from handmade import draft, sure_head
 from running import eventually, started
 
 from gati_client import Client
-from gati_export.day import read_day
-from gati_export.publish import publish
-from gati_export.rollout import publish_to
+from gati_export.releases.publish import publish
+from gati_export.releases.rollout import publish_to
+from gati_export.report.day import read_day
 
 
 def test_heads_that_do_not_pay_are_bypassed_until_the_next_release(

@@ -17,10 +17,10 @@ from drafts import spread_thresholds
 from running import MODES, Running, started
 
 from gati.errors import UnavailableError
-from gati.session import open_session
+from gati.inference.session import open_session
 from gati_client import Answer, AsyncClient, Client
-from gati_export.publish import KEPT, earlier
-from gati_export.rollout import publish_to
+from gati_export.releases.publish import KEPT, earlier
+from gati_export.releases.rollout import publish_to
 
 RELEASES = 10
 REQUESTS = 1000

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from conftest import Serve
 
-from gati.chain import read_chain
-from gati.release import valid_releases
+from gati.repository.chain import read_chain
+from gati.repository.release import valid_releases
 from gati_client import Client
 from gati_export.demo import digits
-from gati_export.repository import configs, read_config
+from gati_export.releases.repository import configs, read_config
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from conftest import MODEL, Exported, Serve, Served
 
-from gati.startup import is_complete
+from gati.triton.startup import is_complete
 
 PREPARES = """
 import triton_python_backend_utils as pb_utils

@@ -30,26 +30,27 @@ from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 from stores import KEY, SECRET, Store
 
-import gati_export.publish as publishing
-import gati_export.store as reading
-import gati_export.sync as syncing
-from gati import backoff, tryout
-from gati import recorder as recording
-from gati.chain import Chain, read_chain
+import gati_export.releases.publish as publishing
+import gati_export.releases.sync as syncing
+import gati_export.samples.store as reading
 from gati.cli import main
 from gati.errors import GatiError, PublishError, RepositoryError, UnavailableError
-from gati.recorder import Recorder
-from gati.release import Release, numbers_on_disk, valid_releases
-from gati.shard import shard
-from gati.watch import GRACE_SECONDS
-from gati.workspace import workspace
-from gati_export import control, refusals
-from gati_export.origin import Origin
-from gati_export.publish import OvertakenError, earlier, prune, publish, withdraw
-from gati_export.repository import write_repository
-from gati_export.rollout import publish_to, settle
-from gati_export.store import count_since, read_recent
-from gati_export.sync import Copy, follow
+from gati.recording import recorder as recording
+from gati.recording.recorder import Recorder
+from gati.recording.shard import shard
+from gati.repository.chain import Chain, read_chain
+from gati.repository.release import Release, numbers_on_disk, valid_releases
+from gati.repository.workspace import workspace
+from gati.serving.watch import GRACE_SECONDS
+from gati.system import backoff
+from gati.triton import tryout
+from gati_export.releases import control, refusals
+from gati_export.releases.origin import Origin
+from gati_export.releases.publish import OvertakenError, earlier, prune, publish, withdraw
+from gati_export.releases.repository import write_repository
+from gati_export.releases.rollout import publish_to, settle
+from gati_export.releases.sync import Copy, follow
+from gati_export.samples.store import count_since, read_recent
 from gati_export.terms import Terms
 
 TOY = toy_chain()

@@ -17,9 +17,9 @@ import tritonclient.http as over_http
 from conftest import Serve, Served
 from running import eventually
 
-from gati.chain import Chain, chain_path, read_chain
 from gati.cli import main
 from gati.errors import GatiError
+from gati.repository.chain import Chain, chain_path, read_chain
 from gati_client import Answer, Client
 
 NAME, PLAIN = "labelled", "labelled-plain"

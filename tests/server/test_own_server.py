@@ -12,16 +12,16 @@ from conftest import MODEL, Exported
 from drafts import in_mode, marked_draft
 from running import MODES, eventually
 
-from gati.chain import Mode
 from gati.errors import PublishError
-from gati.model_control import is_ready
-from gati.ports import HOST, Ports, choose
-from gati.startup import startup_models
-from gati.triton import find_triton
-from gati.workspace import workspace
+from gati.repository.chain import Mode
+from gati.repository.workspace import workspace
+from gati.triton.installation import find_triton
+from gati.triton.model_control import is_ready
+from gati.triton.ports import HOST, Ports, choose
+from gati.triton.startup import startup_models
 from gati_client import Client
-from gati_export.publish import publish, withdraw
-from gati_export.rollout import publish_to
+from gati_export.releases.publish import publish, withdraw
+from gati_export.releases.rollout import publish_to
 
 APIS = "model-repository,shared-memory,logging,trace"
 BACKEND = "import gati; print(gati.__path__[0])"

@@ -12,15 +12,15 @@ from conftest import MODEL, PLAIN, Exported, Serve
 from running import Running, eventually, started
 from scipy.stats import binom
 
-from gati.chain import Chain
 from gati.errors import PublishError
-from gati.inline import InlineEngine
-from gati.release import valid_releases
+from gati.inference.inline import InlineEngine
+from gati.repository.chain import Chain
+from gati.repository.release import valid_releases
 from gati_client import Client
 from gati_client.client import Answer
-from gati_export.refresh import refreshed
-from gati_export.refresh_plan import RefreshPlan
-from gati_export.store import default_store
+from gati_export.refreshing.plan import RefreshPlan
+from gati_export.refreshing.refresh import refreshed
+from gati_export.samples.store import default_store
 
 SEARCHED, PART = 8000, 500
 CLEAN, MADE = 1200, 300

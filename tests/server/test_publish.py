@@ -15,16 +15,16 @@ from publishers import publish_until, race, run
 from running import MODES, Running, eventually, gati, started
 from tritonclient import grpc as triton
 
-from gati.chain import Mode
 from gati.errors import PublishError, ReleaseRefused, UnavailableError
-from gati.model_control import HEADER, is_ready
-from gati.release import numbers_on_disk, valid_releases
-from gati.secret import read_or_create_token
-from gati.watch import GRACE_SECONDS
-from gati.workspace import workspace
-from gati_export import control
-from gati_export.control import Control
-from gati_export.rollout import publish_to
+from gati.repository.chain import Mode
+from gati.repository.release import numbers_on_disk, valid_releases
+from gati.repository.secret import read_or_create_token
+from gati.repository.workspace import workspace
+from gati.serving.watch import GRACE_SECONDS
+from gati.triton.model_control import HEADER, is_ready
+from gati_export.releases import control
+from gati_export.releases.control import Control
+from gati_export.releases.rollout import publish_to
 
 TWO_HEADS = {0: ALWAYS, 2: ALWAYS}
 

@@ -20,19 +20,19 @@ from conftest import MODEL, Exported, Serve
 from drafts import marked_draft
 from running import GATI, Running, eventually, gati, started
 
-from gati.chain import chain_path
 from gati.errors import PublishError
-from gati.proc import children
-from gati.release import Release, valid_releases
-from gati.workspace import workspace
+from gati.repository.chain import chain_path
+from gati.repository.release import Release, valid_releases
+from gati.repository.workspace import workspace
+from gati.system.proc import children
 from gati_client import Client
-from gati_export.activations import open_segments, run_batches
-from gati_export.history import turns
-from gati_export.publish import earlier
-from gati_export.refresh import refreshed
-from gati_export.refresh_plan import RefreshPlan
-from gati_export.rollout import publish_to
-from gati_export.store import read_recent
+from gati_export.refreshing.plan import RefreshPlan
+from gati_export.refreshing.refresh import refreshed
+from gati_export.releases.publish import earlier
+from gati_export.releases.rollout import publish_to
+from gati_export.report.history import turns
+from gati_export.samples.activations import open_segments, run_batches
+from gati_export.samples.store import read_recent
 
 LOW = -1e9
 """A threshold that every row reaches."""
@@ -112,7 +112,7 @@ def test_a_rollback_while_a_refresh_is_at_work_stays(running: Running, monkeypat
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gati_export.refresh.note", full)
+    monkeypatch.setattr("gati_export.refreshing.refresh.note", full)
     done = refreshed(RefreshPlan(repository, chain, store, server=running.served.grpc, always=True), lambda *_: None)
     assert done.release is not None and running.live() == live + 2, "what is published is told, whatever comes then"
     assert done.turn.why.endswith("That could not be written down (No space left on device).")
@@ -137,7 +137,8 @@ def test_a_release_that_breaks_its_promise_is_shut_where_nothing_can_take_its_pl
     assert not answer.hit.any() and not answer.release.any()
     with pytest.raises(PublishError, match="Nothing is published, the live release stays"):
         refreshed(plan, lambda *_: None)
-    monkeypatch.setattr("gati_export.training.measure_segments", lambda *_: 1 / 0)  # a server is busy on these cores
+    # a server is busy on these cores
+    monkeypatch.setattr("gati_export.learning.training.measure_segments", lambda *_: 1 / 0)
     done = refreshed(replace(plan, chain=chain, always=True), lambda *_: None)
     assert done.release is not None and running.live() == liar.number + 2
     assert done.turn.live_differs == 0 and done.turn.live_seconds == done.turn.plain_seconds

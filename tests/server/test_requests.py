@@ -27,13 +27,13 @@ from tritonclient import grpc, http
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from gati.chain import Mode, read_chain
-from gati.head import KEY
-from gati.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
-from gati_export.rollout import publish_to
-from gati_export.samples import load_samples
-from gati_export.scrape import read_metrics
-from gati_export.store import default_store, read_recent
+from gati.inference.head import KEY
+from gati.inference.state import CLASS_MIX, MEMORY_ANSWERS, MEMORY_KEYS
+from gati.repository.chain import Mode, read_chain
+from gati_export.releases.rollout import publish_to
+from gati_export.report.scrape import read_metrics
+from gati_export.samples.samples import load_samples
+from gati_export.samples.store import default_store, read_recent
 
 PROTOCOLS = ("grpc", "http")
 OUTPUT = "output"

@@ -21,16 +21,16 @@ from drafts import in_mode, marked_draft, place, release_files
 from publishers import publish_until, run
 from running import eventually, gati
 
-from gati.chain import Chain, Mode
 from gati.errors import PublishError, UnavailableError
-from gati.ports import HOST, Ports
-from gati.release import SHUT, numbers_on_disk, valid_releases
-from gati.server import Server, running_ports
+from gati.repository.chain import Chain, Mode
+from gati.repository.release import SHUT, numbers_on_disk, valid_releases
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server, running_ports
 from gati_client import Client
-from gati_export import control
-from gati_export.control import Control
-from gati_export.publish import Step, withdraw
-from gati_export.rollout import Rollout, publish_to, settle
+from gati_export.releases import control
+from gati_export.releases.control import Control
+from gati_export.releases.publish import Step, withdraw
+from gati_export.releases.rollout import Rollout, publish_to, settle
 
 pytestmark = pytest.mark.triton
 

@@ -25,19 +25,19 @@ from running import GATI, until
 from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
-from gati import server
-from gati.chain import Mode
 from gati.errors import UnavailableError
-from gati.model_control import HEADER, ModelControl, is_ready
-from gati.ports import HOST, Ports, choose
-from gati.proc import arguments, children, descendants
-from gati.server import running_ports
-from gati.slot import Slot
-from gati.stubs import SHARED_MEMORY, Stubs, model_of
-from gati.triton_log import failure
-from gati.workspace import workspace
+from gati.repository.chain import Mode
+from gati.repository.workspace import workspace
+from gati.system.proc import arguments, children, descendants
+from gati.triton import server
+from gati.triton.log import failure
+from gati.triton.model_control import HEADER, ModelControl, is_ready
+from gati.triton.ports import HOST, Ports, choose
+from gati.triton.server import running_ports
+from gati.triton.slot import Slot
+from gati.triton.stubs import SHARED_MEMORY, Stubs, model_of
 from gati_client import Client
-from gati_export.store import default_store, read_recent
+from gati_export.samples.store import default_store, read_recent
 
 pytestmark = pytest.mark.triton
 

@@ -17,7 +17,7 @@ from conftest import MODEL, PLAIN, Exported, Serve, Served
 from running import MODES
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from gati.secret import read_or_create_token
+from gati.repository.secret import read_or_create_token
 
 EXACT = {"gati_mode": "exact"}
 ROWS, CLASSES = 4, 10

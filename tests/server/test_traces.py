@@ -16,8 +16,8 @@ import tritonclient.grpc as triton
 from conftest import MODEL, Exported, Served, killed
 from running import until
 
-from gati.ports import HOST, Ports
-from gati.server import Server
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 QUIET = {"GATI_AUDIT": "0", "GATI_STORE": "none"}

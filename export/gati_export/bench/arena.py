@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gati.chain import Chain
-from gati.release import Release, head_path
-from gati.session import CPU, DEVICE, Device
+from gati.inference.session import CPU, DEVICE, Device
+from gati.repository.chain import Chain
+from gati.repository.release import Release, head_path
 from gati.settings import STORE
 from gati_export.bench.rows import PLAIN
 

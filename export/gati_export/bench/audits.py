@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from gati.draws import EAGER
-from gati_export.scrape import Reading
+from gati.promise.draws import EAGER
+from gati_export.report.scrape import Reading
 
 
 def audited(before: Reading, after: Reading) -> float:
@@ -15,7 +15,7 @@ def audited(before: Reading, after: Reading) -> float:
 
 
 def eager(share: float, usual: float) -> bool:
-    """Whether a share of hits is audited as of a new release (gati.draws), and not as is usual.
+    """Whether a share of hits is audited as of a new release (gati.promise.draws), and not as is usual.
 
     Args:
         share: Of hits between two readings, some hundreds.

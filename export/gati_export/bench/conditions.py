@@ -10,8 +10,8 @@ from typing import Any
 import onnxruntime as ort
 
 from gati import __version__
-from gati.resources import cores
-from gati.session import threads
+from gati.inference.session import threads
+from gati.system.resources import cores
 from gati_export.bench.arena import Arena
 from gati_export.bench.plan import BenchPlan
 from gati_export.bench.traffic import Traffic

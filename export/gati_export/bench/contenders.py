@@ -12,27 +12,27 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from gati.chain import Chain, Mode, Segment, sha256_of
 from gati.errors import BackboneError, BenchError
-from gati.fuse import fuse
-from gati.release import Certificate, Release, Window, valid_releases
-from gati.session import run
-from gati_export.activations import open_segments
+from gati.inference.fuse import fuse
+from gati.inference.session import run
+from gati.repository.chain import Chain, Mode, Segment, sha256_of
+from gati.repository.release import Certificate, Release, Window, valid_releases
 from gati_export.bench.arena import Arena, Contender
 from gati_export.bench.int8 import SAMPLES, quantise
 from gati_export.bench.linear import linear_head
 from gati_export.bench.plan import BenchPlan
 from gati_export.bench.rows import BYPASSED, MOSTLY_HITS, PLAIN
 from gati_export.bench.traffic import Feeds
-from gati_export.candidates import Candidate, ask
-from gati_export.certificate import uncertified
-from gati_export.day import named, read_day
-from gati_export.headfile import CLOSED, with_threshold
+from gati_export.certificates.certificate import uncertified
+from gati_export.composition.replay import has_state
+from gati_export.learning.candidates import Candidate, ask
+from gati_export.learning.headfile import CLOSED, with_threshold
 from gati_export.progress import Progress
-from gati_export.publish import Draft, publish
-from gati_export.ragged import count, rows_at, typical
-from gati_export.replay import has_state
-from gati_export.repository import copy_config, move, onnx_config, plain_name, write_config, write_repository
+from gati_export.releases.publish import Draft, publish
+from gati_export.releases.repository import copy_config, move, onnx_config, plain_name, write_config, write_repository
+from gati_export.report.day import named, read_day
+from gati_export.samples.activations import open_segments
+from gati_export.samples.ragged import count, rows_at, typical
 
 PARTS = 4
 """Segments of the chain that shows what the mechanism costs."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gati.errors import BenchError
-from gati_export.ragged import count
+from gati_export.samples.ragged import count
 
 SAMPLES = 200
 """To calibrate with: the tool keeps what each layer says to all of them."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gati.agreement import parse_agreement
-from gati.chain import Chain
 from gati.errors import BenchError
+from gati.repository.agreement import parse_agreement
+from gati.repository.chain import Chain
 from gati_client import Answer, Client
 from gati_client.errors import ClientError
-from gati_export.ragged import count, rows_at
+from gati_export.samples.ragged import count, rows_at
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime as ort
 
-from gati.agreement import parse_agreement
-from gati.chain import Chain
-from gati.session import run
-from gati_export.activations import open_segments
+from gati.inference.session import run
+from gati.repository.agreement import parse_agreement
+from gati.repository.chain import Chain
 from gati_export.bench.arena import Arena
-from gati_export.candidates import Candidate, ask
-from gati_export.latency import measure_segments
-from gati_export.ragged import count, rows_at
+from gati_export.composition.latency import measure_segments
+from gati_export.learning.candidates import Candidate, ask
+from gati_export.samples.activations import open_segments
+from gati_export.samples.ragged import count, rows_at
 
 WARM_UP = 5
 

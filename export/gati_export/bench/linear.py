@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor as Torch
 from torch import nn
 
-from gati.chain import Tensor
-from gati_export.distillation import Predictor, Scale
+from gati.repository.chain import Tensor
+from gati_export.families.distillation import Predictor, Scale
 from gati_export.families.family import Distilled
 from gati_export.families.pooling import VIEW, Pooling
-from gati_export.heads import Head, head_model
-from gati_export.selector import Confidence
+from gati_export.families.selector import Confidence
+from gati_export.learning.heads import Head, head_model
 
 
 class Linear(Predictor):

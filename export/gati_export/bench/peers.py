@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.agreement import of_numbers, parse_agreement
-from gati.chain import Chain
-from gati_export.activations import open_segments
-from gati_export.candidates import Candidate, ask, fit_candidates
-from gati_export.headfile import with_threshold
-from gati_export.latency import Measured, measure_segments
+from gati.repository.agreement import of_numbers, parse_agreement
+from gati.repository.chain import Chain
+from gati_export.certificates.runs import find_runs
+from gati_export.certificates.splitting import split
+from gati_export.composition.latency import Measured, measure_segments
+from gati_export.learning.candidates import Candidate, ask, fit_candidates
+from gati_export.learning.headfile import with_threshold
+from gati_export.learning.task import Task
+from gati_export.learning.trained import NoHeads
+from gati_export.learning.training import enlarged, train_heads
 from gati_export.progress import Progress
-from gati_export.runs import find_runs
-from gati_export.splitting import split
-from gati_export.task import Task
+from gati_export.samples.activations import open_segments
 from gati_export.terms import Terms
-from gati_export.trained import NoHeads
-from gati_export.training import enlarged, train_heads
 
 CERTIFIED = {"gati": "gati", "knn": "nearest"}
 """Peer: the family of its heads."""

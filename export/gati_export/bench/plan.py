@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gati.chain import Chain, Mode
-from gati.session import CPU, Device
+from gati.inference.session import CPU, Device
+from gati.repository.chain import Chain, Mode
 from gati_export.bench.rows import PLAIN
 from gati_export.bench.traffic import Feeds
 

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from gati.proc import arguments, descendants
-from gati.stubs import model_of
+from gati.system.proc import arguments, descendants
+from gati.triton.stubs import model_of
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from gati.breaker import LONGEST
-from gati.chain import Chain
-from gati.draws import NEW, NO_PROMISE
 from gati.errors import SamplesError, first_line
-from gati.ports import HOST, Ports
-from gati.server import Server
-from gati.session import open_session, run
+from gati.inference.session import open_session, run
+from gati.promise.breaker import LONGEST
+from gati.promise.draws import NEW, NO_PROMISE
+from gati.repository.chain import Chain
+from gati.repository.workspace import workspace
 from gati.settings import Settings
-from gati.workspace import workspace
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 from gati_export.bench.analyzer import Latency, Load, find_analyzer, measure
 from gati_export.bench.arena import Arena, Contender
 from gati_export.bench.audits import audited, eager
@@ -39,8 +39,8 @@ from gati_export.bench.startup import seconds_to_answer
 from gati_export.bench.tally import Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.progress import Progress
-from gati_export.ragged import batches, count, rows_at
-from gati_export.scrape import Reading, read_metrics
+from gati_export.report.scrape import Reading, read_metrics
+from gati_export.samples.ragged import batches, count, rows_at
 
 SATURATION = 0.7
 """Of the plain model's largest throughput, the rate that is measured if none is asked for."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.ports import HOST, Ports
-from gati.server import Server
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import Server
 from gati_client import Client
 from gati_export.bench.arena import Arena
-from gati_export.repository import models_of
+from gati_export.releases.repository import models_of
 
 STARTS = 3
 """Of each: one alone may be a tenth off."""

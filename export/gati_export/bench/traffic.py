@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gati.chain import Tensor, as_sent
 from gati.errors import SamplesError
+from gati.repository.chain import Tensor, as_sent
 from gati_client.workload import film, frames, hot, iid
-from gati_export.ragged import count, is_ragged, rows_at
+from gati_export.samples.ragged import count, is_ragged, rows_at
 
 WORKLOADS = ("iid", "hot", "frames")
 MOST = 200_000
 """Requests before a sequence begins anew."""
 
 Feeds = dict[str, np.ndarray]
-"""One request, or all: inputs by name, as many rows each (gati_export.ragged)."""
+"""One request, or all: inputs by name, as many rows each (gati_export.samples.ragged)."""
 
 
 class Traffic:

@@ -12,15 +12,15 @@ from typing import Any, get_args
 
 import click
 
-from gati.chain import Mode, find_chains, read_chain
+from gati.inference.session import CPU, DEVICE, parse_device
 from gati.options import OutputFile, checked, json_option, write_json
-from gati.session import CPU, DEVICE, parse_device
+from gati.repository.chain import Mode, find_chains, read_chain
 from gati_export.bench.page import page, sentence
 from gati_export.bench.rows import AGAINST, ALLOWED, ORACLE, Result, answers_table, kept, loads_table
 from gati_export.bench.traffic import WORKLOADS
 from gati_export.commands.common import found_model, repository_option, results, shown_progress
-from gati_export.images import parse_decode
 from gati_export.report.page import write_page
+from gati_export.samples.images import parse_decode
 
 MODES = get_args(Mode)
 
@@ -181,7 +181,7 @@ def bench_command(
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     from gati_export.bench.plan import BenchPlan
     from gati_export.bench.run import bench  # brings PyTorch, which takes seconds: not for those who ask how
-    from gati_export.samples import load_samples
+    from gati_export.samples.samples import load_samples
 
     where = parse_device(device)
     os.environ[DEVICE] = device  # parts are measured there, too

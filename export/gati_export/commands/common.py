@@ -15,15 +15,15 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from gati.errors import RepositoryError
+from gati.inference.session import DEVICE, parse_device
 from gati.options import checked, existing_folder
-from gati.ports import Ports
-from gati.session import DEVICE, parse_device
+from gati.triton.ports import Ports
 from gati_export.progress import Progress
 
 if TYPE_CHECKING:
-    from gati.chain import Chain
-    from gati_export.replicas import Outcome
-    from gati_export.rollout import Rollout
+    from gati.repository.chain import Chain
+    from gati_export.releases.replicas import Outcome
+    from gati_export.releases.rollout import Rollout
 
 console = Console(stderr=True)
 results = Console()
@@ -60,7 +60,7 @@ def _on_device(context: click.Context, option: click.Parameter, text: str | None
         UnavailableError: If it can't be used.
     """
     if text is not None:
-        from gati.device import runner_on  # brings onnx, which `--help` need not wait for
+        from gati.inference.device import runner_on  # brings onnx, which `--help` need not wait for
 
         checked(parse_device)(context, option, text)
         runner_on(parse_device(text))

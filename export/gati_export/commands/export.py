@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gati.chain import Engine, Mode
 from gati.errors import RepositoryError
 from gati.options import checked, json_option, write_json
+from gati.repository.chain import Engine, Mode
 from gati_export.commands.common import device_option, results, shown_progress
 from gati_export.commands.terms import terms_options
-from gati_export.images import parse_decode
 from gati_export.report.table import OF_ENGINE, cuts_table
+from gati_export.samples.images import parse_decode
 
 if TYPE_CHECKING:
-    from gati_export.deployed import Deployed
     from gati_export.export import Exported, ExportPlan
+    from gati_export.releases.deployed import Deployed
     from gati_export.report.data import Report
     from gati_export.terms import Terms
 
@@ -198,7 +198,7 @@ def _run_by(mode: str, engine: str) -> tuple[Mode | None, Engine]:
 
 def _deployed(backbone: str, config_name: str | None) -> Deployed | None:
     """What Triton serves in a model's folder; None where BACKBONE is none."""
-    from gati_export.deployed import read_deployed
+    from gati_export.releases.deployed import read_deployed
 
     is_folder = Path(backbone).is_dir()
     if config_name is not None and not (is_folder and NAME.fullmatch(config_name)):

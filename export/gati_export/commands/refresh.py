@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gati.chain import Chain, read_chain
 from gati.errors import GatiError, UnavailableError
-from gati.expiry import FOREVER, parse_age
+from gati.inference.session import THREADS
 from gati.options import checked, json_option, write_json
-from gati.resources import cores
-from gati.session import THREADS
+from gati.recording.expiry import FOREVER, parse_age
+from gati.repository.chain import Chain, read_chain
 from gati.settings import STORE_AGE
+from gati.system.resources import cores
 from gati_export.commands.common import (
     announce,
     device_option,
@@ -27,10 +27,10 @@ from gati_export.commands.common import (
     shown_progress,
     takers_option,
 )
-from gati_export.refresh_watch import AGAIN, RefreshWatch
+from gati_export.refreshing.watch import AGAIN, RefreshWatch
 
 if TYPE_CHECKING:
-    from gati_export.refresh import Refreshed
+    from gati_export.refreshing.refresh import Refreshed
 
 WATCHING = {"watch", "every", "fresh", "threads", "nice"}
 """Options of a watch, and not of its turns."""
@@ -125,9 +125,9 @@ def refresh(
     gati refresh resnet18 --repository models --server localhost:8001
     gati refresh resnet18 --repository models --server localhost:8001 --watch
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    from gati_export.history import last_turn
-    from gati_export.store import count_since, default_store
-    from gati_export.sync import follow
+    from gati_export.releases.sync import follow
+    from gati_export.report.history import last_turn
+    from gati_export.samples.store import count_since, default_store
 
     chain = read_chain(repository, model)
     store = store or default_store(repository)
@@ -140,8 +140,8 @@ def refresh(
         return
     with _again_where_away():
         follow(repository, click.echo)
-    from gati_export.refresh import refreshed  # brings PyTorch, which a watch leaves to its turns
-    from gati_export.refresh_plan import RefreshPlan
+    from gati_export.refreshing.plan import RefreshPlan
+    from gati_export.refreshing.refresh import refreshed  # brings PyTorch, which a watch leaves to its turns
 
     plan = RefreshPlan(repository, chain, store, window, server, always, measure, seed, parse_age(store_age or FOREVER))
     with _again_where_away(), shown_progress() as progress:
@@ -158,7 +158,7 @@ def _stand_back(nice: int, threads: int) -> None:
 
 def _tell(chain: Chain, result: Refreshed) -> None:
     from gati_export.report.table import cuts_table
-    from gati_export.store import misfits
+    from gati_export.samples.store import misfits
 
     results.print(cuts_table(result.report))
     if result.left_out:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from gati.chain import find_chains
 from gati.errors import UnavailableError
 from gati.options import OutputFile, json_option, write_json
+from gati.repository.chain import find_chains
 from gati_export.commands.common import checked_addresses, found_model, model_argument, repository_option, results
-from gati_export.day import read_day
-from gati_export.history import turns
 from gati_export.report.data import Report, reports_folder
+from gati_export.report.day import read_day
+from gati_export.report.history import turns
 from gati_export.report.live import ELSEWHERE, known_of, live_in
 from gati_export.report.morning import morning
 from gati_export.report.page import page, write_page
+from gati_export.report.scrape import Reading, read_metrics
 from gati_export.report.table import OF_ENGINE, cuts_table, reasons
-from gati_export.scrape import Reading, read_metrics
 
 
 @click.command()

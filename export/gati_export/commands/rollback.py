@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from gati.chain import read_chain
 from gati.errors import PublishError
 from gati.options import json_option, write_json
+from gati.repository.chain import read_chain
 from gati_export.commands.common import announce, model_argument, repository_option, takers_option
-from gati_export.publish import earlier
-from gati_export.rollout import publish_to
-from gati_export.sync import follow
+from gati_export.releases.publish import earlier
+from gati_export.releases.rollout import publish_to
+from gati_export.releases.sync import follow
 
 
 @click.command()

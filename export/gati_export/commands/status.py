@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gati.chain import find_chains
 from gati.errors import UnavailableError
 from gati.options import existing_folder, json_option, write_json
-from gati.ports import HOST, Ports
-from gati.server import running_ports
+from gati.repository.chain import find_chains
+from gati.triton.ports import HOST, Ports
+from gati.triton.server import running_ports
 from gati_export.commands.common import checked_address, found_model
-from gati_export.scrape import Reading, read_metrics
+from gati_export.report.scrape import Reading, read_metrics
 
 
 @click.command()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from gati.chain import find_chains, read_chain
 from gati.errors import GatiError, RepositoryError
 from gati.options import json_option, write_json
+from gati.repository.chain import find_chains, read_chain
 from gati_export.commands.common import server_option
-from gati_export.origin import Origin
-from gati_export.sync import Copy, Synced
+from gati_export.releases.origin import Origin
+from gati_export.releases.sync import Copy, Synced
 
 
 @click.command()
@@ -84,7 +84,7 @@ def _once(copy: Copy, push: bool, repository: Path, server: str | None, said: se
 
 
 def _tell(repository: Path, server: str) -> None:
-    from gati_export.rollout import catch_up
+    from gati_export.releases.rollout import catch_up
 
     for model in find_chains(repository):
         for outcome in catch_up(repository, read_chain(repository, model), server):

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from gati.agreement import DEFAULT, parse_agreement
 from gati.options import checked
+from gati.repository.agreement import DEFAULT, parse_agreement
 from gati_export.commands.budget import MemorySize, parse_size
 from gati_export.families import AUTO, FAMILIES, named_families
 from gati_export.terms import ENOUGH, Terms

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gati.errors import GatiError
 from gati.options import json_option, write_json
-from gati.workspace import workspace
+from gati.repository.workspace import workspace
 
 DEFAULT_OUTPUT = Path("demo")
 MARKS = (".gati-demo", "demo.json")

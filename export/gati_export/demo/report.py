@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from gati.resources import cores
+from gati.system.resources import cores
 from gati_client.load import summary
 from gati_export.demo.story import HOT, SHARE, Phase, Told
 

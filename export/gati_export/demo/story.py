@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from gati.draws import NEW
+from gati.promise.draws import NEW
 from gati_client import Client
 from gati_client.load import Observations, alternate, drive
 from gati_client.workload import hot

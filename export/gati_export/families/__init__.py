@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gati.chain import Tensor
 from gati.errors import BackboneError, FamilyError, SamplesError
+from gati.repository.chain import Tensor
 
 if TYPE_CHECKING:
     from gati_export.families.family import Family, Lookup

@@ -6,10 +6,10 @@ trains branches and backbone together, on labels.
 
 from __future__ import annotations
 
-from gati.chain import Tensor
+from gati.repository.chain import Tensor
 from gati_export.families import selfxit
 from gati_export.families.family import Distilled, Lookup
-from gati_export.selector import Certainty
+from gati_export.families.selector import Certainty
 
 NAME = "branchynet"
 

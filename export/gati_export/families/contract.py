@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor as Torch
 
-from gati.chain import Tensor
 from gati.errors import FamilyError, GatiError, first_line
-from gati.state import MEMORY_KEYS
+from gati.inference.state import MEMORY_KEYS
+from gati.repository.chain import Tensor
 from gati_export.families.family import Found, Lookup
 
 ROWS = 4

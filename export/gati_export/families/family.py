@@ -19,9 +19,9 @@ import torch
 from torch import Tensor as Torch
 from torch import nn
 
-from gati.chain import Tensor
-from gati_export.distillation import Predictor, distil
-from gati_export.selector import Selector
+from gati.repository.chain import Tensor
+from gati_export.families.distillation import Predictor, distil
+from gati_export.families.selector import Selector
 
 BATCH = 64
 """Samples that a predictor is asked about together."""
@@ -73,7 +73,7 @@ class Lookup(nn.Module):
         name: Of the family, and of the variant where it has several: `gati-pool`.
         view: What `reduce` gives. Lookups at the same cut point with the same view share features: those that reduce as
             another family does take its `VIEW`, others a name of their own.
-        state: Shapes of what the orchestrator is asked to keep between requests, by name (`gati.state`).
+        state: Shapes of what the orchestrator is asked to keep between requests, by name (`gati.inference.state`).
         integers: Whether to compute in integers what can be: for a processor, where that takes less. It is set before
             `learn`, and may be ignored.
     """

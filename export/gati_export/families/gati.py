@@ -13,11 +13,11 @@ from torch import Tensor as Torch
 from torch import nn
 from torch.nn import functional
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.distillation import Predictor, Schedule
+from gati.repository.chain import Tensor
+from gati_export.families.distillation import Predictor, Schedule
 from gati_export.families.family import Distilled, Lookup
-from gati_export.selector import Scores
+from gati_export.families.selector import Scores
 
 HIDDEN, POOLED, FILTER = 1024, 8192, 5
 LARGEST = 64 << 20

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor as Torch
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
+from gati.repository.chain import Tensor
 
 LONG = 8192
 """A last dimension longer than this is taken for time or space, not for channels."""

@@ -16,11 +16,11 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor as Torch
 from torch.nn import functional
 
-from gati.chain import Tensor
+from gati.repository.chain import Tensor
 from gati_export.families.family import Found, Lesson, Lookup
 from gati_export.families.pooling import VIEW, Pooling
+from gati_export.families.selector import Learned
 from gati_export.families.whitening import Whitening
-from gati_export.selector import Learned
 
 DIMENSIONS = 48
 CENTRES, NEIGHBOURS = 24, 2048

@@ -9,9 +9,9 @@ from torch import Tensor as Torch
 from torch import nn
 from torch.nn import functional
 
-from gati.chain import Tensor
-from gati_export.distillation import Dropout, Predictor
+from gati.repository.chain import Tensor
 from gati_export.families.adaptive import Adaptable
+from gati_export.families.distillation import Dropout, Predictor
 from gati_export.families.family import Lookup
 from gati_export.families.pooling import VIEW, Pooling
 

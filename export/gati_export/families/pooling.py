@@ -8,7 +8,7 @@ import torch
 from torch import Tensor as Torch
 from torch.nn import functional
 
-from gati.chain import Tensor
+from gati.repository.chain import Tensor
 from gati_export.families.layout import channel_axis, channels_first
 
 VIEW = "pooled"

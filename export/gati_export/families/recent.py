@@ -2,10 +2,10 @@
 
 A camera's frames resemble the one before. Each request that it misses leaves its key, a projection of an early
 activation, and the output of the backbone, or of the later head that answered, in a ring of the orchestrator's
-(`gati.state`); one whose key is near enough to a remembered one is answered alike. The projection is learned from the
-runs of near-duplicates among the samples: it keeps what tells scenes apart, and little of what varies within one
-(Fisher's discriminant). The selector judges by the distance, by the distance of the nearest entry with another answer,
-and by how far the answer was ahead of the second best, for that distance.
+(`gati.inference.state`); one whose key is near enough to a remembered one is answered alike. The projection is learned
+from the runs of near-duplicates among the samples: it keeps what tells scenes apart, and little of what varies within
+one (Fisher's discriminant). The selector judges by the distance, by the distance of the nearest entry with another
+answer, and by how far the answer was ahead of the second best, for that distance.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor as Torch
 
-from gati.chain import Tensor
-from gati.state import EMPTY, MEMORY_ANSWERS, MEMORY_KEYS
+from gati.inference.state import EMPTY, MEMORY_ANSWERS, MEMORY_KEYS
+from gati.repository.chain import Tensor
 from gati_export.families.family import Found, Lesson, Lookup
+from gati_export.families.logistic import FREE, POSITIVE, regress
 from gati_export.families.pooling import VIEW, Pooling
 from gati_export.families.whitening import Whitening
-from gati_export.logistic import FREE, POSITIVE, regress
 
 NAME = "recent"
 ENTRIES, DIMENSIONS = 64, 48

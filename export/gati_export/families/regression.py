@@ -13,10 +13,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor as Torch
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.distillation import Predictor, distil
+from gati.repository.chain import Tensor
 from gati_export.families import pooled, spatial
+from gati_export.families.distillation import Predictor, distil
 from gati_export.families.family import Found, Lesson, Lookup, predictor_weights
 
 NAME = "regression"

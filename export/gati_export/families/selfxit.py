@@ -13,13 +13,13 @@ import math
 from torch import Tensor as Torch
 from torch import nn
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.distillation import Predictor, Schedule
+from gati.repository.chain import Tensor
+from gati_export.families.distillation import Predictor, Schedule
 from gati_export.families.family import Distilled
 from gati_export.families.layout import channel_axis, channels_first, planes
 from gati_export.families.pooling import shrunk
-from gati_export.selector import Confidence
+from gati_export.families.selector import Confidence
 
 NAME = "selfxit"
 SIDE = 8

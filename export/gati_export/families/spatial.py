@@ -13,10 +13,10 @@ import torch
 from torch import Tensor as Torch
 from torch import nn
 
-from gati.chain import Tensor
 from gati.errors import BackboneError
-from gati_export.distillation import Dropout, Predictor, Schedule
+from gati.repository.chain import Tensor
 from gati_export.families.adaptive import Adaptable
+from gati_export.families.distillation import Dropout, Predictor, Schedule
 from gati_export.families.family import Lookup
 from gati_export.families.integers import Integers, weights_before
 from gati_export.families.layout import channel_axis, channels_first, planes

@@ -12,9 +12,9 @@ from typing import Any
 
 from gati.decode import decode
 from gati.errors import RepositoryError
-from gati.files import replace
-from gati.release import Certificate, release_number
-from gati.workspace import workspace
+from gati.repository.release import Certificate, release_number
+from gati.repository.workspace import workspace
+from gati.system.files import replace
 
 FORMAT = 1
 NONE = 0

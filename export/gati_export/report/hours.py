@@ -9,8 +9,8 @@ from functools import partial
 
 from markupsafe import Markup
 
-from gati.minutes import Minute
-from gati_export.day import Day, exits, latency, moment, worst
+from gati.telemetry.minutes import Minute
+from gati_export.report.day import Day, exits, latency, moment, worst
 from gati_export.report.drawing import Drawing, Scale
 from gati_export.report.live import LiveChain
 from gati_export.report.plots import Frame, Ticks

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 
 from markupsafe import Markup
 
-from gati_export.day import Day, moment
-from gati_export.history import Turn
+from gati_export.report.day import Day, moment
 from gati_export.report.drawing import Drawing, Scale
+from gati_export.report.history import Turn
 from gati_export.report.hours import time_ticks
 from gati_export.report.live import LiveChain
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gati.chain import Chain, read_chain
-from gati.release import Certificate, Release
-from gati.tryout import newest_release
+from gati.repository.chain import Chain, read_chain
+from gati.repository.release import Certificate, Release
+from gati.triton.tryout import newest_release
 from gati_export.report.data import FORMAT, Report, numbers, read
 
 ELSEWHERE = (

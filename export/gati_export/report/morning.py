@@ -8,14 +8,14 @@ from datetime import UTC
 
 from markupsafe import Markup
 
-from gati.ledger import Event
-from gati_export.day import Day, Happening, latency, moment, named
-from gati_export.history import Turn
+from gati.promise.ledger import Event
+from gati_export.report.day import Day, Happening, latency, moment, named
+from gati_export.report.history import Turn
 from gati_export.report.hours import Panel, panels
 from gati_export.report.lanes import lanes
 from gati_export.report.live import LiveChain
+from gati_export.report.scrape import Reading
 from gati_export.report.units import duration, percent, promise
-from gati_export.scrape import Reading
 
 LISTED = 20
 """Happenings, at most, that are listed: the newest."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import jinja2
 
-from gati.files import replace
-from gati_export.history import Turn
+from gati.system.files import replace
 from gati_export.report.data import Report
+from gati_export.report.history import Turn
 from gati_export.report.live import ELSEWHERE, LiveChain
 from gati_export.report.morning import Morning
 from gati_export.report.plots import color, curves, front

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from gati_export.history import Turn
 from gati_export.report.drawing import Drawing, Scale
+from gati_export.report.history import Turn
 from gati_export.report.plots import Frame
 
 SIZE = (660.0, 230.0)

@@ -1,0 +1,1 @@
+"""A tritonserver as a child process: found, started, watched, and ended."""

@@ -1,0 +1,1 @@
+"""Heads from samples: trained, composed, certified, and written as ONNX."""

@@ -1,0 +1,1 @@
+"""Samples: read from files or a store, batched, and run through a backbone."""
