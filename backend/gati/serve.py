@@ -14,7 +14,6 @@ import click
 from gati.errors import UnavailableError
 from gati.inference.session import DEVICE, parse_device
 from gati.options import checked, existing_folder, json_option, port_option, write_json
-from gati.recording.expiry import FOREVER, parse_age
 from gati.recording.objects import public
 from gati.repository.workspace import workspace
 from gati.settings import (
@@ -22,6 +21,7 @@ from gati.settings import (
     BYPASS,
     DEFAULT_AGE,
     FEATURES,
+    FOREVER,
     INPUTS,
     NO_STORE,
     NOTHING,
@@ -32,6 +32,7 @@ from gati.settings import (
     STORE_BYTES,
     WORKERS,
     Settings,
+    parse_age,
     parse_record,
 )
 from gati.triton.heartbeat import PATIENCE_SECONDS

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from gati.errors import RepositoryError
 from gati.inference.session import CPU, DEVICE, Device, parse_device
-from gati.recording.expiry import parse_age
 from gati.repository.chain import Mode
 from gati.repository.workspace import workspace
 
@@ -22,8 +21,23 @@ STORE_AGE, RECORD, RECORD_SHARE = "GATI_STORE_AGE", "GATI_RECORD", "GATI_RECORD_
 REPLICA, BYPASS = "GATI_REPLICA", "GATI_BYPASS"
 NO_STORE = "none"
 INPUTS, FEATURES, NOTHING = "inputs", "features", "nothing"
-DEFAULT_AGE = "30d"
+DEFAULT_AGE, FOREVER = "30d", "none"
+UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 DEFAULT_WORKERS: dict[Mode, int] = {"inline": 0, "bls": 4}
+
+
+def parse_age(text: str) -> float | None:
+    """Seconds in an age such as `30d`, `12h`, `90m` or `45s`; None for `none`, which is any age.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if text == FOREVER:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})([dhms])", text)
+    if found is None or not int(found[1]):
+        raise ValueError(f"{text!r} is no age such as 30d, 12h, 90m, 45s, or {FOREVER}")
+    return float(int(found[1]) * UNITS[found[2]])
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from running import until
 
 from gati.recording import recorder as module
 from gati.recording import shard_folder as folders
-from gati.recording.expiry import parse_age
 from gati.recording.recorder import Recorder
 from gati.recording.shard import Sample, shard
 from gati.recording.shard_folder import ShardFolder
+from gati.settings import parse_age
 from gati_export.samples import store as reading
 from gati_export.samples.samples import load_samples
 from gati_export.samples.store import count_since, read_recent

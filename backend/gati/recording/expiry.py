@@ -1,4 +1,4 @@
-"""How long samples are kept: ages as people write them, and deleting what is older."""
+"""How old samples may become: deleting what is older."""
 
 from __future__ import annotations
 
@@ -10,23 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-FOREVER = "none"
-UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 NUMBERED = re.compile(r"\.?([0-9]{20})-")
-
-
-def parse_age(text: str) -> float | None:
-    """Seconds in an age such as `30d`, `12h`, `90m` or `45s`; None for `none`, which is any age.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    if text == FOREVER:
-        return None
-    found = re.fullmatch(r"([0-9]{1,9})([dhms])", text)
-    if found is None or not int(found[1]):
-        raise ValueError(f"{text!r} is no age such as 30d, 12h, 90m, 45s, or {FOREVER}")
-    return float(int(found[1]) * UNITS[found[2]])
 
 
 def number_of(path: str) -> int:

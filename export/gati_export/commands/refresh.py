@@ -14,9 +14,8 @@ import click
 from gati.errors import GatiError, UnavailableError
 from gati.inference.session import THREADS
 from gati.options import checked, json_option, write_json
-from gati.recording.expiry import FOREVER, parse_age
 from gati.repository.chain import Chain, read_chain
-from gati.settings import STORE_AGE
+from gati.settings import FOREVER, STORE_AGE, parse_age
 from gati.system.resources import cores
 from gati_export.commands.common import (
     announce,
