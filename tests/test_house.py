@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,23 @@ def test_a_room_imports_nothing_from_above(room: str) -> None:
     files = sorted((ROOT / room).rglob("*.py"))
     assert files
     assert {str(f): found for f in files if (found := imported(f) & FORBIDDEN[room])} == {}
+
+
+def place(module: str) -> str:
+    """Where a module lives: its folder, or itself where it lies beside the folders."""
+    return ".".join(module.split(".")[:2])
+
+
+@pytest.mark.parametrize("house", ["backend/gati", "export/gati_export"])
+def test_folders_import_one_way(house: str) -> None:
+    root = ROOT / house
+    imports: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        module = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{root.name}."):
+                imports.setdefault(place(module), set()).add(place(node.module or ""))
+    assert len(imports) > 10
+    for here, found in imports.items():
+        found.discard(here)
+    assert list(TopologicalSorter(imports).static_order())  # or a CycleError, which names the folders
