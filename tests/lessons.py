@@ -13,8 +13,8 @@ from scipy.stats import rankdata
 
 from gati.inference.head import SEGMENTS_KEY, THRESHOLD
 from gati.repository.chain import Chain, Segment, Tensor
+from gati_export.families.blocks.layout import channel_axis
 from gati_export.families.family import Lesson, Lookup
-from gati_export.families.layout import channel_axis
 from gati_export.learning.headfile import stamp
 
 CLASSES = 6

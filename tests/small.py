@@ -16,7 +16,7 @@ from gati.inference.session import threads
 from gati_export.composition.latency import Times
 from gati_export.demo.digits import Pool, pools, views
 from gati_export.export import ExportPlan, export_chain
-from gati_export.families.distillation import torch_threads
+from gati_export.families.blocks.distillation import torch_threads
 from gati_export.learning import candidates, training
 from gati_export.terms import Terms
 

@@ -62,7 +62,7 @@ from gati_export.bench.tally import Answers, Tally, summed_up
 from gati_export.bench.traffic import Traffic, write_inputs
 from gati_export.commands.bench import MODES, bench_command
 from gati_export.families import selfxit
-from gati_export.families.distillation import Schedule
+from gati_export.families.blocks.distillation import Schedule
 from gati_export.report.scrape import Reading
 
 IMAGE = Tensor("image", "FP32", (3, 8, 8))

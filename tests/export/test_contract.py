@@ -130,5 +130,5 @@ def test_a_family_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FamilyError, match=r"'gati' can't be made for the cut tensor 'vector' \(ValueError: images"):
         families.lookups(["gati"], CUT, CLASSES)
     monkeypatch.undo()
-    with pytest.raises(FamilyError, match=r"gati_export\.families\.pooling has no function lookups\(cut, classes\)"):
-        families.lookups(["pooling"], CUT, CLASSES)
+    with pytest.raises(FamilyError, match=r"gati_export\.families\.contract has no function lookups\(cut, classes\)"):
+        families.lookups(["contract"], CUT, CLASSES)

@@ -20,7 +20,6 @@ from gati_export.families import (
     chosen_families,
     family_of,
     gati,
-    layout,
     lookups,
     pooled,
     recent,
@@ -28,9 +27,10 @@ from gati_export.families import (
     spatial,
 )
 from gati_export.families.adaptive import FLOOR, TEMPERATURES, Adaptable, Adaptive, mixes_before, temperature
-from gati_export.families.distillation import Predictor, Scale, Schedule
+from gati_export.families.blocks import layout
+from gati_export.families.blocks.distillation import Predictor, Scale, Schedule
+from gati_export.families.blocks.selector import Certainty, Confidence, Learned
 from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
-from gati_export.families.selector import Certainty, Confidence, Learned
 from gati_export.learning.headfile import with_threshold
 from gati_export.learning.heads import Head, head_model, weights_of
 

@@ -18,10 +18,10 @@ from gati.inference.session import open_session
 from gati.repository.chain import Tensor
 from gati_export.composition.latency import measure
 from gati_export.families import pooled
-from gati_export.families.distillation import Predictor, Scale, distil
+from gati_export.families.blocks.distillation import Predictor, Scale, distil
+from gati_export.families.blocks.selector import Confidence, Learned, Scores, Selector
 from gati_export.families.family import Distilled
 from gati_export.families.pooled import VIEW, PooledPredictor
-from gati_export.families.selector import Confidence, Learned, Scores, Selector
 from gati_export.families.spatial import Tower
 from gati_export.learning.headfile import stamp, with_threshold
 from gati_export.learning.heads import Head, head_model, weights_of

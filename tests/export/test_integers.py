@@ -16,9 +16,9 @@ from torch import nn
 from gati.inference.session import DEVICE, open_session, run
 from gati.repository.chain import Tensor
 from gati_export.families import spatial
-from gati_export.families.distillation import Scale, Schedule
+from gati_export.families.blocks.distillation import Scale, Schedule
+from gati_export.families.blocks.integers import LARGEST, Integers, weights_before
 from gati_export.families.family import Distilled
-from gati_export.families.integers import LARGEST, Integers, weights_before
 from gati_export.learning import candidates
 from gati_export.learning.heads import Head, head_model
 

@@ -6,10 +6,10 @@ from torch import Tensor as Torch
 from torch import nn
 
 from gati.repository.chain import Tensor
-from gati_export.families.distillation import Predictor, Scale
+from gati_export.families.blocks.distillation import Predictor, Scale
+from gati_export.families.blocks.pooling import VIEW, Pooling
+from gati_export.families.blocks.selector import Confidence
 from gati_export.families.family import Distilled
-from gati_export.families.pooling import VIEW, Pooling
-from gati_export.families.selector import Confidence
 from gati_export.learning.heads import Head, head_model
 
 

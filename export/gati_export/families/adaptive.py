@@ -19,9 +19,9 @@ from scipy.special import log_softmax
 from torch import Tensor as Torch
 
 from gati.inference.state import CLASS_MIX, HeadState
-from gati_export.families.distillation import Predictor
+from gati_export.families.blocks.distillation import Predictor
+from gati_export.families.blocks.selector import Learned
 from gati_export.families.family import Distilled, Found, Lesson, Lookup, logits_of
-from gati_export.families.selector import Learned
 
 FLOOR = 0.1
 """Of the mix, what is added to it, spread over all classes alike."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from gati.repository.chain import Tensor
 from gati_export.families import selfxit
+from gati_export.families.blocks.selector import Certainty
 from gati_export.families.family import Distilled, Lookup
-from gati_export.families.selector import Certainty
 
 NAME = "branchynet"
 

@@ -20,8 +20,8 @@ from torch import Tensor as Torch
 from torch import nn
 
 from gati.repository.chain import Tensor
-from gati_export.families.distillation import Predictor, distil
-from gati_export.families.selector import Selector
+from gati_export.families.blocks.distillation import Predictor, distil
+from gati_export.families.blocks.selector import Selector
 
 BATCH = 64
 """Samples that a predictor is asked about together."""

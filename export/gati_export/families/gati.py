@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from gati.errors import BackboneError
 from gati.repository.chain import Tensor
-from gati_export.families.distillation import Predictor, Schedule
+from gati_export.families.blocks.distillation import Predictor, Schedule
+from gati_export.families.blocks.selector import Scores
 from gati_export.families.family import Distilled, Lookup
-from gati_export.families.selector import Scores
 
 HIDDEN, POOLED, FILTER = 1024, 8192, 5
 LARGEST = 64 << 20

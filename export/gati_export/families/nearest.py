@@ -17,10 +17,10 @@ from torch import Tensor as Torch
 from torch.nn import functional
 
 from gati.repository.chain import Tensor
+from gati_export.families.blocks.pooling import VIEW, Pooling
+from gati_export.families.blocks.selector import Learned
+from gati_export.families.blocks.whitening import Whitening
 from gati_export.families.family import Found, Lesson, Lookup
-from gati_export.families.pooling import VIEW, Pooling
-from gati_export.families.selector import Learned
-from gati_export.families.whitening import Whitening
 
 DIMENSIONS = 48
 CENTRES, NEIGHBOURS = 24, 2048

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from gati.repository.chain import Tensor
 from gati_export.families.adaptive import Adaptable
-from gati_export.families.distillation import Dropout, Predictor
+from gati_export.families.blocks.distillation import Dropout, Predictor
+from gati_export.families.blocks.pooling import VIEW, Pooling
 from gati_export.families.family import Lookup
-from gati_export.families.pooling import VIEW, Pooling
 
 NAME = "pooled"
 SHOUT = 8.0

@@ -18,10 +18,10 @@ from torch import Tensor as Torch
 
 from gati.inference.state import EMPTY, MEMORY_ANSWERS, MEMORY_KEYS
 from gati.repository.chain import Tensor
+from gati_export.families.blocks.logistic import FREE, POSITIVE, regress
+from gati_export.families.blocks.pooling import VIEW, Pooling
+from gati_export.families.blocks.whitening import Whitening
 from gati_export.families.family import Found, Lesson, Lookup
-from gati_export.families.logistic import FREE, POSITIVE, regress
-from gati_export.families.pooling import VIEW, Pooling
-from gati_export.families.whitening import Whitening
 
 NAME = "recent"
 ENTRIES, DIMENSIONS = 64, 48

@@ -16,7 +16,7 @@ from torch import Tensor as Torch
 from gati.errors import BackboneError
 from gati.repository.chain import Tensor
 from gati_export.families import pooled, spatial
-from gati_export.families.distillation import Predictor, distil
+from gati_export.families.blocks.distillation import Predictor, distil
 from gati_export.families.family import Found, Lesson, Lookup, predictor_weights
 
 NAME = "regression"

@@ -15,11 +15,11 @@ from torch import nn
 
 from gati.errors import BackboneError
 from gati.repository.chain import Tensor
-from gati_export.families.distillation import Predictor, Schedule
+from gati_export.families.blocks.distillation import Predictor, Schedule
+from gati_export.families.blocks.layout import channel_axis, channels_first, planes
+from gati_export.families.blocks.pooling import shrunk
+from gati_export.families.blocks.selector import Confidence
 from gati_export.families.family import Distilled
-from gati_export.families.layout import channel_axis, channels_first, planes
-from gati_export.families.pooling import shrunk
-from gati_export.families.selector import Confidence
 
 NAME = "selfxit"
 SIDE = 8

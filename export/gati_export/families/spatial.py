@@ -16,11 +16,11 @@ from torch import nn
 from gati.errors import BackboneError
 from gati.repository.chain import Tensor
 from gati_export.families.adaptive import Adaptable
-from gati_export.families.distillation import Dropout, Predictor, Schedule
+from gati_export.families.blocks.distillation import Dropout, Predictor, Schedule
+from gati_export.families.blocks.integers import Integers, weights_before
+from gati_export.families.blocks.layout import channel_axis, channels_first, planes
+from gati_export.families.blocks.pooling import shrunk
 from gati_export.families.family import Lookup
-from gati_export.families.integers import Integers, weights_before
-from gati_export.families.layout import channel_axis, channels_first, planes
-from gati_export.families.pooling import shrunk
 
 NAME = "spatial"
 SIDE = 16

@@ -19,7 +19,7 @@ from gati.system.resources import memory
 from gati_export.composition.latency import Measured, Times, measure_heads, measured_on
 from gati_export.composition.replay import Parts, Rows, Said, finite_scores, has_state, part, rehearse
 from gati_export.families import lookups
-from gati_export.families.distillation import Scale
+from gati_export.families.blocks.distillation import Scale
 from gati_export.families.family import Lookup
 from gati_export.learning.heads import Head, head_model
 from gati_export.learning.lessons import Lessons

@@ -17,9 +17,9 @@ from gati.inference.state import MEMORY_ANSWERS, MEMORY_KEYS, STATE_INPUTS
 from gati.repository.chain import Tensor
 from gati_export.backbones.exporter import exporting
 from gati_export.backbones.opset import OPSET
-from gati_export.families.distillation import Scale
+from gati_export.families.blocks.distillation import Scale
+from gati_export.families.blocks.integers import IN_ONNX
 from gati_export.families.family import Lookup
-from gati_export.families.integers import IN_ONNX
 from gati_export.learning.headfile import CLOSED
 from gati_export.learning.maxima import pool_maxima
 

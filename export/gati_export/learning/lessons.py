@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from gati.inference.session import threads
+from gati_export.families.blocks.distillation import torch_threads
 from gati_export.families.contract import blamed, check_trained
-from gati_export.families.distillation import torch_threads
 from gati_export.families.family import Lesson, Lookup
 from gati_export.learning.heads import weights_of
 from gati_export.samples.activations import View

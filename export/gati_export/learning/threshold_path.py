@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gati_export.composition.compose import Composition, Option, seconds_until
-from gati_export.families.logistic import FREE, POSITIVE, platt_targets, regress
+from gati_export.families.blocks.logistic import FREE, POSITIVE, platt_targets, regress
 
 DEAREST, CHEAPEST = 1e4, 0.1
 """Prices of a wrong answer, in multiples of the backbone's time."""

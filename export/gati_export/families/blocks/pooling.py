@@ -9,7 +9,7 @@ from torch import Tensor as Torch
 from torch.nn import functional
 
 from gati.repository.chain import Tensor
-from gati_export.families.layout import channel_axis, channels_first
+from gati_export.families.blocks.layout import channel_axis, channels_first
 
 VIEW = "pooled"
 GRIDS = (4, 2, 1)

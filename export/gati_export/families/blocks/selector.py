@@ -13,7 +13,7 @@ from torch import Tensor as Torch
 from torch import nn
 from torch.nn import functional
 
-from gati_export.families.logistic import FREE, POSITIVE, platt_targets, regress
+from gati_export.families.blocks.logistic import FREE, POSITIVE, platt_targets, regress
 
 FIRMNESS = 1.0
 CLASS_FIRMNESS = 30.0
