@@ -390,14 +390,18 @@ def test_what_triton_says_of_an_option_is_told(exported: Exported, tmp_path: Pat
 def test_a_process_that_dies_before_anybody_has_seen_it_is_started_again(exported: Exported, tmp_path: Path) -> None:
     """A request that made it end waited for it, or came again at once."""
 
-    def kill(served: server.Server) -> None:
+    def kill(served: server.Server) -> Path:
         (stub,) = [pid for pid in children(served.process.pid) if model_of(arguments(pid)) == MODEL]
+        region = SHARED_MEMORY / arguments(stub)[2]
         os.kill(stub, signal.SIGKILL)
         until(lambda: not arguments(stub))
+        assert region.exists()
+        return region
 
     with server.Server(exported.copy(tmp_path), Ports(0, 0, 0), {"GATI_STORE": "none"}) as served:
-        kill(served)
+        region = kill(served)
         until(lambda: served.revive() == [MODEL])
+        assert not region.exists(), "who is killed leaves no shared memory"
         kill(served)
         assert served.revive() == [MODEL] and served.revive() == []
         with Client(f"{HOST}:{served.ports.grpc}", MODEL) as client:

@@ -184,6 +184,8 @@ class Server:
                     return []
                 reason = f"The process of {model!r} was killed, and it can't be loaded again"
                 raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error
+        if models:
+            self._stubs.sweep()
         return models
 
     def _has_ended(self) -> bool:

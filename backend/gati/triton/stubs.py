@@ -74,6 +74,13 @@ class Stubs:
                 ended.append(pid)
         return ended, running
 
+    def sweep(self) -> None:
+        """Removes the shared memory of stubs that are gone: Triton leaves that of those that were killed."""
+        commands = [arguments(pid) for pid in children(self._server)]
+        running = {words[2] for words in commands if model_of(words)}
+        _remove(self._regions - running)
+        self._regions &= running
+
     def end(self, pid: int) -> str | None:
         """Kills a stub that hangs; returns its model, or None if the process is no stub of the server any more."""
         model = self._models.get(pid)
@@ -105,8 +112,7 @@ class Stubs:
             time.sleep(0.05)
         for pid in left:
             _kill(pid)
-        for region in self._regions:
-            (SHARED_MEMORY / region).unlink(missing_ok=True)
+        _remove(self._regions)
 
     def _left(self) -> list[int]:
         """Stubs of the server, which has ended: any that it had, also those that no look has seen."""
@@ -131,7 +137,7 @@ def end_orphans(repository: Path) -> None:
     def end() -> None:
         for pid, region in _orphans(repository).items() & orphans.items():
             _kill(pid)
-            (SHARED_MEMORY / region).unlink(missing_ok=True)
+            _remove({region})
 
     timer = threading.Timer(ENDING_SECONDS, end)
     timer.daemon = True
@@ -156,6 +162,11 @@ def _stubs() -> dict[int, list[str]]:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _remove(regions: set[str]) -> None:
+    for region in regions:
+        (SHARED_MEMORY / region).unlink(missing_ok=True)
 
 
 def model_of(words: Sequence[str]) -> str | None:
