@@ -270,7 +270,7 @@ def test_a_chain_that_was_never_served_has_no_morning(repository: Path) -> None:
 
 
 def test_a_day_without_a_report_is_shown_all_the_same(repository: Path) -> None:
-    fill(repository)
+    fill(repository, datetime.now(UTC))
     (reports_folder(repository) / MODEL / "2.json").unlink()
     said, source = run(repository)
     assert said.startswith("Exit 2 is closed on triton-1-8001 since")
@@ -333,7 +333,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium o
 
 @needs_chromium
 def test_a_browser_shows_the_page_on_a_phone_and_asks_the_network_for_nothing(repository: Path) -> None:
-    fill(repository)
+    fill(repository, datetime.now(UTC))
     _, source = run(repository, "--metrics", "127.0.0.1:1")
     found, console = in_chromium([source], repository.parent)
     assert console == ""
