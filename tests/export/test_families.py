@@ -430,6 +430,20 @@ def test_a_memory_that_knows_one_answer_is_no_surer_than_one_that_knows_another_
     assert (said[0].score <= said[1].score)[nearer].all()
 
 
+def test_a_memory_is_the_surer_the_further_off_another_answer_is(memory: recent.Recent) -> None:
+    """However far that is: what is beyond the cut-off is known all the same."""
+    scene, memory = course(CUTS["vector"], 1, 7), deepcopy(memory)
+    memory.weight.fill_(0.1)
+    key = look(memory, scene.hidden, HeadState(dict(memory.state)).feeds()).key
+    assert key is not None
+    step, answers, scores = np.eye(1, key.shape[1]), np.eye(2, CLASSES), []
+    for off in (10, 100, recent.FAR - 1, recent.FAR + 1, 1e6):
+        state = HeadState(dict(memory.state))
+        state.remember(np.concatenate([key.numpy() + 5 * step, key.numpy() - off * step]), answers)
+        scores.append(float(look(memory, scene.hidden, state.feeds()).score))
+    assert scores == sorted(scores) and scores[0] < scores[1] < scores[3]
+
+
 def test_a_memory_is_surer_of_what_is_nearer_and_of_what_was_further_ahead(memory: recent.Recent) -> None:
     scene = course(CUTS["vector"], 1, 7)
     key = look(memory, scene.hidden, HeadState(dict(memory.state)).feeds()).key

@@ -28,6 +28,8 @@ ENTRIES, DIMENSIONS = 64, 48
 SIGNALS = 3
 NEAR, FAR = 1e-5, 400.0
 """Distances are cut off here: beyond it, nothing is remembered."""
+NOWHERE = float(EMPTY) / 2
+"""Entries further away are empty. What is remembered can be beyond `FAR`: projections of few scenes overshoot."""
 FIRMNESS = 1.0
 
 
@@ -93,12 +95,13 @@ class Recent(Lookup):
         few entries would else answer whatever comes, and a memory learns from nothing that it answers.
         """
         ring, said = state[MEMORY_KEYS], state[MEMORY_ANSWERS]
-        distance = torch.linalg.vector_norm(keys[:, None] - ring, dim=2).clamp(NEAR, FAR)
+        away = torch.linalg.vector_norm(keys[:, None] - ring, dim=2)
+        distance = away.clamp(NEAR, FAR)
         near = distance.amin(1, keepdim=True)
         answers = said.index_select(0, distance.argmin(1))
         others = said.argmax(1) != answers.argmax(1, keepdim=True)
-        rival = torch.where(others, distance, FAR).amin(1, keepdim=True)
-        rival = torch.where(rival < FAR, rival, near)
+        rival = torch.where(others, away, NOWHERE).amin(1, keepdim=True)
+        rival = torch.where(rival < NOWHERE, rival.clamp(NEAR, FAR), near)
         apart = torch.log(rival / near).clamp(0.0, 5.0)
         return torch.cat([near, apart, answers.topk(len(self.ahead), 1).values @ self.ahead], 1), answers
 
