@@ -430,6 +430,30 @@ def test_a_memory_that_knows_one_answer_is_no_surer_than_one_that_knows_another_
     assert (said[0].score <= said[1].score)[nearer].all()
 
 
+def test_a_memory_that_learned_from_one_answer_hardly_gives_it_to_others() -> None:
+    cut, (lookup,) = CUTS["vector"], recent.lookups(CUTS["vector"], CLASSES)
+    tune, usual = (alike(course(cut, 2400, seed, run=8)) for seed in (1, 2))
+    taught(lookup, course(cut, 800, 0, run=8), tune)
+    state, scores = HeadState(dict(lookup.state)), []
+    for row in range(len(usual.hidden)):
+        said = look(lookup, usual.hidden[row : row + 1], state.feeds())
+        scores.append(float(said.score))
+        if usual.groups[row] != usual.groups[row - 1]:
+            assert said.key is not None
+            state.remember(said.key.numpy(), usual.logits[row : row + 1].numpy())
+    threshold = float(np.quantile(scores, 0.25))
+    hits, _ = serve(lookup, usual, threshold)
+    assert hits.mean() > 0.5
+    hits, right = serve(lookup, course(cut, 640, 3, run=8), threshold)
+    assert (hits & ~right).mean() < 0.1
+
+
+def alike(film: Course) -> Course:
+    """What the backbone answers with the first class."""
+    same = film.labels == 0
+    return Course(film.hidden[same], film.logits[same], film.groups[same])
+
+
 def test_a_memory_is_the_surer_the_further_off_another_answer_is(memory: recent.Recent) -> None:
     """However far that is: what is beyond the cut-off is known all the same."""
     scene, memory = course(CUTS["vector"], 1, 7), deepcopy(memory)

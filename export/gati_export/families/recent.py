@@ -84,7 +84,8 @@ class Recent(Lookup):
         penalties = np.append(np.full(SIGNALS, FIRMNESS), 0)
         prior = np.append(np.full(SIGNALS, 1 / SIGNALS), 0)  # where all agree, nothing says which are surer
         weights = regress(rows, agree.astype(float), penalties, [POSITIVE] * SIGNALS + [FREE], prior)
-        self.weight.copy_(torch.from_numpy(weights[:-1] / scale))
+        told = signals.any(0)  # while a single answer was known, nothing was apart: what that is worth is not known
+        self.weight.copy_(torch.from_numpy(weights[:-1] / scale * told))
         self.bias.copy_(torch.tensor(weights[-1]))
 
     def nearest(self, keys: Torch, state: Mapping[str, Torch]) -> tuple[Torch, Torch]:
