@@ -144,7 +144,8 @@ class Rows:
 
 def finite_scores(scores: np.ndarray) -> np.ndarray:
     """Scores with -1 in place of NaN, which can't be sorted; neither reaches a threshold."""
-    return np.nan_to_num(scores, nan=-1)
+    # of a single score, to look first takes a sixth of the time, and replays ask for one after another
+    return scores if np.isfinite(scores).all() else np.nan_to_num(scores, nan=-1)
 
 
 @dataclass(frozen=True, eq=False)
