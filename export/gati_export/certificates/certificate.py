@@ -17,6 +17,7 @@ otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,19 @@ def there_and_needed(groups: np.ndarray, epsilon: float, delta: float, fresh: Fr
     check(epsilon, delta)
     tests = _tests(groups, fresh, epsilon, delta, 1.0)
     return min(((len(test.sizes), test.needed()) for test in tests), key=lambda pair: pair[0] / pair[1])
+
+
+def safe(
+    groups: np.ndarray, epsilon: float, delta: float, fresh: Fresh | None = None, within: float = 1.0
+) -> Callable[[np.ndarray], bool]:
+    """The test of one step: whether answers that are wrong, bool [n], still show that; arguments as for `certify`.
+
+    Raises:
+        SamplesError: If epsilon or delta is not between 0 and 1.
+    """
+    check(epsilon, delta)
+    tests = _tests(groups, fresh, epsilon, delta, within)
+    return lambda wrong: all(test.passes(wrong) for test in tests)
 
 
 def certify(

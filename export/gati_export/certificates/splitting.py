@@ -56,6 +56,7 @@ class Split:
             1 where there are no runs.
         way: How the samples were split. Whatever trains in one split never calibrates in another that was made in the
             same way. Empty if samples come in runs: a run's part then depends on the other samples.
+        added: How many of them, the last, are no traffic: views, and what was given to train on alone.
     """
 
     train: np.ndarray
@@ -65,6 +66,12 @@ class Split:
     inputs: np.ndarray
     together: float = 1.0
     way: str = ""
+    added: int = 0
+
+    @property
+    def traffic(self) -> np.ndarray:
+        """What was served, or stands for it, in its order, int [...]."""
+        return np.arange(len(self.groups) - self.added)
 
     @property
     def held_out(self) -> np.ndarray:
@@ -83,9 +90,10 @@ class Split:
         return Fresh(np.where(seen, 0, turns - first), _joined(asked, groups))
 
     def grown(self, more: int) -> Split:
-        """The same with so many more samples, which are last, each by itself, and train."""
+        """The same with so many more samples, which are last, each by itself, and train alone."""
         train = np.concatenate([self.train, len(self.groups) + np.arange(more)])
-        return replace(self, train=train, groups=_grown(self.groups, more), inputs=_grown(self.inputs, more))
+        groups, inputs = (_grown(names, more) for names in (self.groups, self.inputs))
+        return replace(self, train=train, groups=groups, inputs=inputs, added=self.added + more)
 
 
 def _grown(names: np.ndarray, more: int) -> np.ndarray:

@@ -200,29 +200,3 @@ class _Chooser:
 
 def _stateless(said: Sequence[Said]) -> bool:
     return all(one.rows is None for one in said)
-
-
-def walk(
-    said: Sequence[Said], path: np.ndarray, outputs: np.ndarray, agreement: Agreement, most: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a chain's heads do to samples in the order of traffic, at each step of a path.
-
-    Args:
-        said: What each head says.
-        path: Thresholds, strictest first, [steps, heads].
-        outputs: The backbone's, [n, classes].
-        agreement: When an answer is as good as the backbone's.
-        most: Errors after which no further step is looked at: they are all taken to be wrong.
-
-    Returns:
-        The exit of each sample, int64 [steps, n]: the head's place, or their number for the backbone; and whether it
-        was wrong there, bool [steps, n].
-    """
-    exits = np.full((len(path), len(outputs)), len(said))
-    wrong = np.ones((len(path), len(outputs)), bool)
-    for step, thresholds in enumerate(path):
-        exits[step], served = replay(said, thresholds.tolist(), outputs)
-        wrong[step] = (exits[step] < len(said)) & ~agreement(served, outputs)
-        if wrong[step].sum() > most:
-            break
-    return exits, wrong

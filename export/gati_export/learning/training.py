@@ -14,7 +14,7 @@ import numpy as np
 
 from gati.repository.agreement import Agreement, check_classes, parse_agreement
 from gati.repository.release import Certificate
-from gati_export.certificates.certificate import Verdict, certify, refusal, there_and_needed
+from gati_export.certificates.certificate import Verdict, certify, refusal, safe, there_and_needed
 from gati_export.certificates.groups import errors_allowed, samples_needed, wrong_within
 from gati_export.certificates.splitting import Split, fingerprint, shares
 from gati_export.certificates.train_samples import with_train_samples
@@ -24,11 +24,12 @@ from gati_export.composition.latency import Measured, Times, measure_segments
 from gati_export.composition.replay import Said
 from gati_export.families import chosen_families
 from gati_export.learning.candidates import Candidate, Candidates, Heard, ask, fit_candidates
-from gati_export.learning.choice import Choice, choose, walk
+from gati_export.learning.choice import Choice, choose
+from gati_export.learning.course import Course, course
 from gati_export.learning.headfile import with_threshold
 from gati_export.learning.task import Earlier, Task
 from gati_export.learning.trained import Certified, Judged, NoHeads, Trained
-from gati_export.progress import Progress
+from gati_export.progress import Progress, silent
 from gati_export.samples.activations import collect, first_segment, learnable, open_segments
 from gati_export.samples.ragged import count
 from gati_export.terms import Terms
@@ -93,7 +94,7 @@ def train_heads(
     said, outputs = ask(chain, sessions, [*candidates.heads, *before], task.samples, task.split.calibrate, progress)
     asked = len(candidates.heads)
     of_earlier = {head.cut: one for head, one in zip(before, said[asked:], strict=True)}
-    return decide(task, candidates, tuned, Heard(said[:asked], outputs), of_earlier)
+    return decide(task, candidates, tuned, Heard(said[:asked], outputs), of_earlier, progress)
 
 
 def _start(earlier: Earlier, split: Split) -> Mapping[int, bytes]:
@@ -156,9 +157,17 @@ def _too_few(task: Task, extra: Mapping[str, np.ndarray] | None) -> str | None:
 
 
 def decide(
-    task: Task, candidates: Candidates, tuned: Heard, held_out: Heard, earlier: Mapping[int, Said] | None = None
+    task: Task,
+    candidates: Candidates,
+    tuned: Heard,
+    held_out: Heard,
+    earlier: Mapping[int, Said] | None = None,
+    progress: Progress = silent,
 ) -> Trained:
     """Chooses heads by the tuning samples, then certifies them, and judges them, by the calibration samples.
+
+    Heads with state are certified in the course of all traffic; see gati_export.learning.course. They are chosen by the
+    tuning samples alone: what calibrates has no say in that, and the path reaches well beyond what is allowed.
 
     Args:
         task: What was to be learned.
@@ -166,6 +175,7 @@ def decide(
         tuned: What they say to the tuning samples that no selector was fitted to, and the backbone's outputs there.
         held_out: The same of the calibration samples.
         earlier: What earlier heads say to these, by cut point.
+        progress: Told how far it is.
 
     Raises:
         BackboneError: If not even the backbone keeps to the terms.
@@ -179,20 +189,20 @@ def decide(
     judged = Judged(candidates, choice, said, agrees, outputs, earlier or {})
     if not judged.chosen:
         return judged.refused(_none_pays(terms, candidates, choice))
-    return _certified(task, judged, _within(task, tuned, choice, agreement), agreement)
+    in_use = Heard([said[place] for place in choice.composition.chosen], outputs)
+    in_course = course(task, judged.chosen, in_use, progress)
+    return _certified(task, judged, in_course, _within(task, tuned, choice, agreement), agreement)
 
 
-def _certified(task: Task, judged: Judged, within: float, agreement: Agreement) -> Trained:
+def _certified(task: Task, judged: Judged, in_course: Course, within: float, agreement: Agreement) -> Trained:
     """The heads that were chosen, at the loosest thresholds that are safe; none where none are, or where few hit."""
     terms, split, times = task.terms, task.split, judged.candidates.times
-    used, outputs = judged.chosen, judged.outputs
-    path, places = judged.choice.path, judged.choice.composition.chosen
-    most = 3 * terms.epsilon * len(outputs)  # beyond that nothing passes, and replays take time
-    exits, errors = walk([judged.said[place] for place in places], path, outputs, agreement, most)
-    asked = errors, split.groups[split.calibrate], terms.epsilon, terms.delta, split.fresh, within
-    verdict = certify(*asked)
+    used, path = judged.chosen, judged.choice.path
+    asked = split.groups[split.calibrate], terms.epsilon, terms.delta, split.fresh, within
+    exits, errors = in_course.walk(path, agreement, safe(*asked))
+    verdict = certify(errors, *asked)
     if verdict is None:
-        return judged.refused(refusal(*asked))
+        return judged.refused(refusal(errors, *asked))
     where = np.array([*(head.cut for head in used), task.chain.backbone_exit])[exits[verdict.step]]
     shares = np.bincount(where, minlength=len(task.chain.segments)) / len(where)
     seconds = float(times.until_exits([(head.cut, head.seconds) for head in used]) @ shares)
@@ -215,8 +225,9 @@ def _certified(task: Task, judged: Judged, within: float, agreement: Agreement) 
 def _within(task: Task, tuned: Heard, choice: Choice, agreement: Agreement) -> float:
     """How errors come in groups, as tuning samples have it."""
     said, outputs = tuned
-    chosen = [said[place] for place in choice.composition.chosen]
-    errors = walk(chosen, choice.path, outputs, agreement, task.terms.epsilon * len(outputs))[1]
+    chosen = Course([said[place] for place in choice.composition.chosen], outputs)
+    most = task.terms.epsilon * len(outputs)
+    errors = chosen.walk(choice.path, agreement, lambda wrong: wrong.sum() <= most)[1]
     return wrong_within(errors, task.split.groups[task.split.tune], task.terms.epsilon)
 
 

@@ -73,7 +73,7 @@ def learn(plan: RefreshPlan, live: Live | None, progress: Progress, saw: Callabl
     if live is not None and comparable and trained.judged is not None:
         live = _as_it_serves(plan, live)
         within = trained.within if isinstance(trained, Certified) else 1.0
-        standing = judge(live, task, trained.judged, within, recorded.times)
+        standing = judge(live, task, trained.judged, within, recorded.times, progress)
     report = report_of(chain, trained, terms, None, backbone_bytes(paths))
     return Learned(recorded, task, trained, report, live, standing, comparable)
 

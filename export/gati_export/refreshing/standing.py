@@ -16,12 +16,13 @@ from gati.triton.tryout import newest_release
 from gati_export.certificates.certificate import Fresh, certify, there_and_needed
 from gati_export.certificates.refutation import refuted
 from gati_export.certificates.splitting import Split
-from gati_export.composition.replay import Said, replay
-from gati_export.learning.candidates import Model, timed
+from gati_export.learning.candidates import Heard, Model, timed
+from gati_export.learning.course import course
 from gati_export.learning.evidence import measured_in
 from gati_export.learning.headfile import with_threshold
 from gati_export.learning.task import Task
 from gati_export.learning.trained import Judged
+from gati_export.progress import Progress, silent
 from gati_export.releases.publish import Draft
 from gati_export.report.data import Report, read
 from gati_export.report.day import read_day
@@ -111,7 +112,14 @@ def _moment(text: str | None) -> np.datetime64 | None:
         return None
 
 
-def judge(live: Live, task: Task, judged: Judged, within: float, times: np.ndarray | None = None) -> Standing:
+def judge(
+    live: Live,
+    task: Task,
+    judged: Judged,
+    within: float,
+    times: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> Standing:
     """Judges the live release by the calibration samples, as the next one is judged.
 
     Exits that audits have closed answer nothing.
@@ -123,14 +131,17 @@ def judge(live: Live, task: Task, judged: Judged, within: float, times: np.ndarr
             heads of the same families; other times are taken from the release's report, or measured.
         within: How errors cluster within groups; see `standing`.
         times: When samples were served, [n]: those that may have trained the release can't testify to its promise.
+        progress: Told how far it is.
     """
     candidates, split, terms = judged.candidates, task.split, task.terms
     measured = measured_in(live.report) if live.report else None
     known = {**(measured.heads if measured else {}), **{(h.cut, h.name): h.seconds for h in candidates.heads}}
     heads = timed(task.chain, task.segment_paths, live.models, task.samples, known)
     until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
-    said = [judged.earlier[head.cut] for head in heads]
-    exits, wrong = served(said, [live.thresholds[head.cut] for head in heads], judged.outputs, terms)
+    held_out = Heard([judged.earlier[head.cut] for head in heads], judged.outputs)
+    in_course = course(task, heads, held_out, progress)
+    thresholds = [live.thresholds[head.cut] for head in heads]
+    exits, wrong = in_course.served(thresholds, parse_agreement(terms.agreement))
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]
     witnesses = _unseen(live, times, split, terms)
     parts = replace(split, calibrate=split.calibrate[witnesses])
@@ -204,11 +215,3 @@ def shut(live: Live, standing: Standing, chain: Chain, calibrating: int, window:
         parts=live.parts,
     )
     return Draft(heads, certificate, window, "refresh", live.number)
-
-
-def served(
-    said: Sequence[Said], thresholds: Sequence[float], outputs: np.ndarray, terms: Terms
-) -> tuple[np.ndarray, np.ndarray]:
-    """The exit of each sample, int [n], and which get another answer than the backbone's, bool [n]; by a replay."""
-    exits, answers = replay(said, thresholds, outputs)
-    return exits, (exits < len(said)) & ~parse_agreement(terms.agreement)(answers, outputs)

@@ -11,15 +11,16 @@ from typing import TypeVar
 
 import numpy as np
 
+from gati.repository.agreement import parse_agreement
 from gati_export.certificates.refutation import refuted, refuted_since
 from gati_export.certificates.runs import find_runs
 from gati_export.certificates.sketch import sketches
 from gati_export.certificates.splitting import Split, split
 from gati_export.learning.candidates import ask
+from gati_export.learning.course import Course
 from gati_export.learning.task import Task
 from gati_export.learning.trained import Certified
 from gati_export.progress import Progress
-from gati_export.refreshing.standing import served
 from gati_export.samples.activations import BrokenSamples, open_segments
 from gati_export.samples.ragged import count
 from gati_export.samples.store import Recorded
@@ -92,5 +93,6 @@ def _errors(task: Task, certified: Certified, newest: Mapping[str, np.ndarray], 
     """Which of the newest samples the heads answer otherwise than the backbone, bool [n]."""
     heads, thresholds = certified.judged.chosen, certified.certificate.thresholds
     sessions = open_segments(task.segment_paths)
-    said, outputs = ask(task.chain, sessions, heads, newest, np.arange(count(newest)), progress)
-    return served(said, [thresholds[head.cut] for head in heads], outputs, task.terms)[1]
+    heard = ask(task.chain, sessions, heads, newest, np.arange(count(newest)), progress)
+    agreement = parse_agreement(task.terms.agreement)
+    return Course(*heard).served([thresholds[head.cut] for head in heads], agreement)[1]
