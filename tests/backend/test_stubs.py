@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,12 @@ from gati.triton import stubs
 from gati.triton.stubs import NAME, Stubs, end_orphans, model_of
 from gati_export.bench.processes import peak_mib
 
+CONTAINER = "unshare", "--fork", "--pid", "--kill-child"
 Start = Callable[..., subprocess.Popen[bytes]]
+
+
+def can_contain() -> bool:
+    return bool(shutil.which("unshare")) and not subprocess.run([*CONTAINER, "true"], check=False).returncode
 
 
 @pytest.fixture
@@ -23,13 +29,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts what looks like the process of an instance of a model, and waits until told to end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(model: str, instance: str, server: int = os.getpid()) -> subprocess.Popen[bytes]:
+    def run(
+        model: str, instance: str, server: int = os.getpid(), within: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         file = tmp_path / "models" / model / "1" / "model.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("echo\nread _\n")  # it is the shell that reads it
         sizes, rest = ("1048576", "1"), (str(server), "backends", "1", instance)
         words = [str(tmp_path / NAME), str(file), f"region-{instance}", *sizes, *rest]
-        process = subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [*within, "bash", "-c", 'exec -a "$0" /bin/sh "$@"', *words]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         started.append(process)
         assert process.stdout is not None and process.stdout.readline() == b"\n"
         return process
@@ -97,3 +106,17 @@ def test_what_a_killed_server_leaves_is_ended_if_it_does_not_end_by_itself(
     assert left.poll() is None, "it may be writing what it has recorded"
     assert eventually(lambda: left.poll() is not None and not regions[0].exists(), 5)
     assert ours.poll() is None and regions[1].exists(), "its server is there"
+
+
+@pytest.mark.skipif(not can_contain(), reason="no container can be made here")
+def test_a_container_s_processes_are_left_alone(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from outside, its servers have other numbers, and its paths may be any repository's."""
+    monkeypatch.setattr(stubs, "ENDING_SECONDS", 0.2)
+    monkeypatch.setattr(stubs, "SHARED_MEMORY", tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    theirs, ours = start("toy", "toy_0_0", gone.pid, CONTAINER), start("toy", "toy_0_1", gone.pid)
+    assert model_of(arguments(children(theirs.pid)[0])) == "toy"
+    end_orphans(tmp_path / "models")
+    assert eventually(lambda: ours.poll() is not None, 5)
+    assert not eventually(lambda: theirs.poll() is not None, 1)

@@ -31,3 +31,12 @@ def arguments(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
         return []
+
+
+def is_contained(pid: int) -> bool:
+    """Whether a process is in a container, a PID namespace below this one, where processes have other numbers."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it is gone
+        return False
+    return any(line.startswith("NSpid:") and len(line.split()) > 2 for line in lines)

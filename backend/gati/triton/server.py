@@ -172,8 +172,9 @@ class Server:
             UnavailableError: If one can't be loaded again.
         """
         models = self._stubs.killed()
-        if models:
-            sweep(self._temporary)
+        if not models:
+            return []
+        sweep(self._temporary)
         for model in models:
             try:
                 self._control.unload(model)
@@ -184,8 +185,7 @@ class Server:
                     return []
                 reason = f"The process of {model!r} was killed, and it can't be loaded again"
                 raise UnavailableError(f"{reason} ({error}); its log is {self.log}.") from error
-        if models:
-            self._stubs.sweep()
+        self._stubs.sweep()
         return models
 
     def _has_ended(self) -> bool:

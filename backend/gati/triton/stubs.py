@@ -10,11 +10,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gati.system.proc import arguments, children, pids
+from gati.system.proc import arguments, children, is_contained, pids
 from gati.triton.heartbeat import Heartbeats
 
 NAME = "triton_python_backend_stub"
@@ -116,7 +116,7 @@ class Stubs:
 
     def _left(self) -> list[int]:
         """Stubs of the server, which has ended: any that it had, also those that no look has seen."""
-        left = {pid: words[2] for pid, words in _stubs().items() if server_of(words) == self._server}
+        left = {pid: words[2] for pid, server, words in _stubs() if server == self._server}
         self._regions.update(left.values())
         return list(left)
 
@@ -148,25 +148,32 @@ def _orphans(repository: Path) -> dict[int, str]:
     """Stubs of a repository whose server is gone, and the shared memory of each."""
     return {
         pid: words[2]
-        for pid, words in _stubs().items()
-        if Path(words[1]).is_relative_to(repository) and pid not in children(server_of(words) or 0)
+        for pid, server, words in _stubs()
+        if Path(words[1]).is_relative_to(repository) and pid not in children(server)
     }
 
 
-def _stubs() -> dict[int, list[str]]:
-    """Stubs of all servers, and the command line of each."""
-    found = {pid: arguments(pid) for pid in pids()}
-    return {pid: words for pid, words in found.items() if server_of(words) is not None}
+def _stubs() -> Iterator[tuple[int, int, list[str]]]:
+    """Stubs of all servers, each with its server's process id and its command line.
+
+    Not those in containers, which see other numbers and paths: theirs may mean a server and a repository here.
+    """
+    for pid in pids():
+        words = arguments(pid)
+        server = server_of(words)
+        if server is not None and not is_contained(pid):
+            yield pid, server, words
 
 
 def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # it has ended, or is another user's
         os.kill(pid, signal.SIGKILL)
 
 
 def _remove(regions: set[str]) -> None:
     for region in regions:
-        (SHARED_MEMORY / region).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, PermissionError):
+            (SHARED_MEMORY / region).unlink()
 
 
 def model_of(words: Sequence[str]) -> str | None:
