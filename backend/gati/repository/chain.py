@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ from gati.errors import RepositoryError, first_line
 from gati.repository.agreement import DEFAULT
 
 FORMAT = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""What a model may be called: a folder's name anywhere, that leads to no other one."""
 Mode = Literal["inline", "bls"]
 Engine = Literal["onnxruntime", "tensorrt"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 
 from gati.errors import RepositoryError
 from gati.options import checked, json_option, write_json
-from gati.repository.chain import Engine, Mode
+from gati.repository.chain import NAME, Engine, Mode
 from gati_export.commands.common import device_option, results, shown_progress
 from gati_export.commands.terms import terms_options
 from gati_export.report.table import OF_ENGINE, cuts_table
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from gati_export.releases.deployed import Deployed
     from gati_export.report.data import Report
     from gati_export.terms import Terms
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def _checked_name(name: str) -> str:

@@ -8,19 +8,16 @@ malice is never served.
 from __future__ import annotations
 
 import filecmp
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from gati.errors import PublishError, RepositoryError
-from gati.repository.chain import Chain, chain_path, find_chains, read_chain
+from gati.repository.chain import NAME, Chain, chain_path, find_chains, read_chain
 from gati.repository.lock import LOCK_SECONDS, publisher_lock
 from gati.repository.release import (
     LARGEST_FILE,
@@ -33,15 +30,12 @@ from gati.repository.release import (
 from gati.repository.workspace import workspace
 from gati.triton.quarantine import clear, refused
 from gati.triton.tryout import check_release
+from gati_export.releases.chain_files import chain_files, check_portable
 from gati_export.releases.origin import Origin, bind, check_bound, digest, origin_of
 from gati_export.releases.publish import KEPT, land, prune, put_away
 from gati_export.releases.refusals import Refusals
-from gati_export.releases.repository import chain_of, check_config, configs, move_in, plain_name
+from gati_export.releases.repository import chain_of, move_in, plain_name
 from gati_export.staging import REPOSITORY, moving, take_back
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-LARGEST_SEGMENT = 2 << 30
-"""Bytes: what one ONNX file can hold."""
 
 
 @dataclass
@@ -164,7 +158,7 @@ class Copy:
         return [name for name in names if name not in parts and name not in bad]
 
     def _pull(self, chain: Chain, staging: Path, done: Synced) -> None:
-        _check_portable(chain)
+        check_portable(chain)
         if chain_path(self._repository, chain.model).exists():
             self._check_same(chain)
             self._pull_releases(self._repository, chain, staging, done)
@@ -187,7 +181,7 @@ class Copy:
             )
 
     def _fetch_chain(self, chain: Chain, staged: Path) -> None:
-        for file in _files(chain):
+        for file in chain_files(chain):
             self._fetch(file.key, staged, file.limit)
             file.check(staged)
         self._fetch(str(chain_path(Path(), chain.model)), staged, LARGEST_MANIFEST)
@@ -248,14 +242,14 @@ class Copy:
     def _push_chain(self, chain: Chain) -> None:
         if (theirs := self._origin.chain(chain.model)) is not None:
             return self._check_same(theirs)
-        _check_portable(chain)
+        check_portable(chain)
         path = chain_path(self._repository, chain.model)
         if not self._origin.take(claim := f"{chain.model}/chain", digest(path.read_bytes())):
             raise PublishError(
                 f"Another publisher was first with {chain.model!r} in {self._origin.url}, and is not done: if it was "
                 f"killed, remove {self._origin.url}/.gati/{claim}, and push again."
             )
-        for key in [*(file.key for file in _files(chain)), str(chain_path(Path(), chain.model))]:
+        for key in [*(file.key for file in chain_files(chain)), str(chain_path(Path(), chain.model))]:
             self._origin.put(key, self._repository / key)
         return None
 
@@ -285,35 +279,6 @@ class Copy:
                 f"Move {release.number}/ out of the heads' folders in {self._repository}, and sync again."
             )
         return False
-
-
-class _File(NamedTuple):
-    """A file of a chain: its path in a repository, its largest size, and what checks it in the repository given."""
-
-    key: str
-    limit: int
-    check: Callable[[Path], object]
-
-
-def _files(chain: Chain) -> Iterator[_File]:
-    """All files of a chain but its heads' and, as what makes it one, its manifest."""
-    for segment in chain.segments:
-        key = str(chain.segment_path(Path(), segment.index))
-        yield _File(key, LARGEST_SEGMENT, partial(chain.check_segment, index=segment.index))
-    for config in configs(chain):
-        key = f"{config.name}/config.pbtxt"
-        yield _File(key, LARGEST_MANIFEST, lambda there, key=key, config=config: check_config(there / key, config))
-    if chain.tail:
-        yield _File(str(chain.tail_path(Path())), LARGEST_FILE, chain.read_tail)
-    if chain.trained:
-        yield _File(str(chain.trained_path(Path())), LARGEST_FILE, chain.read_trained)
-    for place in chain.labelled:
-        yield _File(str(chain.labels_path(Path(), place)), LARGEST_FILE, partial(chain.read_labels, place=place))
-
-
-def _check_portable(chain: Chain) -> None:
-    if chain.engine != "onnxruntime":
-        raise RepositoryError(f"{chain.model!r} was prepared for TensorRT, for one kind of GPU: it is not synced.")
 
 
 def _install(staged: Path, repository: Path, name: str) -> None:
