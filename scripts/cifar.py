@@ -29,8 +29,9 @@ REQUESTS = 12_000
 @click.option("--extra", default=16_000, show_default=True, help="Pictures of the training set.")
 @click.option("--traffic", default=3_500, show_default=True, help="Test pictures that traffic is made of.")
 @click.option("--filmed", default=36_000, show_default=True, help="Frames of traffic, thirty of each scene.")
+@click.option("--judged", default=REQUESTS, show_default=True, help="Frames to judge by, likewise.")
 @click.option("--seed", default=0, show_default=True, help="Of which pictures are which, and of the workloads.")
-def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, seed: int) -> None:
+def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, judged: int, seed: int) -> None:
     """Writes the files that the benchmarks read."""
     folder.mkdir(parents=True, exist_ok=True)
     model = runpy.run_path(str(shared / "models" / "resnet_cifar10.py"))
@@ -50,7 +51,7 @@ def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, see
         pool = test[rows]
         write(f"iid-{part}", pool)
         write(f"hot-{part}", pool[hot(classes[rows], REQUESTS, seed=seed)])
-        scenes, number = frames(len(pool), filmed if part == "traffic" else REQUESTS, seed=seed)
+        scenes, number = frames(len(pool), filmed if part == "traffic" else judged, seed=seed)
         write(f"frames-{part}", np.stack(list(film(pool, scenes, number, seed))))
 
 

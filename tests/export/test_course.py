@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from graphs import Graph
+from onnxruntime import InferenceSession
 
 from gati.repository.agreement import parse_agreement
 from gati.repository.chain import Chain, Segment, Tensor, sha256_of
@@ -22,7 +24,7 @@ from gati_export.learning.trained import Certified
 from gati_export.learning.training import train_heads
 from gati_export.progress import silent
 from gati_export.refreshing.standing import Live, judge
-from gati_export.samples.activations import open_segments
+from gati_export.samples.activations import collect, open_segments
 from gati_export.terms import Terms
 
 INPUTS, CLASSES = 8, 4
@@ -111,17 +113,48 @@ def test_the_live_release_is_judged_among_all_that_passes_by(trained: Trained) -
     assert standing.differs == heads.wrong.mean() and not standing.lapsed
 
 
+def heard_in_course(trained: Trained, task: Task) -> Course:
+    """What the heads of a training say in the course of a task's traffic."""
+    judged, split = trained.heads.judged, task.split
+    sessions = open_segments(task.segment_paths)
+    held_out = ask(task.chain, sessions, judged.chosen, task.samples, split.calibrate, silent)
+    learned = collect(task.chain, sessions, task.samples, {}, silent, np.concatenate([split.train, split.tune]))
+    return course(task, judged.chosen, held_out, learned.outputs, silent)
+
+
 def test_views_do_not_pass_by(trained: Trained) -> None:
-    task, judged = trained.task, trained.heads.judged
+    task = trained.task
     more = {"x": np.concatenate([task.samples["x"], film(3)["x"][:50]])}
     grown = replace(task, samples=more, split=task.split.grown(20).grown(30))
-    held_out = Heard([judged.said[place] for place in judged.choice.composition.chosen], judged.outputs)
-    plain, with_views = (course(each, judged.chosen, held_out, silent) for each in (task, grown))
+    plain, with_views = (heard_in_course(trained, each) for each in (task, grown))
     np.testing.assert_array_equal(with_views.outputs, plain.outputs)
     assert with_views.judges is grown.split.calibrate
 
 
+def test_what_the_backbone_has_said_is_not_asked_again(trained: Trained) -> None:
+    """But of samples that are in no part, which pass by as others do."""
+    task, judged = trained.task, trained.heads.judged
+    early, late = open_segments(task.segment_paths)
+    asked: list[int] = []
+
+    class Late:
+        def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            asked.append(len(feeds["hidden"]))
+            return late.run(names, feeds)
+
+    fewer = replace(task, split=replace(task.split, train=task.split.train[40:]))
+    whole, without = (heard_in_course(trained, each) for each in (task, fewer))
+    np.testing.assert_array_equal(without.outputs, whole.outputs)
+    np.testing.assert_array_equal(without.served([0.9], AGREEMENT), whole.served([0.9], AGREEMENT))
+    sessions, known = cast(list[InferenceSession], [early, Late()]), whole.outputs
+    heard = ask(task.chain, sessions, judged.chosen, task.samples, task.split.traffic, silent, known)
+    assert not asked and heard.outputs is known
+    ask(task.chain, sessions, judged.chosen, task.samples, task.split.traffic, silent)
+    assert sum(asked) == len(known)
+
+
 def test_heads_without_state_are_not_run_again(trained: Trained) -> None:
     one = Said(np.ones(3, np.float32), np.eye(3, CLASSES))
-    found = course(replace(trained.task, segment_paths=[]), [], Heard([one], one.answers), silent)
+    heard, nothing = Heard([one], one.answers), np.empty(0)
+    found = course(replace(trained.task, segment_paths=[]), [], heard, nothing, silent)
     assert found.said == [one] and len(found.served([0.5], AGREEMENT)[1]) == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,11 +61,14 @@ class Candidates:
         heads: Rising by cut point.
         notes: Why a family has no head at a cut point, in sentences.
         times: Of segments and cuts at batch 1.
+        outputs: By the backbone, to the samples that train and then to those that tune, [samples, classes]; empty where
+            there was nothing to fit.
     """
 
     heads: list[Candidate]
     notes: dict[int, list[str]]
     times: Times
+    outputs: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 class Heard(NamedTuple):
@@ -108,14 +111,15 @@ def fit_candidates(
     lessons = Lessons(split.train, split.tune, split.groups, terms.seed)
     rows = np.concatenate([lessons.train, lessons.tune])
     learned: list[tuple[int, Lookup]] = []
-    scale = Scale("logits")
+    scale, outputs = Scale("logits"), np.empty(0)
     total, done = sum(map(len, plan.values())), 0
     for cuts in _passes(plan, chain, len(rows)):
         reducers = {(index, lookup.view): _reducer(lookup) for index in cuts for lookup in plan[index]}
         seen = collect(chain, sessions, samples, reducers, progress, rows)
-        _check_outputs(seen.outputs, terms.numbers)
-        scale = scale if terms.numbers else Scale.of(seen.outputs[: len(lessons.train)])
-        lessons.logits = scale.logits(seen.outputs)
+        outputs = seen.outputs
+        _check_outputs(outputs, terms.numbers)
+        scale = scale if terms.numbers else Scale.of(outputs[: len(lessons.train)])
+        lessons.logits = scale.logits(outputs)
         lessons.features = seen.features
         tasks = [(index, lookup) for index in cuts for lookup in plan[index]]
         tell = lambda shares, before=done: progress("Train heads", (before + shares) / total)  # noqa: E731
@@ -126,7 +130,8 @@ def fit_candidates(
         seen.features.clear()  # before those of the next pass are collected
     # only now: PyTorch's exporter is not to be run beside training
     models = _written(chain, learned, scale, notes, progress)
-    return Candidates(timed(chain, task.segment_paths, models, samples, measured.heads), notes, measured.times)
+    heads = timed(chain, task.segment_paths, models, samples, measured.heads)
+    return Candidates(heads, notes, measured.times, outputs)
 
 
 def _plan(
@@ -241,6 +246,7 @@ def ask(
     samples: Mapping[str, np.ndarray],
     rows: np.ndarray,
     progress: Progress,
+    known: np.ndarray | None = None,
 ) -> Heard:
     """Runs the heads' own files on samples: what is certified is what will be served, rounding and all.
 
@@ -251,12 +257,16 @@ def ask(
         samples: Model inputs by name, [n, ...].
         rows: Indices of the samples, in the order of traffic, which matters to heads with state.
         progress: Told how far it is.
+        known: What the backbone says to these samples, [rows, classes]; it is then run no further than to the last
+            head. None if that is not known.
     """
     asked = [_Asked(head, chain.segments[head.cut].output.name, chain.output.name) for head in heads]
-    outputs = np.empty((len(rows), *chain.output.shape), chain.output.numpy)
+    last = chain.backbone_exit if known is None else max(head.cut for head in heads)
+    outputs = np.empty((len(rows), *chain.output.shape), chain.output.numpy) if known is None else known
     tell = lambda _, share: progress("Try heads", share)  # noqa: E731
-    for batch, hidden in run_batches(chain, sessions, samples, rows, tell):
-        outputs[batch] = hidden[-1]
+    for batch, hidden in run_batches(chain, sessions, samples, rows, tell, last):
+        if known is None:
+            outputs[batch] = hidden[-1]
         for one, head in zip(asked, heads, strict=True):
             one.add(batch, hidden[head.cut], len(rows))
     return Heard([one.said(outputs) for one in asked], outputs)

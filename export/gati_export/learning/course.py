@@ -18,7 +18,7 @@ from gati_export.composition.replay import Said, replay
 from gati_export.learning.candidates import Candidate, Heard, ask
 from gati_export.learning.task import Task
 from gati_export.progress import Progress
-from gati_export.samples.activations import open_segments
+from gati_export.samples.activations import collect, open_segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Course:
         return exits, wrong
 
 
-def course(task: Task, heads: Sequence[Candidate], held_out: Heard, progress: Progress) -> Course:
+def course(task: Task, heads: Sequence[Candidate], held_out: Heard, learned: np.ndarray, progress: Progress) -> Course:
     """What heads say in the course of the traffic, judged by the calibration samples.
 
     Where any has state, all are run on all traffic. That is for heads in use only: what they say to it takes four times
@@ -79,9 +79,17 @@ def course(task: Task, heads: Sequence[Candidate], held_out: Heard, progress: Pr
         task: What was to be learned.
         heads: The heads in use.
         held_out: What they say to the calibration samples alone: the same, where none has state.
+        learned: What the backbone says to the samples that train, and then to those that tune, [samples, classes].
         progress: Told how far it is.
     """
     if all(one.rows is None for one in held_out.said):
         return Course(*held_out)
-    sessions, split = open_segments(task.segment_paths), task.split
-    return Course(*ask(task.chain, sessions, heads, task.samples, split.traffic, progress), split.calibrate)
+    split, sessions = task.split, open_segments(task.segment_paths)
+    outputs = np.empty((len(split.groups), *task.chain.output.shape), task.chain.output.numpy)
+    known = np.concatenate([split.train, split.tune, split.calibrate])
+    outputs[known] = np.concatenate([learned, held_out.outputs])
+    others = np.setdiff1d(split.traffic, known)  # some samples are in no part
+    if len(others):
+        outputs[others] = collect(task.chain, sessions, task.samples, {}, progress, others).outputs
+    heard = ask(task.chain, sessions, heads, task.samples, split.traffic, progress, outputs[split.traffic])
+    return Course(*heard, split.calibrate)

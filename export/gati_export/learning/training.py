@@ -88,7 +88,8 @@ def train_heads(
     if not candidates.heads:
         first = next((note for notes in candidates.notes.values() for note in notes), "")
         return NoHeads(f"No family of heads fits any cut point. {first}".rstrip(), candidates)
-    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress)
+    outputs = candidates.outputs[len(task.split.train) :]
+    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress, outputs)
     places = learnable(chain, task.samples)
     before = [Candidate(cut, "", model, 0.0) for cut, model in earlier.heads.items() if cut in places]
     said, outputs = ask(chain, sessions, [*candidates.heads, *before], task.samples, task.split.calibrate, progress)
@@ -190,7 +191,7 @@ def decide(
     if not judged.chosen:
         return judged.refused(_none_pays(terms, candidates, choice))
     in_use = Heard([said[place] for place in choice.composition.chosen], outputs)
-    in_course = course(task, judged.chosen, in_use, progress)
+    in_course = course(task, judged.chosen, in_use, candidates.outputs, progress)
     return _certified(task, judged, in_course, _within(task, tuned, choice, agreement), agreement)
 
 

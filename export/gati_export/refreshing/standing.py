@@ -139,7 +139,7 @@ def judge(
     heads = timed(task.chain, task.segment_paths, live.models, task.samples, known)
     until = candidates.times.until_exits([(head.cut, head.seconds) for head in heads])
     held_out = Heard([judged.earlier[head.cut] for head in heads], judged.outputs)
-    in_course = course(task, heads, held_out, progress)
+    in_course = course(task, heads, held_out, candidates.outputs, progress)
     thresholds = [live.thresholds[head.cut] for head in heads]
     exits, wrong = in_course.served(thresholds, parse_agreement(terms.agreement))
     seconds = until[np.array([*(head.cut for head in heads), len(until) - 1])[exits]]

@@ -21,7 +21,7 @@ View = tuple[int, str]
 """A cut point, and a way of looking at it."""
 BATCH = 32
 NOTHING = np.empty(0)
-"""The output of a segment that is not run, since samples are features behind it."""
+"""The output of a segment that is not run: samples are features behind it, or nobody reads it."""
 LARGE = 4096
 """Features of more numbers than this are kept as float16: they are planes, and are learned from, not served."""
 HALF_LIMIT = 2.0**14
@@ -131,10 +131,19 @@ def run_batches(
     samples: Mapping[str, np.ndarray],
     rows: np.ndarray,
     progress: Progress,
+    last: int | None = None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Runs samples through all segments, batch by batch: a batch's places among `rows`, and every segment's output.
+    """Runs samples through segments, batch by batch: a batch's places among `rows`, and every segment's output.
 
-    Features go through those behind them; what comes before is `NOTHING`.
+    Features go through those behind them. What is not run has `NOTHING` for its output.
+
+    Args:
+        chain: The chain.
+        sessions: Its segments, in order.
+        samples: Model inputs, or recorded features in their place, by name, n rows each.
+        rows: Indices of the samples to run.
+        progress: Told how far it is.
+        last: Index of the last segment to run; the chain's last if None.
 
     Raises:
         SamplesError: If there are no samples.
@@ -143,12 +152,13 @@ def run_batches(
     if not len(rows):
         raise SamplesError("There are no samples to run; give at least one.")
     first = first_segment(chain, samples)
+    end = len(sessions) if last is None else last + 1
     size = 1 if chain.max_batch == 1 else min(BATCH, chain.max_batch or BATCH)
     broken = np.zeros((len(chain.segments), len(rows)), bool)
     done = 0
     for places in batches(samples, rows, size):
         values = rows_at(samples, rows[places])
-        for segment, session in list(zip(chain.segments, sessions, strict=True))[first:]:
+        for segment, session in list(zip(chain.segments, sessions, strict=True))[first:end]:
             feeds = {name: values[name] for name in segment.inputs}
             values[segment.output.name] = np.asarray(session.run([segment.output.name], feeds)[0])
             broken[segment.index, places] = ~_finite(values[segment.output.name])
