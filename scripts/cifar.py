@@ -47,12 +47,13 @@ def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, jud
     write("extra", _pictures(data / "train.parquet", random, extra))
     test = _pictures(data / "test.parquet", random)
     classes = _classes(folder / "backbone.onnx", (test - mean) / std)
-    for part, rows in (("traffic", slice(0, traffic)), ("evaluate", slice(traffic, None))):
+    parts = ("traffic", slice(0, traffic), filmed), ("evaluate", slice(traffic, None), judged)
+    for own, (part, rows, count) in enumerate(parts, seed):  # else both would be filmed with the same noise
         pool = test[rows]
         write(f"iid-{part}", pool)
-        write(f"hot-{part}", pool[hot(classes[rows], REQUESTS, seed=seed)])
-        scenes, number = frames(len(pool), filmed if part == "traffic" else judged, seed=seed)
-        write(f"frames-{part}", np.stack(list(film(pool, scenes, number, seed))))
+        write(f"hot-{part}", pool[hot(classes[rows], REQUESTS, seed=own)])
+        scenes, number = frames(len(pool), count, seed=own)
+        write(f"frames-{part}", np.stack(list(film(pool, scenes, number, own))))
 
 
 def _pictures(path: Path, random: np.random.Generator, count: int | None = None) -> np.ndarray:

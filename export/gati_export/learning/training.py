@@ -88,8 +88,8 @@ def train_heads(
     if not candidates.heads:
         first = next((note for notes in candidates.notes.values() for note in notes), "")
         return NoHeads(f"No family of heads fits any cut point. {first}".rstrip(), candidates)
-    outputs = candidates.outputs[len(task.split.train) :]
-    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress, outputs)
+    known_tune = candidates.outputs[len(task.split.train) :]
+    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress, known_tune)
     places = learnable(chain, task.samples)
     before = [Candidate(cut, "", model, 0.0) for cut, model in earlier.heads.items() if cut in places]
     said, outputs = ask(chain, sessions, [*candidates.heads, *before], task.samples, task.split.calibrate, progress)
