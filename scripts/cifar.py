@@ -29,9 +29,9 @@ REQUESTS = 12_000
 @click.option("--extra", default=16_000, show_default=True, help="Pictures of the training set.")
 @click.option("--traffic", default=3_500, show_default=True, help="Test pictures that traffic is made of.")
 @click.option("--filmed", default=36_000, show_default=True, help="Frames of traffic, thirty of each scene.")
-@click.option("--judged", default=REQUESTS, show_default=True, help="Frames to judge by, likewise.")
+@click.option("--evaluate", default=REQUESTS, show_default=True, help="Frames to judge heads by, likewise.")
 @click.option("--seed", default=0, show_default=True, help="Of which pictures are which, and of the workloads.")
-def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, judged: int, seed: int) -> None:
+def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, evaluate: int, seed: int) -> None:
     """Writes the files that the benchmarks read."""
     folder.mkdir(parents=True, exist_ok=True)
     model = runpy.run_path(str(shared / "models" / "resnet_cifar10.py"))
@@ -47,7 +47,7 @@ def cifar(shared: Path, folder: Path, extra: int, traffic: int, filmed: int, jud
     write("extra", _pictures(data / "train.parquet", random, extra))
     test = _pictures(data / "test.parquet", random)
     classes = _classes(folder / "backbone.onnx", (test - mean) / std)
-    parts = ("traffic", slice(0, traffic), filmed), ("evaluate", slice(traffic, None), judged)
+    parts = ("traffic", slice(0, traffic), filmed), ("evaluate", slice(traffic, None), evaluate)
     for own, (part, rows, count) in enumerate(parts, seed):  # else both would be filmed with the same noise
         pool = test[rows]
         write(f"iid-{part}", pool)

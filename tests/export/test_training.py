@@ -396,8 +396,10 @@ def test_budgets_are_kept(trial, trained):
     never = decide(task(trial, rows, parts), slow, tuned, held_out)
     assert re.search(r"even if 5% .* network takes \d+ µs, and the quickest lookup 1000000\.", never.why)
     none = under(memory=100)
-    assert "No head saves more" in none.why
-    assert all("100 are allowed" in why for why in none.judged.choice.reasons.values())
+    least = min(len(head.model) for head in heads.candidates.heads)
+    assert none.why == f"No head fits into the 100 bytes that are allowed: the smallest takes {least:,}."
+    alone = re.compile(r"It would take \d+ bytes, and 100 are allowed\.")
+    assert all(alone.fullmatch(why) for why in none.judged.choice.reasons.values())
     size = len(heads.candidates.heads[0].model)
     assert len(under(memory=size).heads) == 1
     assert sum(len(model) for model in under(memory=2 * size).heads.values()) <= 2 * size

@@ -141,7 +141,8 @@ class _Judge:
         option, others = self.options[index], self._others(index)
         total = option.bytes + sum(self.options[other].bytes for other in others)
         if self.limits.memory is not None and total > self.limits.memory:
-            return f"With the other heads it would take {total} bytes, and {self.limits.memory} are allowed."
+            it = "With the other heads it" if others else "It"
+            return f"{it} would take {total} bytes, and {self.limits.memory} are allowed."
         seconds = self._seconds([*others, index], option.cut, self.limits)
         if seconds < math.inf:
             return self._slower(option, seconds / self.composition.expected_seconds - 1)

@@ -88,8 +88,8 @@ def train_heads(
     if not candidates.heads:
         first = next((note for notes in candidates.notes.values() for note in notes), "")
         return NoHeads(f"No family of heads fits any cut point. {first}".rstrip(), candidates)
-    known_tune = candidates.outputs[len(task.split.train) :]
-    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress, known_tune)
+    tune_outputs = candidates.outputs[len(task.split.train) :]
+    tuned = ask(chain, sessions, candidates.heads, task.samples, task.split.tune, progress, tune_outputs)
     places = learnable(chain, task.samples)
     before = [Candidate(cut, "", model, 0.0) for cut, model in earlier.heads.items() if cut in places]
     said, outputs = ask(chain, sessions, [*candidates.heads, *before], task.samples, task.split.calibrate, progress)
@@ -233,6 +233,9 @@ def _within(task: Task, tuned: Heard, choice: Choice, agreement: Agreement) -> f
 
 
 def _none_pays(terms: Terms, candidates: Candidates, choice: Choice) -> str:
+    least = min(len(head.model) for head in candidates.heads)
+    if terms.memory is not None and least > terms.memory:
+        return f"No head fits into the {terms.memory:,} bytes that are allowed: the smallest takes {least:,}."
     loosest = max(choice.pareto, key=lambda point: point.epsilon)
     if not loosest.chosen and terms.memory is None and terms.p99 is None:
         whole, quickest = candidates.times.plain, min(head.seconds for head in candidates.heads)
